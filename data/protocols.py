@@ -1,0 +1,122 @@
+"""What is asked of a data set: each protocol turns InteractionData into the phases of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.structs import Group, Histories, InteractionData, ItemLists, Split
+
+
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """What a run may choose: share of items that are head, K list (the first is the primary one), epochs, patience.
+
+    `eval_negatives` ranks each test item among that many sampled items instead of the full catalogue;
+    `keep_valid_candidates` leaves the validation item among the test candidates, as upstream does.
+    """
+
+    warm_threshold: float
+    ks: tuple[int, ...]
+    epochs: int
+    patience: int
+    eval_negatives: int | None = None
+    keep_valid_candidates: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question: rank for each user `candidates` (None = the full catalogue minus `excluded`) and find `relevant`."""
+
+    name: str
+    relevant: ItemLists
+    excluded: ItemLists
+    candidates: int | None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training on one split, with the epoch selected on `valid` and every test task asked once."""
+
+    name: str
+    split: Split
+    epochs: int
+    metric: str
+    patience: int
+    valid: Task
+    tests: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol applied to a data set; `description` says in one line what its numbers mean."""
+
+    name: str
+    description: str
+    ks: tuple[int, ...]
+    phases: tuple[Phase, ...]
+
+
+def popularity_group(degree: np.ndarray, warm_threshold: float) -> Group:
+    """Split items into head and tail by train degree `[I]`; equal degrees go to the tail in order of item id.
+
+    The tail is the first `int((1 - warm_threshold) * I)` items in ascending order of degree (BUHS, section 3.3).
+    """
+    if not 0 <= warm_threshold <= 1:
+        raise ValueError(f"warm_threshold {warm_threshold} is not allowed; use the head's share of items, in [0, 1]")
+    num_tail = int((1 - warm_threshold) * len(degree))
+    codes = np.zeros(len(degree), dtype=np.int64)
+    codes[np.argsort(degree, kind="stable")[:num_tail]] = 1
+    return Group("popularity", codes, ("head", "tail"))
+
+
+def _lists(user_id: np.ndarray, item_id: np.ndarray, num_users: int) -> ItemLists:
+    lists = Histories.build(user_id, item_id, None, num_users)
+    return ItemLists(lists.indptr, lists.item)
+
+
+def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.random.Generator) -> Protocol:
+    """Hold out each user's last item for test and the one before for validation.
+
+    Last means by time, equal times in file order; without times the two are drawn at random. Users with fewer than
+    three interactions train only.
+    """
+    users, items = data.user_id, data.item_id
+    key = rng.permutation(len(users)) if data.time is None else data.time
+    order = np.lexsort((key, users))
+    count = np.bincount(users, minlength=data.num_users)
+    end = np.cumsum(count)[users[order]]
+    from_end = np.empty(len(users), dtype=np.int64)
+    from_end[order] = end - 1 - np.arange(len(users))
+    enough = count[users] >= 3
+    is_test, is_valid = enough & (from_end == 0), enough & (from_end == 1)
+    is_train = ~(is_test | is_valid)
+    time = None if data.time is None else data.time[is_train]
+    train = Histories.build(users[is_train], items[is_train], time, data.num_users)
+    valid = _lists(users[is_valid], items[is_valid], data.num_users)
+    test = _lists(users[is_test], items[is_test], data.num_users)
+    degree = np.bincount(train.item, minlength=data.num_items)
+    groups = {"popularity": popularity_group(degree, options.warm_threshold)}
+    split = Split(train, valid, test, train, train, degree, groups)
+    seen = train if options.keep_valid_candidates else train.merge(valid)
+    phase = Phase(
+        name="loo",
+        split=split,
+        epochs=options.epochs,
+        metric=f"ndcg@{options.ks[0]}",
+        patience=options.patience,
+        valid=Task("valid", valid, train, options.eval_negatives),
+        tests=(Task("test", test, seen, options.eval_negatives),),
+    )
+    how = "last item by time" if data.time is not None else "random item (seeded)"
+    pool = "train items" if options.keep_valid_candidates else "train and validation items"
+    ranked = f"{options.eval_negatives:,} sampled items" if options.eval_negatives else "the full catalogue"
+    description = f"leave-one-out, {how}; {ranked} minus the user's {pool}; selected on validation {phase.metric}"
+    return Protocol("loo", description, options.ks, (phase,))
+
+
+PROTOCOLS: dict[str, Callable[[InteractionData, ProtocolOptions, np.random.Generator], Protocol]] = {
+    "loo": leave_one_out
+}

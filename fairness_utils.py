@@ -1,0 +1,548 @@
+"""Core fairness logic: history sampling, adversaries, fairness metrics and exposure-aware re-ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from scipy.spatial.distance import jensenshannon
+from scipy.special import rel_entr
+from torch import nn
+from torch.nn import functional as F
+
+from data.structs import Group, Histories, HistoryWeights, ItemLists, Ranking
+
+# --- Sampling ---
+
+
+def catalogue_log_weights(histories: Histories, degree: np.ndarray, temperature: float) -> np.ndarray:
+    """Compute BUHS's log p_cat(i|u) = (1/d_i - max_j 1/d_j) / T, unnormalised, per history entry `[E]`.
+
+    `degree [I]` counts train interactions; an item of degree 0 counts as one of degree 1, the least popular.
+    `temperature` inf is uniform. Source: Balasubramanian et al., RecSys 2024.
+    """
+    if not temperature > 0:
+        raise ValueError(f"sampling temperature {temperature} is not allowed; use a positive number (inf: uniform)")
+    inverse = 1.0 / np.maximum(degree, 1)[histories.item]
+    starts, lengths = _segments(histories)
+    return (inverse - np.repeat(np.maximum.reduceat(inverse, starts), lengths)) / temperature
+
+
+def group_parity_log_weights(
+    histories: Histories, group: Group, num_items: int, kappa: float | None = None, counts_from: Histories | None = None
+) -> np.ndarray:
+    """Compute log p_grp(i|u) = log P_mean(i) - log P(i|g(u)), unnormalised, per history entry `[E]`.
+
+    P(i|g) = (n_gi + kappa/I) / (sum_j n_gj + kappa) over the train interactions `counts_from` (default:
+    `histories`), kappa = `num_items` by default; P_mean averages over groups with members. A user of unknown
+    group gets 0 (uniform). Weights are those of importance sampling from P(.|g) towards P_mean.
+    """
+    known = group.codes[histories.owner] >= 0
+    weights = np.zeros(len(histories.item))
+    if known.any():
+        share, _ = _smoothed_shares(histories if counts_from is None else counts_from, group, num_items, kappa)
+        log_ratio = np.log(share[group.counts() > 0].mean(axis=0)) - np.log(share)
+        weights[known] = log_ratio[group.codes[histories.owner[known]], histories.item[known]]
+    return weights
+
+
+def smoothing_share(train: Histories, group: Group, num_items: int, kappa: float | None = None) -> np.ndarray:
+    """Compute the share of each group's P(.|g) that is smoothing, kappa / (sum_j n_gj + kappa): `[G]`."""
+    return _smoothed_shares(train, group, num_items, kappa)[1]
+
+
+def fairness_history_weights(
+    histories: Histories,
+    degree: np.ndarray,
+    group: Group,
+    alpha: float,
+    temperature: float,
+    kappa: float | None = None,
+    counts_from: Histories | None = None,
+) -> HistoryWeights:
+    """Mix catalogue parity (share `alpha`) and group parity (1 - `alpha`); a component of share 0 is left out.
+
+    `histories` are those to draw from, `counts_from` (default: the same) the train interactions of each group.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"fairness_weight {alpha} is not allowed; use a number in [0, 1] (1: catalogue parity only)")
+    mix, components = [], []
+    if alpha > 0:
+        mix.append(alpha)
+        components.append(catalogue_log_weights(histories, degree, temperature))
+    if alpha < 1:
+        mix.append(1 - alpha)
+        components.append(group_parity_log_weights(histories, group, len(degree), kappa, counts_from))
+    return HistoryWeights(np.log(mix), np.stack(components))
+
+
+def expected_group_distributions(
+    histories: Histories, weights: HistoryWeights, group: Group, num_items: int
+) -> np.ndarray:
+    """Compute each group's expected item distribution of a first draw: `[G, I]`, every user counting the same.
+
+    Users with an empty history are left out; a group without any other user is NaN.
+    """
+    starts, lengths = _segments(histories)
+    peak = np.maximum.reduceat(weights.log_weights, starts, axis=1)
+    mass = np.exp(weights.log_weights - np.repeat(peak, lengths, axis=1))
+    mass /= np.repeat(np.add.reduceat(mass, starts, axis=1), lengths, axis=1)
+    total = _group_item_counts(histories, group, num_items, np.exp(weights.log_mix) @ mass)
+    members = np.bincount(group.codes[(group.codes >= 0) & (histories.lengths > 0)], minlength=group.num_groups)
+    return np.divide(total, members[:, None], out=np.full_like(total, np.nan), where=members[:, None] > 0)
+
+
+def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Compute the Jensen-Shannon divergence (natural log, not its root; 0..ln 2) of distributions `[..., I]`."""
+    middle = (p + q) / 2
+    return (rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=-1) / 2
+
+
+def _segments(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+    # reduceat reads an empty segment as its successor's first entry, so only filled ones are named.
+    filled = histories.lengths > 0
+    return histories.indptr[:-1][filled], histories.lengths[filled]
+
+
+def _smoothed_shares(
+    train: Histories, group: Group, num_items: int, kappa: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if kappa is not None and not 0 < kappa < np.inf:
+        raise ValueError(f"smoothing kappa {kappa} is not allowed; use a positive number or None (one per item)")
+    kappa = num_items if kappa is None else kappa
+    counts = _group_item_counts(train, group, num_items)
+    total = counts.sum(axis=1, keepdims=True) + kappa
+    return (counts + kappa / num_items) / total, kappa / total[:, 0]
+
+
+def _group_item_counts(
+    histories: Histories, group: Group, num_items: int, entry_mass: np.ndarray | None = None
+) -> np.ndarray:
+    if len(group.codes) != len(histories.lengths):
+        raise ValueError(f"group {group.name!r} has {len(group.codes)} codes; histories need {len(histories.lengths)}")
+    if len(histories.item) and histories.item.max() >= num_items:
+        raise ValueError(f"history item {histories.item.max()} is outside the catalogue of {num_items}; pass its size")
+    codes = group.codes[histories.owner]
+    known = codes >= 0
+    mass = None if entry_mass is None else entry_mass[known]
+    flat = np.bincount(codes[known] * num_items + histories.item[known], mass, minlength=group.num_groups * num_items)
+    return flat.reshape(group.num_groups, num_items).astype(np.float64)
+
+
+# --- Adversaries ---
+
+
+class _GradientReversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, scale):
+        ctx.scale = scale
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * -ctx.scale, None
+
+
+def reverse_gradient(value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Pass `value` on unchanged; its gradient comes back times -`scale` (Ganin & Lempitsky, 2015)."""
+    return _GradientReversal.apply(value, scale)
+
+
+def ramp(step: int, total_steps: int, fraction: float) -> float:
+    """Rise linearly from 0 to 1 over the first `fraction` of `total_steps`."""
+    length = fraction * total_steps
+    return 1.0 if step >= length else step / length
+
+
+def class_label_weights(counts: np.ndarray) -> torch.Tensor:
+    """Cross-entropy weights that give every (class, label) cell of `counts [G, 2]` the same total: `[G, 2]` float32.
+
+    A cell without rows has weight 0.
+    """
+    total, filled = counts.sum(), np.count_nonzero(counts)
+    weights = np.divide(total / max(filled, 1), counts, out=np.zeros(counts.shape), where=counts > 0)
+    return torch.from_numpy(weights).float()
+
+
+class ConditionalAdversary(nn.Module):
+    """Discriminators `D([GRL(z); e_y]) -> class`: two-layer MLPs of several widths on layer-normalised input.
+
+    Layer normalisation leaves no escape by scale; several widths, one of them re-initialised in turn
+    (`reinitialise`), keep the encoder from dodging a single discriminator. Parameters come from `seed` alone.
+    """
+
+    def __init__(self, inputs: int, class_label_weight: torch.Tensor, widths: tuple[int, ...], seed: int):
+        """`class_label_weight [G, 2]` weighs the cross-entropy of each class under each interaction label."""
+        super().__init__()
+        self.inputs, self.seed, self.label_dim = inputs, seed, 8
+        self.num_classes = len(class_label_weight)
+        self.register_buffer("weight", class_label_weight, persistent=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.label_embedding = nn.Embedding(2, self.label_dim)
+            self.discriminators = nn.ModuleList([self._build(width) for width in widths])
+
+    def _build(self, width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(self.inputs + self.label_dim, width), nn.GELU(), nn.Linear(width, self.num_classes)
+        )
+
+    @torch.no_grad()
+    def reinitialise(self, turn: int) -> int:
+        """Give the discriminator whose turn it is fresh parameters, in place; the draw depends on `turn` only."""
+        index = turn % len(self.discriminators)
+        old = self.discriminators[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 1 + turn)
+            fresh = self._build(old[0].out_features)
+        for target, source in zip(old.parameters(), fresh.parameters(), strict=True):
+            target.copy_(source)
+        return index
+
+    def loss(
+        self, representation: torch.Tensor, label: torch.Tensor, target: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Weighted cross-entropy, summed over discriminators, of `target [R]` (-1 unknown: weight 0).
+
+        `representation [R, D]` gets the reversed gradient of the discriminators' mean times `scale` (0: detached,
+        no path back); each discriminator gets its own loss in full. `label [R]` is 1 for the positive and 0 for a
+        negative. Without known rows the loss is exactly 0.
+        """
+        count = len(self.discriminators)
+        value = reverse_gradient(representation, scale / count) if scale else representation.detach()
+        value = F.layer_norm(value, (self.inputs,))
+        value = torch.cat([value, self.label_embedding(label)], dim=1)
+        known = target >= 0
+        target = target.clamp(min=0)
+        weight = self.weight[target, label] * known
+        normaliser = weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        total = value.new_zeros(())
+        for discriminator in self.discriminators:
+            entropy = F.cross_entropy(discriminator(value), target, reduction="none")
+            total = total + (entropy * weight).sum() / normaliser
+        return total
+
+
+# --- Metrics ---
+
+# Which way each metric is better, by base name: a signed difference nearest 0, a ratio nearest 1. The leakage AUC
+# is ideal at 0.5, where a probe finds nothing; above that, lower is better.
+DIRECTIONS = (
+    dict.fromkeys(("hr", "ndcg", "mrr", "coverage", "aplt"), "higher")
+    | dict.fromkeys(("gap", "std", "gini", "gini_count", "arp", "leakage_auc"), "lower")
+    | dict.fromkeys(("dp", "eo", "dp_rate", "eo_rate", "dp_js", "eo_js"), "lower")
+    | {"exposure_gap": "zero", "dtr": "one"}
+)
+
+
+def mean_defined(values: np.ndarray) -> float:
+    """Average the entries of `values` that are not NaN; NaN where there are none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def position_weights(k: int) -> np.ndarray:
+    """Weigh positions j = 1..k by 1 / log2(j + 1): `[k]` float64."""
+    return 1 / np.log2(np.arange(2, k + 2))
+
+
+def exposure(topk: np.ndarray, num_items: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Sum the position weights `[K]` (None: count) at which each item is shown in `topk [T, K]`: `[I]` float64."""
+    shown = topk >= 0
+    weights = np.ones(topk.shape[1]) if weights is None else weights
+    spread = np.broadcast_to(weights, topk.shape)[shown]
+    return np.bincount(topk[shown], weights=spread, minlength=num_items).astype(np.float64)
+
+
+def gini(values: np.ndarray) -> float:
+    """Measure inequality over all of `values [I]`, zeros included: 0 to (I-1)/I, NaN where they sum to 0."""
+    count, total = len(values), values.sum()
+    if total == 0:
+        return float("nan")
+    return float(np.dot(2 * np.arange(1, count + 1) - count - 1, np.sort(values)) / (count * total))
+
+
+def coverage(counts: np.ndarray) -> float:
+    """Give the share of the catalogue that is shown at least once, from `counts [I]`."""
+    return mean_defined((counts > 0).astype(np.float64))
+
+
+def _mean_in_list(topk: np.ndarray, item_values: np.ndarray) -> float:
+    shown = topk >= 0
+    lengths = shown.sum(axis=1)
+    totals = np.where(shown, item_values[topk], 0.0).sum(axis=1)
+    return mean_defined(totals[lengths > 0] / lengths[lengths > 0])
+
+
+def average_recommendation_popularity(topk: np.ndarray, degree: np.ndarray) -> float:
+    """Average the train interactions `degree [I]` over each list of `topk [T, K]`, then over non-empty lists."""
+    return _mean_in_list(topk, degree)
+
+
+def average_tail_share(topk: np.ndarray, tail: np.ndarray) -> float:
+    """Average the share of `tail [I]` (bool) items in each list of `topk [T, K]` over non-empty lists (APLT)."""
+    return _mean_in_list(topk, tail)
+
+
+def exposure_share_gap(exposures: np.ndarray, tail: np.ndarray, merit: np.ndarray | None = None) -> float:
+    """Subtract the tail's due share from its share of `exposures [I]`: below 0 the tail is under-exposed.
+
+    Due is its share of the catalogue or, proportionally, of `merit [I]` (train interactions). NaN where either is 0.
+    """
+    due = np.ones(len(tail)) if merit is None else merit
+    if exposures.sum() == 0 or due.sum() == 0:
+        return float("nan")
+    return float(exposures[tail].sum() / exposures.sum() - due[tail].sum() / due.sum())
+
+
+def disparate_treatment_ratio(exposures: np.ndarray, tail: np.ndarray, merit: np.ndarray) -> float:
+    """Divide the tail's exposure per unit of merit by the head's: below 1 the tail is under-exposed, 1 is ideal.
+
+    Singh and Joachims (KDD 2018), DTR: each group's mean exposure over its mean merit; with train interactions as
+    `merit [I]`, exposure is due to popularity. NaN where either group's merit or the head's exposure is 0.
+    """
+    if merit[tail].sum() == 0 or merit[~tail].sum() == 0 or exposures[~tail].sum() == 0:
+        return float("nan")
+    # A group's size divides both its exposure and its merit, so sums stand for the means.
+    return float(exposures[tail].sum() / merit[tail].sum() * merit[~tail].sum() / exposures[~tail].sum())
+
+
+def keep_hits(topk: np.ndarray, relevant: ItemLists, num_items: int) -> np.ndarray:
+    """Replace by -1 each entry of `topk [T, K]` that is not in that row's list of relevant items."""
+    rows = np.arange(len(topk))[:, None]
+    hits = np.isin(rows * num_items + topk, relevant.owner * num_items + relevant.item)
+    # Padding may match the key of another row's last item, and stays -1 either way.
+    return np.where(hits, topk, -1)
+
+
+def _group_counts(topk: np.ndarray, codes: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count how often each group sees each item shown to any, `[G, covered]`, and its users `[G]`, none without."""
+    known = codes >= 0
+    _, rows = np.unique(codes[known], return_inverse=True)
+    sizes = np.bincount(rows)
+    lists = topk[known]
+    keys = (rows[:, None] * num_items + lists)[lists >= 0]
+    counts = np.bincount(keys, minlength=len(sizes) * num_items).reshape(len(sizes), num_items)
+    return counts[:, counts.any(axis=0)], sizes
+
+
+def _mean_over_pairs(vectors: np.ndarray, distance: Callable[[np.ndarray, np.ndarray], float]) -> float:
+    return mean_defined(np.array([distance(first, second) for first, second in combinations(vectors, 2)]))
+
+
+def _relative_difference(first: np.ndarray, second: np.ndarray) -> float:
+    covered = first + second > 0
+    return mean_defined(np.abs(first - second)[covered] / (first + second)[covered])
+
+
+def demographic_parity(topk: np.ndarray, codes: np.ndarray, num_items: int, by_rate: bool = False) -> float:
+    """Average |n0 - n1| / (n0 + n1) over the items shown to either group: 0 (parity) to 1.
+
+    n_g counts the users of group g, by `codes [T]`, with the item in `topk [T, K]`; `by_rate` divides it by the
+    group's size. Chen et al. (WWW 2023), DP@K, over covered items; EO@K is the same on `keep_hits(topk, ...)`.
+    More than two groups: the mean over pairs, a pair shown nothing being undefined and left out. Users of unknown
+    group (-1) and groups without users are left out; NaN where no pair is defined (EO without hits).
+    """
+    counts, sizes = _group_counts(topk, codes, num_items)
+    return _mean_over_pairs(counts / sizes[:, None] if by_rate else counts, _relative_difference)
+
+
+def js_distance(topk: np.ndarray, codes: np.ndarray, num_items: int) -> float:
+    """Compare the groups' distributions over the items of `topk [T, K]`: 0 to sqrt(ln 2).
+
+    The square root of the Jensen-Shannon divergence, natural logarithm (Cofair, DP@K; EOpp@K on `keep_hits`).
+    Groups as in `demographic_parity`, but a pair is already undefined where one of the two is shown nothing.
+    """
+
+    def distance(first: np.ndarray, second: np.ndarray) -> float:
+        return float(jensenshannon(first, second)) if first.any() and second.any() else float("nan")
+
+    return _mean_over_pairs(_group_counts(topk, codes, num_items)[0], distance)
+
+
+def list_metrics(
+    topk: np.ndarray, relevant: ItemLists, codes: Mapping[str, np.ndarray], tail: np.ndarray, degree: np.ndarray, k: int
+) -> dict[str, float]:
+    """Compute every exposure and parity metric at cut-off k: `gini@k`, ..., `dp@k/<attribute>`, ... -> value.
+
+    `topk [T, K']` with K' >= k, `relevant` one list per row, `codes` attribute -> `[T]` group codes, `tail [I]`
+    bool, `degree [I]` train interactions. Exposure is discounted by `position_weights`.
+    """
+    num_items = len(degree)
+    lists = topk[:, :k]
+    hits = keep_hits(lists, relevant, num_items)
+    counts = exposure(lists, num_items)
+    exposures = exposure(lists, num_items, position_weights(lists.shape[1]))
+    metrics = {
+        f"gini@{k}": gini(exposures),
+        f"gini_count@{k}": gini(counts),
+        f"coverage@{k}": coverage(counts),
+        f"arp@{k}": average_recommendation_popularity(lists, degree),
+        f"aplt@{k}": average_tail_share(lists, tail),
+        f"exposure_gap@{k}": exposure_share_gap(exposures, tail),
+        f"dtr@{k}": disparate_treatment_ratio(exposures, tail, degree),
+    }
+    for attribute, group in codes.items():
+        for name, shown in (("dp", lists), ("eo", hits)):
+            metrics[f"{name}@{k}/{attribute}"] = demographic_parity(shown, group, num_items)
+            metrics[f"{name}_rate@{k}/{attribute}"] = demographic_parity(shown, group, num_items, by_rate=True)
+            metrics[f"{name}_js@{k}/{attribute}"] = js_distance(shown, group, num_items)
+    return metrics
+
+
+# --- Re-ranking ---
+
+# Sums of position weights differ in the last bits with their order; a floor is met to within this much exposure.
+EXPOSURE_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class RerankResult:
+    """Re-ranked pools: `topk`, `scores` `[T, P]` in the new order, `infeasible [T]` users who cannot meet the floor."""
+
+    topk: np.ndarray
+    scores: np.ndarray
+    infeasible: np.ndarray
+
+
+def target_shares(item_groups: Group, degree: np.ndarray | None = None) -> np.ndarray:
+    """Compute each group's target share of exposure `[G]`: of the catalogue, or of train interactions `degree [I]`."""
+    weight = np.ones(len(item_groups.codes)) if degree is None else degree.astype(np.float64)
+    known = item_groups.codes >= 0
+    return np.bincount(item_groups.codes[known], weight[known], minlength=item_groups.num_groups) / weight.sum()
+
+
+def rerank(
+    topk: np.ndarray,
+    scores: np.ndarray,
+    item_groups: Group,
+    alpha: float,
+    exposure_floor: float,
+    k: int,
+    target: np.ndarray,
+    protected: str = "tail",
+) -> RerankResult:
+    """Fill positions 1..k of each user's pool `topk [T, P]` greedily by relevance and missing group exposure.
+
+    Position j weighs w_j = 1/log2(j+1). Each step takes the item of largest (1-alpha) rel(i) + alpha deficit(g(i)),
+    the first in the pool among equals: rel is the score scaled to 0..1 over the user's pool (0 where constant),
+    deficit = max(0, `target [G]` - the group's share of the exposure given so far, which is 0 at the first step),
+    0 for an item of unknown group. An item that is not of the `protected` group gives way to the first protected
+    one where otherwise the protected group could no longer get `exposure_floor` of w_1 + .. + w_k. A user whose
+    pool cannot meet the floor is infeasible and gets all protected items first. The rest keeps its order below k.
+    `scores` must not rise along a list; -1 at the end of a list is padding and stays. ValueError out of range.
+    """
+    _check_arguments(item_groups, alpha, exposure_floor, k, target, protected)
+    valid = topk >= 0
+    _check_scores(scores, valid)
+    rows, pool = topk.shape
+    unknown = item_groups.num_groups
+    codes = np.where(valid, item_groups.codes[topk], -1)
+    codes[codes < 0] = unknown
+    merit = (1 - alpha) * _scaled_relevance(scores, valid)
+    protected_code = item_groups.labels.index(protected)
+    is_protected = codes == protected_code
+    weight = 1 / np.log2(np.arange(2, k + 2))
+    given = np.concatenate([[0.0], np.cumsum(weight)])
+    floor = exposure_floor * given[k] - EXPOSURE_TOLERANCE
+
+    lengths, left = valid.sum(axis=1), is_protected.sum(axis=1)
+    infeasible = given[np.minimum(left, k)] < floor
+    exposure, deficit = np.zeros((2, rows, unknown + 1))
+    open_, place = valid.copy(), np.tile(k + np.arange(pool), (rows, 1))
+    for step in range(min(k, pool)):
+        share = exposure[:, :unknown] / given[step] if step else 0.0
+        deficit[:, :unknown] = np.maximum(0, target - share)
+        value = merit + alpha * np.take_along_axis(deficit, codes, axis=1)
+        value[~open_] = -np.inf
+        pick = value.argmax(axis=1)
+        reachable = exposure[:, protected_code] + given[np.minimum(k, step + 1 + left)] - given[step + 1]
+        forced = np.flatnonzero((reachable < floor) & (left > 0) & ~is_protected[np.arange(rows), pick])
+        # Scores do not rise along the list, so the first open protected item is the best one.
+        pick[forced] = (open_[forced] & is_protected[forced]).argmax(axis=1)
+        active = np.flatnonzero(lengths > step)
+        pick = pick[active]
+        place[active, pick] = step
+        open_[active, pick] = False
+        exposure[active, codes[active, pick]] += weight[step]
+        left[active] -= is_protected[active, pick]
+    order = place.argsort(axis=1, kind="stable")
+    return RerankResult(np.take_along_axis(topk, order, 1), np.take_along_axis(scores, order, 1), infeasible)
+
+
+def rerank_ranking(
+    ranking: Ranking,
+    item_groups: Group,
+    alpha: float,
+    exposure_floor: float,
+    k: int,
+    target: np.ndarray,
+    pool: int | None = None,
+    protected: str = "tail",
+) -> tuple[Ranking, np.ndarray]:
+    """Re-rank the first `pool` columns (default: all) of a ranking; return it and the infeasible users `[T]` bool.
+
+    A relevant item inside the pool gets its new position as rank. Before, its rank may have been worse than its
+    position, because ranks count tied candidates as above; the new order has no ties. A relevant item below the
+    pool keeps its rank (at least pool + 1). With alpha 0 and floor 0 the ranking comes back unchanged, ranks too.
+    """
+    pool = ranking.topk.shape[1] if pool is None else min(pool, ranking.topk.shape[1])
+    if pool < k <= ranking.topk.shape[1]:
+        raise ValueError(f"rerank_pool {pool} is smaller than K {k}; raise it to at least K")
+    if alpha == 0 and exposure_floor == 0:
+        return ranking, np.zeros(len(ranking.users), dtype=bool)
+    head, head_scores = ranking.topk[:, :pool], ranking.scores[:, :pool]
+    result = rerank(head, head_scores, item_groups, alpha, exposure_floor, k, target, protected)
+    topk = np.concatenate([result.topk, ranking.topk[:, pool:]], axis=1)
+    scores = np.concatenate([result.scores, ranking.scores[:, pool:]], axis=1)
+    return ranking.replace_lists(topk, scores, _positional_ranks(ranking, result.topk)), result.infeasible
+
+
+def _positional_ranks(ranking: Ranking, pool_items: np.ndarray) -> np.ndarray:
+    owner, wanted = ranking.relevant.owner, ranking.relevant.item
+    lengths = (pool_items >= 0).sum(axis=1)
+    ranks = np.maximum(ranking.ranks, lengths[owner] + 1)
+    row, column = np.nonzero(pool_items >= 0)
+    if not len(row):
+        return ranks
+    stride = max(int(pool_items.max()), int(wanted.max(initial=0))) + 1
+    keys = row * stride + pool_items[row, column]
+    order = keys.argsort()
+    sought = owner * stride + wanted
+    at = order[np.minimum(np.searchsorted(keys, sought, sorter=order), len(keys) - 1)]
+    return np.where(keys[at] == sought, column[at] + 1, ranks)
+
+
+def _scaled_relevance(scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    values = scores.astype(np.float64)
+    low = np.where(valid, values, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    high = np.where(valid, values, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
+    varies = valid & (high > low)
+    shift = np.subtract(values, low, out=np.zeros_like(values), where=varies)
+    return np.divide(shift, high - low, out=shift, where=varies)
+
+
+def _check_arguments(
+    item_groups: Group, alpha: float, exposure_floor: float, k: int, target: np.ndarray, protected: str
+) -> None:
+    if not 0 <= alpha <= 1 or not 0 <= exposure_floor <= 1:
+        raise ValueError(f"rerank_alpha {alpha}, exposure_floor {exposure_floor}: each must lie in [0, 1]; change it")
+    if k < 1:
+        raise ValueError(f"re-ranking K {k} is not allowed; use a positive number")
+    if protected not in item_groups.labels:
+        raise ValueError(
+            f"protected group {protected!r} is unknown; groups of {item_groups.name!r}: {item_groups.labels}"
+        )
+    if np.shape(target) != (item_groups.num_groups,):
+        raise ValueError(f"re-ranking target has shape {np.shape(target)}; give one share per {item_groups.labels}")
+
+
+def _check_scores(scores: np.ndarray, valid: np.ndarray) -> None:
+    bad = valid & ~np.isfinite(scores)
+    bad[:, 1:] |= valid[:, 1:] & valid[:, :-1] & (scores[:, 1:] > scores[:, :-1])
+    if bad.any():
+        row = int(bad.any(axis=1).argmax())
+        raise ValueError(f"re-ranking: scores of user row {row} are not finite and falling; rank before re-ranking")

@@ -1,0 +1,77 @@
+"""Registries and presets: the backbones and methods a run may choose, and each data set's hyper-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from data.structs import InteractionData
+from model.config import Config, torch_generator
+from model.methods.base import Method
+from model.methods.fabuhs import FABUHS
+from model.sparsenn import SparseNN, SparseNNOptions
+
+# Hyper-parameters that depend on the data set, from the upstream BUHS scripts; a flag left at None takes them.
+MOVIELENS_PRESET = {
+    "batch_size": 1024,
+    "epochs": 100,
+    "eval_k": (10, 20, 50),
+    "item_hidden": (256, 128),
+    "lr": 2e-4,
+    "num_negatives": 20,
+    "patience": 10,
+    "sampling_softmax_temp": 0.01,
+    "title_encoder": "all-MiniLM-L6-v2",
+    "user_attribute": ("gender",),
+    "user_hidden": (512, 256, 128),
+    "warm_threshold": 0.2,
+}
+PRESETS: dict[str, dict] = {
+    "ml": MOVIELENS_PRESET,
+    "bx": MOVIELENS_PRESET
+    | {
+        "epochs": 40,
+        "eval_k": (10, 20, 50, 100),
+        "lr": 1e-4,
+        "num_negatives": 10,
+        "sampling_softmax_temp": 1.0,
+        "user_attribute": ("age",),
+        "user_hidden": (256, 128),
+        "warm_threshold": 0.001,
+    },
+    # not from upstream: small enough to train in a minute
+    "synthetic": MOVIELENS_PRESET
+    | {"batch_size": 512, "epochs": 15, "lr": 1e-3, "num_negatives": 10, "patience": 5, "title_encoder": "hash"},
+}
+
+
+def preset(dataset: str) -> dict:
+    """The hyper-parameters of `dataset`; a data set without a preset uses MovieLens's."""
+    return PRESETS.get(dataset, MOVIELENS_PRESET)
+
+
+def build_sparsenn(data: InteractionData, config: Config, seed: int, device: torch.device) -> SparseNN:
+    """Build the two-tower network; `seed` alone decides its initial weights."""
+    users = data.users
+    if config.mask_sensitive_feature and config.attribute in users.columns:
+        users = users.without((config.attribute,))
+    options = SparseNNOptions(
+        synthesis_type=config.synthesis_type,
+        sample_size=config.sample_size,
+        attention_heads=config.attention_heads,
+        scorer=config.scorer,
+        user_hidden=config.user_hidden,
+        item_hidden=config.item_hidden,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = SparseNN(users, data.items, options)
+    if config.upstream_compat and config.synthesis_type == "gru":
+        backbone.synthesis.random_state_generator = torch_generator(seed, device)
+    return backbone.to(device)
+
+
+BACKBONES: dict[str, Callable[[InteractionData, Config, int, torch.device], nn.Module]] = {"sparsenn": build_sparsenn}
+METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS}

@@ -1,0 +1,110 @@
+"""The frozen settings of a run, and the random streams that come from its seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+STREAMS = ("split", "order", "negatives", "history", "initialisation", "evaluation", "adversary", "probe", "noise")
+
+
+def stream_seeds(seed: int) -> dict[str, int]:
+    """One independent seed per random stream, all from one `SeedSequence`."""
+    children = np.random.SeedSequence(seed).spawn(len(STREAMS))
+    return {
+        name: int(child.generate_state(1, np.uint64)[0] >> 1) for name, child in zip(STREAMS, children, strict=True)
+    }
+
+
+def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` with its own state."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run after presets are filled in; `main.py` documents each under the flag of its name."""
+
+    # data
+    dataset: str
+    dataset_dir: Path
+    cache_dir: Path
+    title_encoder: str
+    max_bad_rows: float
+    keep_incomplete_users: bool
+    user_attribute: tuple[str, ...]
+    synthetic_users: int
+    synthetic_items: int
+    synthetic_interactions: int
+    # model and history synthesis
+    backbone: str
+    synthesis_type: str
+    sample_size: int
+    attention_heads: int
+    scorer: str
+    user_hidden: tuple[int, ...]
+    item_hidden: tuple[int, ...]
+    sampling_softmax_temp: float
+    upstream_compat: bool
+    # fairness
+    enable_fairness: bool
+    fairness_method: str
+    method_option: tuple[str, ...]
+    fairness_sampling: bool
+    fairness_weight: float
+    adversarial_lambda_user: float
+    adversarial_lambda_item: float
+    adversarial_ramp: float
+    item_adversary: str
+    adversary_input: str
+    mask_sensitive_feature: bool
+    # re-ranking
+    rerank_fair: bool
+    rerank_alpha: float
+    exposure_floor: float
+    rerank_pool: int
+    rerank_target: str
+    # optimisation
+    epochs: int
+    batch_size: int
+    lr: float
+    num_negatives: int
+    patience: int
+    device: str
+    # evaluation
+    protocol: str
+    warm_threshold: float
+    eval_k: tuple[int, ...]
+    eval_history_draws: int
+    eval_negatives: int | None
+    eval_block_mb: int
+    # run
+    seed: int
+    output_dir: Path
+    run_name: str
+    wandb_mode: str
+    wandb_project: str
+    dry_run: bool
+
+    @property
+    def method(self) -> str:
+        """The method that trains: `none` (the unfair baseline) unless fairness is enabled."""
+        return self.fairness_method if self.enable_fairness else "none"
+
+    @property
+    def attribute(self) -> str:
+        """The sensitive attribute that methods act on; further ones are reported only."""
+        return self.user_attribute[0]
+
+    def as_json(self) -> dict:
+        """Plain values, ready for JSON, which has no infinity."""
+        values = dataclasses.asdict(self)
+        return {
+            name: str(value) if isinstance(value, Path) or value == math.inf else value
+            for name, value in values.items()
+        }

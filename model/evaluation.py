@@ -1,0 +1,147 @@
+"""Serve and judge a trained model: user vectors, rankings of a task, yardsticks, re-ranking and leakage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.dataloader import HistorySampler
+from data.protocols import Task
+from data.structs import Group, Histories, Ranking, Split
+from fairness_utils import rerank_ranking, target_shares
+from model.config import Config, torch_generator
+from model.methods.base import Method
+from model.probe import leakage_auc
+from model.ranking import block_users_for, popularity_scores, random_scores, rank_catalogue, sample_candidates
+
+USER_BLOCK = 4096
+# pairs scored at a time: small enough that the scorer's hidden layers stay in the processor's cache
+TILE_PAIRS = 1 << 16
+
+
+class Evaluator:
+    """Ranks tasks with the current weights; the same weights always give the same numbers."""
+
+    def __init__(self, backbone: nn.Module, method: Method, config: Config, seeds: Mapping[str, int], device):
+        self.backbone, self.method, self.config, self.seeds, self.device = backbone, method, config, seeds, device
+        self._samplers: dict[int, tuple[Histories, HistorySampler]] = {}
+
+    def _sampler(self, histories: Histories, split: Split) -> HistorySampler:
+        if id(histories) not in self._samplers:
+            sampler = HistorySampler(
+                histories,
+                self.method.history_weights(histories, split),
+                self.config.sample_size,
+                self.device,
+                with_replacement=self.config.upstream_compat,
+            )
+            self._samplers[id(histories)] = (histories, sampler)
+        return self._samplers[id(histories)][1]
+
+    @torch.no_grad()
+    def represent(self, users: np.ndarray, histories: Histories, split: Split, control: str = "") -> torch.Tensor:
+        """User vectors `[T, D]` as served, averaged over `--eval_history_draws` histories of each of `users [T]`."""
+        self.backbone.eval()
+        context = self.backbone.prepare()
+        generator = torch_generator(self.seeds["evaluation"], self.device)
+        reads = self.backbone.history_kind is not None
+        draws = self.config.eval_history_draws if reads else 1
+        rows = torch.from_numpy(users).to(self.device)
+        total = None
+        for _ in range(draws):
+            blocks = []
+            for block in rows.split(USER_BLOCK):
+                history = self._sampler(histories, split).sample(block, None, generator) if reads else None
+                vectors = self.backbone.encode_users(context, block, history)
+                blocks.append(self.method.transform_users(vectors, block, control))
+            vectors = torch.cat(blocks)
+            total = vectors if total is None else total + vectors
+        self.backbone.train()
+        return total / draws
+
+    @torch.no_grad()
+    def _score_block(self, users: np.ndarray, vectors: torch.Tensor):
+        items = self.backbone.encode_items(self.backbone.prepare(), torch.arange(self.num_items, device=self.device))
+        position = np.full(int(users.max(initial=0)) + 1, -1)
+        position[users] = np.arange(len(users))
+        budget = int(self.config.eval_block_mb * 2**20 // (4 * self.backbone.floats_per_pair))
+        pairs = max(1, min(TILE_PAIRS, budget))
+        width = min(len(items), pairs)
+        height = max(1, pairs // width)
+
+        @torch.no_grad()
+        def score(block: np.ndarray) -> torch.Tensor:
+            rows = vectors[torch.from_numpy(position[block]).to(self.device)]
+            scores = rows.new_empty((len(block), len(items)))
+            for top in range(0, len(rows), height):
+                for left in range(0, len(items), width):
+                    scores[top : top + height, left : left + width] = self.backbone.score_catalogue(
+                        rows[top : top + height], items[left : left + width]
+                    )
+            return scores
+
+        return score
+
+    def _rank(self, score, users, task: Task, top: int, progress: str | None) -> Ranking:
+        relevant = task.relevant.take(users)
+        candidates = None
+        if task.candidates is not None:
+            rng = np.random.default_rng(self.seeds["evaluation"])
+
+            def candidates(rows: np.ndarray):
+                block = users[rows]
+                return sample_candidates(
+                    block, relevant.take(rows), task.excluded, self.num_items, task.candidates, rng
+                )
+
+        block_users = block_users_for(self.num_items, self.config.eval_block_mb)
+        return rank_catalogue(
+            score, users, relevant, task.excluded, self.num_items, top, block_users, candidates, progress
+        )
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue."""
+        return self.backbone.num_items
+
+    def rank(
+        self, task: Task, histories: Histories, split: Split, top: int, control: str = "", progress: str | None = None
+    ) -> Ranking:
+        """Rank `task` for every user whom it asks about, keeping the best `top` items of each."""
+        users = np.flatnonzero(task.relevant.lengths > 0)
+        vectors = self.represent(users, histories, split, control)
+        return self._rank(self._score_block(users, vectors), users, task, top, progress)
+
+    def yardsticks(self, task: Task, split: Split, top: int) -> dict[str, Ranking]:
+        """The same task ranked by train popularity and at random."""
+        users = np.flatnonzero(task.relevant.lengths > 0)
+        scores = {
+            "popular": popularity_scores(split.degree),
+            "random": random_scores(self.num_items, self.seeds["evaluation"]),
+        }
+        return {name: self._rank(score, users, task, top, None) for name, score in scores.items()}
+
+    def rerank(self, ranking: Ranking, split: Split) -> tuple[Ranking, int]:
+        """Re-rank by exposure (design section 6) at the primary K; also count users whose floor is out of reach."""
+        config, popularity = self.config, split.item_groups["popularity"]
+        degree = split.degree if config.rerank_target == "train" else None
+        target = target_shares(popularity, degree)
+        pool = min(config.rerank_pool, ranking.topk.shape[1])
+        reranked, infeasible = rerank_ranking(
+            ranking, popularity, config.rerank_alpha, config.exposure_floor, config.eval_k[0], target, pool
+        )
+        return reranked, int(infeasible.sum())
+
+    def leakage(self, split: Split, groups: Mapping[str, Group], held_out: np.ndarray, control: str = ""):
+        """AUC of fresh probes on the held-out users' served vectors, per attribute: keys `leakage_auc/gender` etc."""
+        vectors = self.represent(np.arange(split.num_users), split.test_histories, split, control).cpu().numpy()
+        results = {}
+        for name, group in groups.items():
+            probe = leakage_auc(vectors, group.codes, held_out, self.seeds["probe"] % 2**32)
+            results[f"leakage_auc/{name}"] = probe["auc"]
+            results[f"leakage_auc_linear/{name}"] = probe["linear"]
+            results[f"leakage_auc_mlp/{name}"] = probe["mlp"]
+        return results

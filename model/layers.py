@@ -1,0 +1,107 @@
+"""Building blocks of the two-tower network: MLP, feature encoder and scorers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.structs import FeatureTable
+
+
+def mlp(widths: Sequence[int], affine_norm: bool = True) -> nn.Sequential:
+    """Linear layers with LayerNorm and GELU between them and neither after the last (BUHS, section 3.5)."""
+    layers = []
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        if index:
+            layers += [nn.LayerNorm(inputs, elementwise_affine=affine_norm), nn.GELU()]
+        layers.append(nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers)
+
+
+class FeatureEncoder(nn.Module):
+    """Embed every column of a feature table with `dim` numbers and concatenate them: `[n, len(schema) * dim]`."""
+
+    def __init__(self, table: FeatureTable, dim: int):
+        super().__init__()
+        self.width = len(table.schema) * dim
+        self.columns = nn.ModuleDict()
+        for spec in table.schema:
+            if spec.kind == "categorical":
+                self.columns[spec.name] = nn.Embedding(spec.size, dim)
+            else:
+                # a multi-hot row times a matrix is the sum of its categories' embeddings, hence no bias there
+                self.columns[spec.name] = nn.Linear(spec.size, dim, bias=spec.kind == "dense")
+            self.register_buffer(f"table_{spec.name}", table.columns[spec.name], persistent=False)
+
+    def forward(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode `rows [n]` of the table, or all of it."""
+        parts = []
+        for name, module in self.columns.items():
+            column = getattr(self, f"table_{name}")
+            parts.append(module(column if rows is None else column[rows]))
+        return torch.cat(parts, dim=1)
+
+
+class DotScorer(nn.Module):
+    """The inner product of user and item vectors."""
+
+    floats_per_pair = 1
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, D]` with `item [B, M, D]`: `[B, M]`."""
+        return torch.einsum("bd,bmd->bm", user, item)
+
+    def catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, D]` with all of `item [m, D]`: `[b, m]`."""
+        return user @ item.T
+
+
+class DotCompressScorer(nn.Module):
+    """BUHS's dot_compress scorer in closed form (design section 5, point 9).
+
+    With X = [u; v], `X (X^T W + b)` flattened depends on five scalars of the pair only, `u.u, u.v, v.v, sum(u),
+    sum(v)`, so the MLP's first layer folds with W and b into a map from those five numbers to the hidden width.
+    """
+
+    def __init__(self, dim: int, compress: int = 64, hidden: Sequence[int] = (128, 64)):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, compress))
+        self.bias = nn.Parameter(torch.zeros(compress))
+        nn.init.uniform_(self.weight, -(dim**-0.5), dim**-0.5)
+        self.mlp = mlp([2 * compress, *hidden, 1])
+        self.floats_per_pair = 5 + 3 * sum(hidden)
+
+    def _folded(self) -> torch.Tensor:
+        """The first layer as a `[5, hidden]` map of (u.u, u.v, v.v, sum u, sum v)."""
+        first = self.mlp[0].weight
+        user_half, item_half = first.split(self.weight.shape[1], dim=1)
+        from_user, from_item = self.weight @ user_half.T, self.weight @ item_half.T
+        return torch.stack(
+            [from_user[0], from_user[1] + from_item[0], from_item[1], user_half @ self.bias, item_half @ self.bias]
+        )
+
+    def _head(self, scalars: torch.Tensor) -> torch.Tensor:
+        hidden = F.linear(scalars, self._folded().T, self.mlp[0].bias)
+        return self.mlp[1:](hidden).squeeze(-1)
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, D]` with `item [B, M, D]`: `[B, M]`."""
+        cross = torch.einsum("bd,bmd->bm", user, item)
+        return self._pairs(user, cross, item.square().sum(-1), item.sum(-1))
+
+    def catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, D]` with all of `item [m, D]`: `[b, m]`."""
+        cross = user @ item.T
+        return self._pairs(user, cross, item.square().sum(-1).expand_as(cross), item.sum(-1).expand_as(cross))
+
+    def _pairs(self, user, cross, item_square, item_sum) -> torch.Tensor:
+        own = user.square().sum(-1, keepdim=True).expand_as(cross)
+        total = user.sum(-1, keepdim=True).expand_as(cross)
+        return self._head(torch.stack([own, cross, item_square, total, item_sum], dim=-1))
+
+
+SCORERS = {"dot_compress": DotCompressScorer, "dot": lambda dim: DotScorer()}

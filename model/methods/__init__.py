@@ -1,0 +1,1 @@
+"""Fairness methods: one file each, named in `model.METHODS`."""

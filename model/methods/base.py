@@ -1,0 +1,144 @@
+"""What a fairness method is; as it stands, the unfair baseline `none`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.protocols import Phase
+from data.structs import Batch, Group, Histories, HistoryWeights, Split
+from fairness_utils import catalogue_log_weights
+from model.config import Config
+
+Update = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a method may know beside its backbone: settings, user groups, probe users to spare, seeds, device."""
+
+    config: Config
+    user_groups: dict[str, Group]
+    held_out: np.ndarray
+    seeds: dict[str, int]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One step's outputs: `user [R, D]`, `item [R, 1 + M, D]` (positive first) and `scores [R, 1 + M]`.
+
+    R is B, or B * (1 + M) with one item each where every row has its own history (`scores` keep `[B, 1 + M]`).
+    """
+
+    user: torch.Tensor
+    item: torch.Tensor
+    scores: torch.Tensor
+
+
+def parse_options(kind: type, assignments: Sequence[str]) -> Any:
+    """Make the options dataclass `kind` from `name=value` strings; values take the type of the default."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for assignment in assignments:
+        name, found, text = assignment.partition("=")
+        if not found or name not in fields:
+            raise ValueError(f"--method_option={assignment}: allowed is name=value with name in {sorted(fields)}")
+        default = fields[name].default
+        try:
+            values[name] = _parse_value(text, default)
+        except ValueError as error:
+            raise ValueError(
+                f"--method_option={assignment}: {text!r} is not of the form of the default {default!r}"
+            ) from error
+    return kind(**values)
+
+
+def _parse_value(text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(text.lower()) if text.lower() in ("true", "false") else _refuse(text)
+    if isinstance(default, tuple):
+        return tuple(type(default[0])(part) for part in text.split(","))
+    return type(default)(text)
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(text)
+
+
+def margin_ranking_loss(scores: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
+    """Mean of max(0, margin - positive + negative) over `scores [B, 1 + M]`, positive first."""
+    return (margin - scores[:, :1] + scores[:, 1:]).clamp(min=0).mean()
+
+
+class Method:
+    """How a backbone is trained. This class trains it plainly (`--fairness_method=none`); others override a part."""
+
+    @dataclass(frozen=True)
+    class Options:
+        """Settings of this method, set by repeated `--method_option=name=value`."""
+
+    Options: ClassVar[type]
+
+    def __init__(self, backbone: nn.Module, environment: Environment):
+        self.backbone, self.environment, self.config = backbone, environment, environment.config
+        self.options = parse_options(self.Options, self.config.method_option)
+        self.optimiser = torch.optim.Adam(backbone.parameters(), lr=self.config.lr, fused=True)
+
+    def begin_phase(self, phase: Phase, total_steps: int) -> None:
+        """Get ready for a phase of at most `total_steps` steps; weights and optimisers persist from phase to phase."""
+
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of training, in order."""
+        return ("method",)
+
+    def passes(self, stage: str) -> tuple[str, ...]:
+        """Names of the passes over the data that make an epoch of `stage`."""
+        return ("train",)
+
+    def history_weights(self, histories: Histories, split: Split) -> HistoryWeights:
+        """How `histories` are drawn: here BUHS's tail-biased distribution (RecSys 2024)."""
+        weights = catalogue_log_weights(histories, split.degree, self.config.sampling_softmax_temp)
+        return HistoryWeights(np.zeros(1), weights[None])
+
+    def forward(self, batch: Batch) -> Forward:
+        """Score every row's positive and negatives."""
+        items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)  # [B, 1 + M]
+        rows, width = items.shape
+        needed = [items.flatten()] + ([] if batch.history is None else [batch.history.items.flatten()])
+        context = self.backbone.prepare(torch.cat(needed))
+        users = batch.users
+        if batch.history is not None and len(batch.history.items) != rows:
+            users, items = users.repeat_interleave(width), items.view(-1, 1)
+        user = self.backbone.encode_users(context, users, batch.history)
+        item = self.backbone.encode_items(context, items)
+        return Forward(user, item, self.backbone.score(user, item).view(rows, width))
+
+    def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
+        """Take one step through `update(loss, *optimisers)`; give detached values for the log."""
+        loss = margin_ranking_loss(self.forward(batch).scores)
+        update(loss, self.optimiser)
+        return {"loss": loss.detach()}
+
+    def controls(self) -> tuple[str, ...]:
+        """Fairness settings that can be chosen after training; one neutral setting by default."""
+        return ("",)
+
+    def transform_users(self, user: torch.Tensor, users: torch.Tensor, control: str) -> torch.Tensor:
+        """Change served user vectors `[B, D]` of `users [B]` under `control` (identity by default)."""
+        return user
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors beyond the backbone's that serving needs (none by default)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if state:
+            raise ValueError(f"checkpoint holds {sorted(state)}, which this method does not know")

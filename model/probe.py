@@ -1,0 +1,122 @@
+"""Attribute leakage: what a fresh attacker reads out of user representations, and its closed-form erasure."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
+
+HIDDEN_WIDTH = 64
+VALIDATION_FRACTION = 0.1
+# Whitened cross-covariances have no scale, so anything below this is rounding and not a direction.
+DIRECTION_TOLERANCE = 1e-8
+
+
+def held_out_users(codes: np.ndarray, fraction: float = 0.2, seed: int | np.random.Generator = 0) -> np.ndarray:
+    """Draw `fraction` of each group's users for the probe's test: `[U]` bool, from `codes [U]` (-1 unknown).
+
+    A group of two users or more gives at least one and keeps at least one; unknown users are never drawn.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"held-out fraction is {fraction}; allowed is the open interval (0, 1), the default is 0.2")
+    codes = np.asarray(codes)
+    known = np.flatnonzero(codes >= 0)
+    order = known[np.lexsort((np.random.default_rng(seed).random(len(known)), codes[known]))]
+    counts = np.bincount(codes[order])
+    quota = np.clip(np.floor(fraction * counts + 0.5).astype(np.int64), np.minimum(1, counts - 1), counts - 1)
+    first = np.cumsum(counts) - counts
+    held_out = np.zeros(len(codes), dtype=bool)
+    held_out[order] = np.arange(len(order)) - first[codes[order]] < quota[codes[order]]
+    return held_out
+
+
+def leakage_auc(
+    representations: np.ndarray, codes: np.ndarray, held_out: np.ndarray, seed: int = 0
+) -> dict[str, float]:
+    """Measure how well fresh attackers read `codes [U]` (-1 unknown) off `representations [U, D]`.
+
+    A standardised logistic regression and a small MLP, both class-balanced, are fitted on the known users outside
+    `held_out [U]` and scored by the AUC of their probabilities on the known users inside it; with more than two
+    groups the AUC is the mean of one-vs-rest over the groups in both sets. Returns `linear`, `mlp` and `auc`, the
+    larger (the stronger attacker on the held-out users). 0.5 is chance; an AUC below it is kept as it is; NaN where
+    fewer than two groups can be told apart. Attacks as in AFRL (Zhu et al., SIGIR 2024).
+    """
+    representations, codes, held_out = _checked(representations, codes, held_out)
+    classes, counts = np.unique(codes[(codes >= 0) & ~held_out], return_counts=True)
+    # A group with a single user cannot be split into the MLP's training and validation parts.
+    classes = classes[counts > 1]
+    fit, test = np.isin(codes, classes) & ~held_out, (codes >= 0) & held_out
+    if len(classes) < 2 or not test.any():
+        return {"linear": np.nan, "mlp": np.nan, "auc": np.nan}
+    scores = {}
+    for name, attacker in _attackers(int(fit.sum()), len(classes), seed).items():
+        scores[name] = _held_out_auc(attacker, name, representations, codes, fit, test)
+    return {**scores, "auc": max(scores.values())}
+
+
+def linear_erasure(representations: np.ndarray, codes: np.ndarray, fit_mask: np.ndarray) -> np.ndarray:
+    """Erase what is linearly readable of `codes [U]` (-1 unknown) from `representations [U, D]`: `[U, D]`.
+
+    Least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023, section 4): whiten, project onto the
+    complement of the attribute's cross-covariance, unwhiten. Fitted on the known users of `fit_mask [U]`, whose
+    group means are equal afterwards; applied to every user. With fewer than two groups nothing is erased.
+    """
+    vectors, codes, fit_mask = _checked(representations, codes, fit_mask)
+    fit = fit_mask & (codes >= 0)
+    if not fit.any():
+        return vectors.copy()
+    mean = vectors[fit].mean(axis=0)
+    centred = vectors[fit] - mean
+    groups = (codes[fit, None] == np.unique(codes[fit])).astype(np.float64)
+    groups -= groups.mean(axis=0)
+    variance, basis = np.linalg.eigh(centred.T @ centred / len(centred))
+    support = variance > variance.max() * len(variance) * np.finfo(np.float64).eps
+    basis, deviation = basis[:, support], np.sqrt(variance[support])
+    whitened_cross = (centred @ basis / deviation).T @ groups / len(centred)
+    directions, strength, _ = np.linalg.svd(whitened_cross, full_matrices=False)
+    directions = directions[:, strength > DIRECTION_TOLERANCE]
+    readable = ((vectors - mean) @ basis / deviation) @ directions
+    return vectors - readable @ (directions.T * deviation) @ basis.T
+
+
+def _checked(vectors: np.ndarray, codes: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    vectors, codes, mask = np.asarray(vectors, dtype=np.float64), np.asarray(codes), np.asarray(mask)
+    if vectors.ndim != 2 or not len(vectors) == len(codes) == len(mask):
+        raise ValueError(
+            f"representations {vectors.shape}, codes {codes.shape} and mask {mask.shape} must be [U, D], [U] and [U]"
+        )
+    if mask.dtype != bool:
+        raise ValueError(f"the mask of users is {mask.dtype}; pass bool [U], not user ids")
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise ValueError(f"the representation of user {row} is not finite; the model that made it has diverged")
+    return vectors, codes, mask
+
+
+def _attackers(num_users: int, num_classes: int, seed: int) -> dict:
+    mlp = MLPClassifier(
+        (HIDDEN_WIDTH,),
+        early_stopping=True,
+        # The validation part of a few users must still hold one of each group.
+        validation_fraction=max(VALIDATION_FRACTION, num_classes / num_users),
+        max_iter=500,
+        random_state=seed,
+    )
+    linear = LogisticRegression(max_iter=2000)
+    return {"linear": make_pipeline(StandardScaler(), linear), "mlp": make_pipeline(StandardScaler(), mlp)}
+
+
+def _held_out_auc(attacker, name, vectors, codes, fit, test) -> float:
+    final_step = attacker.steps[-1][0]
+    weights = compute_sample_weight("balanced", codes[fit])
+    attacker.fit(vectors[fit], codes[fit], **{f"{final_step}__sample_weight": weights})
+    probabilities = attacker.predict_proba(vectors[test])
+    is_class = codes[test, None] == attacker.classes_
+    scorable = is_class.any(axis=0) & ~is_class.all(axis=0)
+    if not scorable.any():
+        return np.nan
+    return float(roc_auc_score(is_class[:, scorable], probabilities[:, scorable], average="macro"))

@@ -1,0 +1,297 @@
+"""Streamed ranking of the full catalogue: blocks of users, exact ranks and exact top-K in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.structs import ItemLists, Ranking
+
+ScoreBlock = Callable[[np.ndarray], torch.Tensor]
+"""Scores of a block of users against the whole catalogue: user ids `[b]` -> `[b, I]`, on any device."""
+
+CandidateLists = Callable[[np.ndarray], ItemLists]
+"""Candidates on demand: row numbers (positions in `users`) `[b]` -> one list per row."""
+
+# The engine's own peak of float32 numbers per score: 2.3 where few scores tie, 5.3 where a tie crosses every top-K.
+ENGINE_FLOATS = 6
+
+# Random keys that the candidate sampler holds at once (about 17 bytes each).
+_SAMPLER_KEYS = 1 << 22
+
+
+@torch.no_grad()
+def rank_catalogue(
+    score_block: ScoreBlock,
+    users: np.ndarray,
+    relevant: ItemLists,
+    excluded: ItemLists,
+    num_items: int,
+    top: int,
+    block_users: int,
+    candidates: ItemLists | CandidateLists | None = None,
+    progress: str | None = None,
+) -> Ranking:
+    """Rank the catalogue for `users [T]`, `block_users` at a time, without ever holding `[T, I]`.
+
+    Row t of `relevant` belongs to `users[t]`; `excluded` has one list per user id of items that are never ranked.
+    With `candidates` (row t: the only items ranked for `users[t]`, or a function that makes the lists of a block)
+    the relevant items are always added. The rank of a relevant item is 1 + candidates scored strictly above it +
+    tied candidates that are not relevant + tied relevant ones earlier in the user's list, in float32.
+    `topk [T, min(top, I)]` breaks ties by ascending item id; rows with fewer candidates end in -1, scored -inf.
+    Memory is about `4 * ENGINE_FLOATS * block_users * num_items` bytes beside the scorer's and the result.
+    `progress` describes a progress bar on stderr; without it there is none.
+
+    Raises ValueError for ids out of range, a relevant item that is excluded or listed twice, scores of another
+    shape, and a candidate whose score is not finite.
+    """
+    _check_request(users, relevant, excluded, num_items, top, block_users)
+    width = min(top, num_items)
+    topk = np.empty((len(users), width), np.int64)
+    scores = np.empty((len(users), width), np.float32)
+    counts = np.empty(len(users), np.int64)
+    at_least = np.empty(len(relevant.item), np.int64)
+    own_score = np.empty(len(relevant.item), np.float32)
+    starts = range(0, len(users), block_users)
+    for start in tqdm(starts, desc=progress, unit="block", leave=False, disable=progress is None or None):
+        rows = np.arange(start, min(start + block_users, len(users)))
+        entries = slice(relevant.indptr[rows[0]], relevant.indptr[rows[-1] + 1])
+        wanted = relevant.take(rows)
+        allowed = _block_candidates(candidates, rows)
+        masked, count = _score_candidates(score_block, users[rows], wanted, excluded, allowed, num_items)
+        row, item = _coordinates(wanted, masked.device)
+        value = masked[row, item]
+        above = _count_at_least(masked, row, value)
+        best, best_score = _top_items(masked, width)
+        # The next block is scored while these names still hold this one: let go of what is large.
+        del masked
+        for target, place, result in (
+            (topk, rows, best),
+            (scores, rows, best_score),
+            (counts, rows, count),
+            (at_least, entries, above),
+            (own_score, entries, value),
+        ):
+            target[place] = result.cpu().numpy()
+    ranks = 1 + at_least - _tied_from_here(relevant.owner, own_score)
+    return Ranking(users, relevant, ranks, topk, scores, counts)
+
+
+def block_users_for(num_items: int, block_mb: float, floats_per_score: float = ENGINE_FLOATS) -> int:
+    """Choose how many users fit in a block of `block_mb` MiB (at least one).
+
+    `floats_per_score` is the scorer's peak of float32 numbers per (user, item) score, its result included; the
+    engine's own peak is used where that is larger. Raises ValueError for a size that is not positive.
+    """
+    if num_items < 1 or not block_mb > 0:
+        raise ValueError(f"block of {block_mb} MiB for {num_items} items: both must be positive; raise --eval_block_mb")
+    bytes_per_user = 4 * num_items * max(floats_per_score, ENGINE_FLOATS)
+    return max(1, int(block_mb * 2**20 // bytes_per_user))
+
+
+def sample_candidates(
+    users: np.ndarray,
+    relevant: ItemLists,
+    excluded: ItemLists,
+    num_items: int,
+    size: int,
+    generator: np.random.Generator,
+) -> ItemLists:
+    """Draw `size` items per user, uniformly without replacement, and add the relevant ones (ascending ids).
+
+    Neither excluded nor relevant items are drawn; where fewer than `size` remain, all of them are taken. The lists
+    do not depend on how `users [T]` are cut into successive calls, so a caller for whom `8 * T * size` bytes are
+    too many hands `rank_catalogue` a function that samples each block. Raises ValueError for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"{size} sampled candidates per user: allowed is 1 or more; drop it to rank the catalogue")
+    _check_request(users, relevant, excluded, num_items, top=1, block_users=1)
+    step = max(1, _SAMPLER_KEYS // num_items)
+    lengths, items = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+    for start in range(0, len(users), step):
+        rows = np.arange(start, min(start + step, len(users)))
+        wanted, barred = relevant.take(rows), excluded.take(users[rows])
+        chosen = _draw_without_replacement(wanted, barred, num_items, size, generator)
+        chosen[wanted.owner, wanted.item] = True
+        lengths.append(chosen.sum(1))
+        items.append(np.nonzero(chosen)[1])
+    return ItemLists(np.cumsum(np.concatenate(lengths)), np.concatenate(items))
+
+
+def popularity_scores(degree: np.ndarray) -> ScoreBlock:
+    """Score every item by its train interactions `degree [I]`, the same for all users (most popular)."""
+    row = torch.as_tensor(degree, dtype=torch.float32)
+    return lambda users: row.expand(len(users), -1)
+
+
+def random_scores(num_items: int, seed: int) -> ScoreBlock:
+    """Score items uniformly in [0, 1), a fixed function of (seed, user, item) whatever the blocks.
+
+    Item i of a user is output i of a SplitMix64 generator started at a hash of the seed and the user id (Steele,
+    Lea and Flood, OOPSLA 2014), so scores need no state and no draw depends on another.
+    """
+    origin = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    offsets = _GOLDEN * np.arange(1, num_items + 1, dtype=np.uint64)
+
+    def score_block(users: np.ndarray) -> torch.Tensor:
+        state = _mix64(origin + _GOLDEN * (users.astype(np.uint64) + np.uint64(1)))
+        bits = _mix64(state[:, None] + offsets)
+        bits >>= np.uint64(40)
+        return torch.from_numpy(bits.astype(np.float32)).mul_(2.0**-24)
+
+    return score_block
+
+
+# Multipliers of SplitMix64; arrays of one element, because numpy warns when scalars wrap around.
+_GOLDEN = np.array([0x9E3779B97F4A7C15], np.uint64)
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+def _mix64(words: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit words in place (the output function of SplitMix64)."""
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        words ^= words >> np.uint64(shift)
+        words *= multiplier
+    words ^= words >> np.uint64(31)
+    return words
+
+
+def _check_request(
+    users: np.ndarray, relevant: ItemLists, excluded: ItemLists, num_items: int, top: int, block_users: int
+) -> None:
+    """Raise ValueError where the questions themselves cannot be answered."""
+    for name, value in (("num_items", num_items), ("top", top), ("block_users", block_users)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: allowed is 1 or more")
+    if len(relevant.indptr) != len(users) + 1:
+        raise ValueError(f"{len(relevant.indptr) - 1} lists of relevant items for {len(users)} users: need one each")
+    for name, ids, size in (
+        ("user", users, len(excluded.indptr) - 1),
+        ("relevant item", relevant.item, num_items),
+        ("excluded item", excluded.item, num_items),
+    ):
+        if len(ids) and (ids.min() < 0 or ids.max() >= size):
+            raise ValueError(f"{name} ids span {ids.min()}..{ids.max()}: allowed is 0..{size - 1}")
+    keys = np.sort(relevant.owner * num_items + relevant.item)
+    repeated = keys[1:][keys[1:] == keys[:-1]]
+    if len(repeated):
+        row, item = divmod(int(repeated[0]), num_items)
+        raise ValueError(f"item {item} is listed twice as relevant for user {users[row]}: list each item once")
+
+
+def _block_candidates(candidates: ItemLists | CandidateLists | None, rows: np.ndarray) -> ItemLists | None:
+    if candidates is None:
+        return None
+    return candidates.take(rows) if isinstance(candidates, ItemLists) else candidates(rows)
+
+
+def _coordinates(lists: ItemLists, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (row, item) pairs of CSR lists, `[E]` each, on `device`."""
+    return torch.from_numpy(lists.owner).to(device), torch.from_numpy(lists.item).to(device)
+
+
+def _score_candidates(
+    score_block: ScoreBlock,
+    users: np.ndarray,
+    relevant: ItemLists,
+    excluded: ItemLists,
+    allowed: ItemLists | None,
+    num_items: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score a block: `[b, I]` with -inf wherever an item is not a candidate, and the candidates of each row `[b]`."""
+    raw = score_block(users)
+    if raw.shape != (len(users), num_items):
+        raise ValueError(f"scores are {list(raw.shape)}: need [{len(users)}, {num_items}] (users, items)")
+    dropped = torch.full(raw.shape, allowed is not None, dtype=torch.bool, device=raw.device)
+    relevant_at = _coordinates(relevant, raw.device)
+    if allowed is not None:
+        dropped[_coordinates(allowed, raw.device)] = False
+        dropped[relevant_at] = False
+    dropped[_coordinates(excluded.take(users), raw.device)] = True
+    conflict = dropped[relevant_at]
+    if conflict.any():
+        entry = int(conflict.nonzero()[0])
+        user, item = users[relevant.owner[entry]], relevant.item[entry]
+        raise ValueError(f"item {item} of user {user} is both relevant and excluded: take it out of one of the two")
+    # Adding 0 copies the scorer's tensor and turns -0.0 into 0.0, which radix selection on a GPU tells apart.
+    masked = raw.float().add(0.0)
+    del raw
+    low, high = masked.masked_fill_(dropped, 0.0).aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        row, item = (int(index) for index in (~masked.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"user {users[row]}, item {item}: the score is {masked[row, item].item()}; ranking needs finite scores "
+            "(the model may have diverged: lower the learning rate)"
+        )
+    masked.masked_fill_(dropped, -torch.inf)
+    return masked, num_items - _count(dropped)
+
+
+def _count(flags: torch.Tensor) -> torch.Tensor:
+    """Count the true entries of each row: `[b, I]` -> `[b]`."""
+    # On a CPU, sum widens booleans to its own type first: int32 halves that copy and the time.
+    return flags.sum(1, dtype=torch.int32)
+
+
+def _count_at_least(masked: torch.Tensor, row: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Count the scores of `masked[row[e]]` that are at least `value[e]`: `[E]`, a block's worth of rows at a time."""
+    counts = torch.empty(len(row), dtype=torch.int64, device=row.device)
+    for part in (slice(start, start + len(masked)) for start in range(0, len(row), len(masked))):
+        counts[part] = _count(masked[row[part]] >= value[part, None])
+    return counts
+
+
+def _tied_from_here(owner: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Count, for every relevant item, those at or after it in the same list with the same score: `[E]`."""
+    order = np.lexsort((score, owner))
+    sorted_owner, sorted_score = owner[order], score[order]
+    last = np.ones(len(order), bool)
+    last[:-1] = (sorted_owner[1:] != sorted_owner[:-1]) | (sorted_score[1:] != sorted_score[:-1])
+    ends = np.flatnonzero(last)
+    position = np.arange(len(order))
+    counts = np.empty(len(order), np.int64)
+    counts[order] = ends[np.searchsorted(ends, position)] - position + 1
+    return counts
+
+
+def _top_items(masked: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the best `width` items of each row by (score descending, id ascending): ids and scores `[b, width]`."""
+    probe = min(width + 1, masked.shape[1])
+    value, item = masked.topk(probe, dim=1)
+    item = item[:, :width]
+    if probe > width:
+        # topk picks freely among equal scores: a tie that crosses the boundary must be settled by item id.
+        crossing = (value[:, width] == value[:, width - 1]) & (value[:, width - 1] > -torch.inf)
+        rows = crossing.nonzero()[:, 0]
+        item[rows] = _lowest_ids(masked[rows], value[rows, width - 1], width)
+    item = item.sort(dim=1).values
+    score, order = masked.gather(1, item).sort(dim=1, descending=True, stable=True)
+    return item.gather(1, order).masked_fill(score == -torch.inf, -1), score
+
+
+def _lowest_ids(rows: torch.Tensor, boundary: torch.Tensor, width: int) -> torch.Tensor:
+    """Items scored above `boundary [r]`, filled up to `width` with the lowest ids scored equal to it: `[r, width]`."""
+    above = rows > boundary[:, None]
+    tied = rows == boundary[:, None]
+    needed = width - _count(above)[:, None]
+    taken = above | (tied & (tied.cumsum(1, dtype=torch.int32) <= needed))
+    return taken.nonzero()[:, 1].view(len(rows), width)
+
+
+def _draw_without_replacement(
+    wanted: ItemLists, barred: ItemLists, num_items: int, size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Mark `size` random items per row that are neither wanted nor barred (all where fewer exist): `[b, I]` bool."""
+    keys = generator.random((len(wanted.indptr) - 1, num_items), dtype=np.float32)
+    for lists in (wanted, barred):
+        keys[lists.owner, lists.item] = 2.0
+    available = keys < 1.0
+    if size >= num_items:
+        return available
+    smallest = np.argpartition(keys, size - 1, axis=1)[:, :size]
+    chosen = np.zeros_like(available)
+    np.put_along_axis(chosen, smallest, True, axis=1)
+    return chosen & available

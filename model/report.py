@@ -1,0 +1,294 @@
+"""What a run leaves behind: the table on the console and the files of its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from data.structs import Group, Ranking
+
+WIDTH = 120
+UNDEFINED = "\N{EN DASH}"
+ARROWS = {"lower": "↓", "higher": "↑", "zero": "→0", "one": "→1"}
+REFERENCES = {"most popular": "reference/popular", "random": "reference/random"}
+ACCURACY = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
+EXPOSURE_AND_PARITY = {
+    "gini": "Gini of exposure",
+    "gini_count": "Gini of counts",
+    "coverage": "Catalogue coverage",
+    "arp": "Average popularity (train interactions)",
+    "aplt": "Tail share of the list",
+    "exposure_gap": "Tail's exposure share less its catalogue share",
+    "dtr": "Exposure per train interaction, tail / head",
+    "dp": "Demographic parity, raw counts",
+    "eo": "Equal opportunity, raw counts",
+    "dp_rate": "Demographic parity, rates",
+    "eo_rate": "Equal opportunity, rates",
+    "dp_js": "Demographic parity, JS distance",
+    "eo_js": "Equal opportunity, JS distance",
+    "leakage_auc": "Leakage AUC of a fresh probe (0.5: none)",
+}
+# More groups than this, or longer labels, get a table of their own with one group a row.
+GROUP_COLUMNS, GROUP_COLUMNS_WIDTH = 4, 36
+KEY = re.compile(r"(?P<base>[^@/]+)(@(?P<k>\d+))?(/(?P<tail>.+))?")
+
+Row = list[str]
+
+
+def result_table(
+    results: Mapping[str, float],
+    header: Mapping[str, str],
+    groups: Mapping[str, Sequence[str]],
+    k: int,
+    directions: Mapping[str, str],
+    prefix: str = "test",
+    references: Mapping[str, str] = REFERENCES,
+) -> str:
+    """Lay out one evaluation's `results` (flat keys, fractions) as text that a reader takes in at a glance.
+
+    `header` lines come first, then accuracy in percent (`groups`: attribute -> labels; the first attribute shares
+    the main table when it is small), then exposure and parity with an arrow from `directions` (base name -> lower,
+    higher, zero or one) for the better side; a metric that has neither a name here nor a direction is left out.
+    `references` gives each yardstick column its key prefix; a column without any value is left out. A dash is an
+    undefined value (NaN), a blank one that was not measured.
+    """
+    runs = {"": prefix}
+    if any(name.startswith(f"{prefix}/reranked/") for name in results):
+        runs["re-ranked"] = f"{prefix}/reranked"
+    yardsticks = {name: root for name, root in references.items() if any(key.startswith(f"{root}/") for key in results)}
+    first = next(iter(groups), None)
+    inline = first if first is not None and _fits_columns(groups[first]) else None
+    blocks = [_header_lines(header), _accuracy_table(results, runs, yardsticks, k, inline, groups)]
+    blocks += [_group_table(results, runs, k, name, groups[name]) for name in groups if name != inline]
+    columns = {"this run": prefix, **{name: root for name, root in runs.items() if name}, **yardsticks}
+    blocks.append(_exposure_table(results, columns, k, directions))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _fits_columns(labels: Sequence[str]) -> bool:
+    return len(labels) <= GROUP_COLUMNS and sum(len(label) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
+
+
+def _header_lines(header: Mapping[str, str]) -> str:
+    margin = max((len(name) for name in header), default=0) + 2
+    return "\n".join(
+        textwrap.fill(f"{name:<{margin}}{value}", WIDTH, subsequent_indent=" " * margin)
+        for name, value in header.items()
+    )
+
+
+def _cell(results: Mapping[str, float], key: str, scale: float = 100, digits: int = 2) -> str:
+    if key not in results:
+        return ""
+    value = results[key]
+    return UNDEFINED if value is None or math.isnan(value) else f"{scale * value:.{digits}f}"
+
+
+def _table(caption: str, headers: Row, rows: list[Row], left: int = 1) -> str:
+    alignment = ["left"] * left + ["right"] * (len(headers) - left)
+    return caption + "\n" + tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=alignment)
+
+
+def _accuracy_table(results, runs, yardsticks, k, attribute, groups) -> str:
+    tails = {"overall": "", "head": "/head", "tail": "/tail"}
+    if attribute is not None:
+        tails |= {label: f"/{attribute}/{label}" for label in groups[attribute]}
+    first = next(iter(groups), None)
+    if first is not None:
+        tails["gap" if attribute is not None else f"gap {first}"] = f"/gap/{first}"
+    rows = []
+    for base, name in ACCURACY.items():
+        for run, root in runs.items():
+            row = [f"{name}@{k}{', ' if run else ''}{run}"]
+            row += [_cell(results, f"{root}/{base}@{k}{tail}") for tail in tails.values()]
+            row += ["" if run else _cell(results, f"{other}/{base}@{k}") for other in yardsticks.values()]
+            rows.append(row)
+    of_whom = f"; groups and gap by {attribute}" if attribute is not None else ""
+    return _table(f"Accuracy, in percent{of_whom}", ["", *tails, *yardsticks], rows)
+
+
+def _group_table(results, runs, k, attribute, labels) -> str:
+    columns = [(base, run) for run in runs for base in ACCURACY]
+    headers = [attribute] + [f"{ACCURACY[base]}@{k}{', ' if run else ''}{run}" for base, run in columns]
+    tails = {**{label: f"{attribute}/{label}" for label in labels}, "gap": f"gap/{attribute}"}
+    rows = [
+        [label] + [_cell(results, f"{runs[run]}/{base}@{k}/{tail}") for base, run in columns]
+        for label, tail in tails.items()
+    ]
+    return _table(f"Accuracy by {attribute}, in percent", headers, rows)
+
+
+def _exposure_table(results, columns, k, directions) -> str:
+    # Any other name under the prefix is a phase, a task or a control with a table of its own.
+    known = (set(directions) | set(EXPOSURE_AND_PARITY)) - set(ACCURACY)
+    found = {}
+    for root in columns.values():
+        for key in results:
+            match = KEY.fullmatch(key[len(root) + 1 :]) if key.startswith(f"{root}/") else None
+            if match and match["base"] in known and match["k"] in (None, str(k)):
+                found[match.group()] = (match["base"], match["tail"] or "")
+    order = {base: place for place, base in enumerate(EXPOSURE_AND_PARITY)}
+    rows = []
+    for tail, (base, of_whom) in sorted(found.items(), key=lambda e: (order.get(e[1][0], len(order)), e[1])):
+        name = EXPOSURE_AND_PARITY.get(base, base) + (f", {of_whom}" if of_whom else "")
+        digits = 1 if base == "arp" else 4
+        cells = [_cell(results, f"{root}/{tail}", 1, digits) for root in columns.values()]
+        rows.append([name, ARROWS.get(directions.get(base), ""), *cells])
+    if not rows:
+        return ""
+    caption = f"Exposure and parity of the top {k}, as fractions unless a unit is given"
+    legend = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED} undefined."
+    return f"{_table(caption, ['', 'better', *columns], rows, left=2)}\n{legend}"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place when the block ends well, and is removed if not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value) -> None:
+    """Write `value` as JSON with sorted keys, whole or not at all; the same value gives the same bytes.
+
+    JSON has no NaN, so an undefined value is `null`; floats keep every digit. An infinity is a ValueError.
+    """
+    text = json.dumps(_plain(value, "$"), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def append_jsonl(path: Path | str, row: Mapping) -> None:
+    """Append `row` as one line of JSON (NaN as `null`); a line that a killed run left half-written is cut off."""
+    line = _line(row)
+    with open(path, "a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line)
+
+
+def read_jsonl(path: Path | str) -> list[dict]:
+    """Read the complete lines of a JSON-lines file (an undefined value comes back as None)."""
+    content = Path(path).read_bytes()
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def write_jsonl(path: Path | str, rows: Sequence[Mapping]) -> None:
+    """Replace a JSON-lines file by `rows`, whole or not at all (a resumed run drops what it will do again)."""
+    content = b"".join(_line(row) for row in rows)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _line(row: Mapping) -> bytes:
+    return (json.dumps(_plain(row, "$"), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _plain(value, where: str):
+    """Turn numpy values into Python's and NaN into None; `where` is the path for the error."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, f"{where}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise ValueError(f"{where} is {value}; JSON holds finite numbers only (undefined is NaN)")
+        return None if math.isnan(value) else value
+    if value is None or isinstance(value, str | int):
+        return value
+    raise ValueError(f"{where} is a {type(value).__name__}; allowed: dict, list, str, int, float, bool, None, numpy")
+
+
+def write_per_user(
+    path: Path | str,
+    users: np.ndarray,
+    original_user_ids: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    user_groups: Mapping[str, Group],
+) -> None:
+    """Write one row per evaluated user (`users [T]`) as parquet: original id, groups as labels, `values` name -> `[T]`.
+
+    A user of unknown group has null there, an undefined value is NaN. A value named like a group is a ValueError.
+    """
+    columns = {"user": np.asarray(original_user_ids)[users]}
+    for name, group in user_groups.items():
+        labels = np.array([*group.labels, None], dtype=object)
+        columns[name] = labels[group.codes[users]]
+    taken = [name for name in values if name in columns]
+    if taken:
+        raise ValueError(f"per-user values {taken} are named like other columns; those are {list(columns)}")
+    _write_parquet(path, pd.DataFrame({**columns, **values}))
+
+
+def write_recommendations(
+    path: Path | str,
+    ranking: Ranking,
+    original_user_ids: np.ndarray,
+    original_item_ids: np.ndarray,
+    titles: np.ndarray,
+    k: int,
+) -> None:
+    """Write the first `k` items of every list as parquet, one row each: user, rank (from 1), item, title, score.
+
+    Ids are the data set's own (`original_user_ids [U]`, `original_item_ids [I]`, `titles [I]`); padding has no row.
+    """
+    if k > ranking.topk.shape[1]:
+        raise ValueError(f"k is {k}, but the ranking holds {ranking.topk.shape[1]} items per user; rank more of them")
+    topk = ranking.topk[:, :k]
+    row, place = np.nonzero(topk >= 0)
+    item = topk[row, place]
+    columns = {
+        "user": np.asarray(original_user_ids)[ranking.users[row]],
+        "rank": (place + 1).astype(np.int32),
+        "item": np.asarray(original_item_ids)[item],
+        "title": np.asarray(titles, dtype=object)[item],
+        "score": ranking.scores[row, place],
+    }
+    _write_parquet(path, pd.DataFrame(columns))
+
+
+def _write_parquet(path: Path | str, frame: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, engine="pyarrow", index=False)
+
+
+def reserve_run_dir(output_dir: Path | str, run_name: str) -> Path:
+    """Create `output_dir`/`run_name` for a new run.
+
+    A name that is not a plain folder name, a folder that already holds a run, and a place that cannot be written
+    are ValueErrors.
+    """
+    if run_name in ("", ".", "..") or Path(run_name).name != run_name:
+        raise ValueError(f"--run_name is {run_name!r}; it must be a plain folder name, without a slash")
+    directory = Path(output_dir) / run_name
+    remedy = "pass another --run_name or --output_dir"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {directory} ({error.strerror}); {remedy}") from error
+    for name in ("result.json", "config.json"):
+        if (directory / name).exists():
+            raise ValueError(
+                f"{directory} already holds a run ({name}); {remedy}, continue that run with --resume, or delete it"
+            )
+    return directory

@@ -1,0 +1,105 @@
+"""The two-tower network of BUHS: a user tower that reads a sampled history, an item tower and a scorer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.structs import FeatureTable, History
+from model.layers import SCORERS, FeatureEncoder, mlp
+from model.synthesis import SYNTHESIZERS
+
+VECTOR_WIDTH = 128
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Item side of one step: `features [n, F]` and `vectors [n, D]` of its items, `row [I]` item id -> row or None."""
+
+    features: torch.Tensor
+    vectors: torch.Tensor
+    row: torch.Tensor | None
+
+    def local(self, items: torch.Tensor) -> torch.Tensor:
+        """Rows of `items [...]` in this context."""
+        return items if self.row is None else self.row[items]
+
+
+@dataclass(frozen=True)
+class SparseNNOptions:
+    """Sizes of the network; None as `synthesis_type` is the base model without a history."""
+
+    synthesis_type: str = "mean"
+    sample_size: int = 15
+    attention_heads: int = 1
+    scorer: str = "dot_compress"
+    embedding_dim: int = 96
+    user_hidden: tuple[int, ...] = (512, 256, 128)
+    item_hidden: tuple[int, ...] = (256, 128)
+    base_hidden: tuple[int, ...] = (128, 64)
+
+
+class SparseNN(nn.Module):
+    """Two towers driven by the feature schema, for every data set (BUHS, RecSys 2024; design section 5)."""
+
+    vector_width = VECTOR_WIDTH
+
+    def __init__(self, users: FeatureTable, items: FeatureTable, options: SparseNNOptions):
+        super().__init__()
+        self.user_encoder = FeatureEncoder(users, options.embedding_dim)
+        self.item_encoder = FeatureEncoder(items, options.embedding_dim)
+        self.num_items = items.num_rows
+        width, base = self.user_encoder.width, options.synthesis_type == "none"
+        self.synthesis = None
+        if not base:
+            make = SYNTHESIZERS[options.synthesis_type]
+            self.synthesis = make(width, self.item_encoder.width, options.sample_size, options.attention_heads)
+            width += self.synthesis.width
+        user_hidden = options.base_hidden if base else options.user_hidden
+        item_hidden = options.base_hidden if base else options.item_hidden
+        self.user_tower = mlp([width, *user_hidden, VECTOR_WIDTH], affine_norm=not base)
+        self.item_tower = mlp([self.item_encoder.width, *item_hidden, VECTOR_WIDTH], affine_norm=not base)
+        self.scorer = SCORERS[options.scorer](VECTOR_WIDTH)
+
+    @property
+    def history_kind(self) -> str | None:
+        """The history that this backbone reads: a weighted sample, or none."""
+        return None if self.synthesis is None else "sampled"
+
+    @property
+    def floats_per_pair(self) -> int:
+        """Numbers that scoring one (user, item) pair keeps at a time: bounds the block size in ranking."""
+        return self.scorer.floats_per_pair
+
+    def prepare(self, items: torch.Tensor | None = None) -> StepContext:
+        """Run the item tower once on the distinct ones of `items`, or on the catalogue where that is smaller."""
+        rows = row = None
+        if items is not None and items.numel() < self.num_items:
+            rows = torch.unique(items)
+            row = torch.empty(self.num_items, dtype=torch.int64, device=items.device)
+            row[rows] = torch.arange(len(rows), device=items.device)
+        features = self.item_encoder(rows)
+        return StepContext(features, self.item_tower(features), row)
+
+    def encode_users(self, context: StepContext, users: torch.Tensor, history: History | None) -> torch.Tensor:
+        """User vectors `[B, D]` of `users [B]` with their `history`."""
+        features = self.user_encoder(users)
+        if self.synthesis is not None:
+            past = self.synthesis(features, context.features, context.local(history.items), history.mask)
+            features = torch.cat([features, past], dim=1)
+        return self.user_tower(features)
+
+    def encode_items(self, context: StepContext, items: torch.Tensor) -> torch.Tensor:
+        """Item vectors `[..., D]` of `items [...]`."""
+        return F.embedding(context.local(items), context.vectors)
+
+    def score(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, D]` with `item [B, M, D]`: `[B, M]`."""
+        return self.scorer(user, item)
+
+    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, D]` with all of `item [m, D]`: `[b, m]`."""
+        return self.scorer.catalogue(user, item)

@@ -1,0 +1,98 @@
+"""Optional mirror of a run on Weights & Biases; its absence or failure never stops the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from pathlib import Path
+
+from absl import logging
+
+MODES = ("disabled", "offline", "online")
+INIT_TIMEOUT_SECONDS = 20
+FINISH_TIMEOUT_SECONDS = 60
+
+
+class Tracker:
+    """Log a run to W&B (`mode` offline or online), or do nothing (`disabled`).
+
+    wandb is imported only when it is used, never asks for a login, and writes under `directory`/wandb. The first
+    failure, of whatever kind, gives one warning and turns the tracker off. An unknown mode is a ValueError.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        project: str,
+        run_name: str,
+        config: Mapping,
+        directory: Path | str,
+        group: str | None = None,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"--wandb_mode is {mode!r}; allowed: {', '.join(MODES)}")
+        self._run = None
+        if mode != "disabled":
+            self._attempt("start", lambda: self._start(mode, project, run_name, dict(config), Path(directory), group))
+
+    @property
+    def active(self) -> bool:
+        """Whether rows still reach W&B."""
+        return self._run is not None
+
+    def log(self, row: Mapping[str, float], step: int | None = None) -> None:
+        """Log one row of numbers; undefined ones (NaN) and texts are left out. Steps must not decrease."""
+        if self.active:
+            self._attempt("log", lambda: self._run.log(_numbers(row), step=step))
+
+    def finish(
+        self, summary: Mapping[str, float] | None = None, images: Mapping[str, Path] | None = None, exit_code: int = 0
+    ) -> None:
+        """Write the final numbers and pictures, and close the run; a second call does nothing."""
+        if self.active:
+            self._attempt("finish", lambda: self._finish(summary or {}, images or {}, exit_code))
+            self._run = None
+
+    def _attempt(self, action: str, call: Callable[[], None]) -> None:
+        # Whatever goes wrong in a third party's service (no network, no package, no disk) is not worth a training run.
+        try:
+            call()
+        except Exception as error:
+            self._run = None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            logging.warning("W&B is off for the rest of this run: it failed to %s (%s)", action, reason)
+
+    def _start(self, mode: str, project: str, run_name: str, config: dict, directory: Path, group: str | None) -> None:
+        import wandb
+
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise RuntimeError("no API key is configured; run `wandb login`, or use --wandb_mode=offline")
+        self._run = wandb.init(
+            project=project,
+            name=run_name,
+            config=config,
+            dir=str(directory),
+            group=group,
+            mode=mode,
+            reinit="create_new",
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=INIT_TIMEOUT_SECONDS,
+                finish_timeout=FINISH_TIMEOUT_SECONDS,
+            ),
+        )
+        logging.info("W&B run: %s", self._run.url if mode == "online" else self._run.dir)
+
+    def _finish(self, summary: Mapping[str, float], images: Mapping[str, Path], exit_code: int) -> None:
+        import wandb
+
+        if images:
+            self._run.log({name: wandb.Image(str(path)) for name, path in images.items()})
+        self._run.summary.update(_numbers(summary))
+        self._run.finish(exit_code=exit_code)
+
+
+def _numbers(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, Real) and math.isfinite(value)}

@@ -1,0 +1,211 @@
+"""Gradient reversal and the pool of label-conditioned discriminators."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from fairness_utils import ConditionalAdversary, class_label_weights, ramp, reverse_gradient
+
+WIDTHS = (6, 9)
+
+
+def make_adversary(inputs=4, groups=3, seed=0, weight=None):
+    weight = torch.ones(groups, 2) if weight is None else weight
+    return ConditionalAdversary(inputs, weight, WIDTHS, seed).double()
+
+
+def make_rows(rows=12, inputs=4, groups=3, unknown=()):
+    generator = torch.Generator().manual_seed(5)
+    representation = torch.randn(rows, inputs, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(groups, (rows,), generator=generator)
+    target[list(unknown)] = -1
+    return representation, torch.tensor([1, 0]).repeat(rows // 2), target
+
+
+def parameter_gradients(adversary, *arguments):
+    adversary.zero_grad()
+    adversary.loss(*arguments).backward()
+    return {name: parameter.grad.clone() for name, parameter in adversary.named_parameters()}
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 7.5])
+def test_reversal_passes_values_and_turns_gradients_exactly(scale):
+    value = torch.randn(3, 4, requires_grad=True)
+    gradient = torch.randn(3, 4)
+    passed = reverse_gradient(value, scale)
+    assert torch.equal(passed, value)
+    passed.backward(gradient)
+    assert torch.equal(value.grad, -scale * gradient)
+
+
+def test_representation_gets_the_reversed_gradient_in_proportion_to_scale():
+    adversary, (representation, label, target) = make_adversary(), make_rows()
+    (unit,) = torch.autograd.grad(adversary.loss(representation, label, target, 1.0), representation)
+    (scaled,) = torch.autograd.grad(adversary.loss(representation, label, target, 0.3), representation)
+    assert_close(scaled, 0.3 * unit)
+    # the reversed direction is the one that raises the discriminators' loss
+    before = adversary.loss(representation, label, target, 0.0)
+    after = adversary.loss(representation - 1e-3 * unit, label, target, 0.0)
+    assert after > before
+
+
+def test_discriminators_train_at_full_strength_whatever_the_scale():
+    adversary, rows = make_adversary(), make_rows()
+    reference = parameter_gradients(adversary, *rows, 0.0)
+    assert all(gradient.abs().sum() > 0 for gradient in reference.values())
+    for scale in (0.1, 10.0):
+        for name, gradient in parameter_gradients(adversary, *rows, scale).items():
+            assert torch.equal(gradient, reference[name]), name
+
+
+def test_scale_zero_leaves_no_path_to_the_representation():
+    adversary, (representation, label, target) = make_adversary(), make_rows()
+    loss = adversary.loss(representation, label, target, 0.0)
+    (gradient,) = torch.autograd.grad(loss, representation, allow_unused=True)
+    assert gradient is None
+
+
+def test_loss_equals_a_naive_weighted_cross_entropy():
+    weight = torch.tensor([[0.5, 2.0], [1.0, 0.25], [3.0, 0.75]])
+    adversary = make_adversary(weight=weight)
+    representation, label, target = make_rows(unknown=(1, 4))
+    total = 0.0
+    for discriminator in adversary.discriminators:
+        numerator = denominator = 0.0
+        for row in range(len(label)):
+            if target[row] < 0:
+                continue
+            z = representation[row]
+            z = (z - z.mean()) / (z.var(unbiased=False) + 1e-5).sqrt()
+            logits = discriminator(torch.cat([z, adversary.label_embedding.weight[label[row]]]))
+            share = weight[target[row], label[row]]
+            numerator -= share * torch.log_softmax(logits, 0)[target[row]]
+            denominator += share
+        total += numerator / denominator
+    assert_close(adversary.loss(representation, label, target, 1.0), total, rtol=1e-10, atol=1e-12)
+
+
+def test_the_label_reaches_the_discriminators():
+    adversary, (representation, label, target) = make_adversary(), make_rows()
+    assert adversary.loss(representation, label, target, 0.0) != adversary.loss(representation, 1 - label, target, 0.0)
+
+
+def test_unknown_rows_weigh_nothing():
+    adversary = make_adversary()
+    representation, label, target = make_rows(unknown=(0, 3, 7))
+    known = target >= 0
+    loss = adversary.loss(representation, label, target, 1.0)
+    (gradient,) = torch.autograd.grad(loss, representation)
+    assert_close(loss, adversary.loss(representation[known], label[known], target[known], 1.0))
+    assert torch.all(gradient[~known] == 0)
+    assert torch.all(gradient[known].abs().sum(1) > 0)
+
+
+def test_a_batch_without_known_rows_gives_exactly_zero():
+    adversary = make_adversary()
+    representation, label, target = make_rows(unknown=range(12))
+    loss = adversary.loss(representation, label, target, 1.0)
+    assert loss.item() == 0.0
+    gradients = torch.autograd.grad(loss, [representation, *adversary.parameters()], allow_unused=True)
+    assert all(gradient is None or torch.all(gradient == 0) for gradient in gradients)
+
+
+@given(st.floats(0.01, 1e4))
+@settings(max_examples=20, deadline=None)
+def test_the_size_of_the_representation_does_not_matter(factor):
+    adversary, (representation, label, target) = make_adversary(), make_rows()
+    loss = adversary.loss(representation * 100, label, target, 1.0)
+    assert_close(adversary.loss(representation * 100 * factor, label, target, 1.0), loss, rtol=1e-4, atol=0)
+
+
+def test_gradient_shrinks_as_the_representation_grows():
+    """Layer normalisation: pushing the vectors' scale cannot lower the adversary's loss, so it gets no pull there."""
+    adversary, (representation, label, target) = make_adversary(), make_rows()
+    (gradient,) = torch.autograd.grad(adversary.loss(representation * 100, label, target, 1.0), representation)
+    radial = (gradient * representation).sum(1).abs()
+    assert torch.all(radial < 1e-6 * gradient.norm(dim=1) * representation.norm(dim=1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_class_label_weights_give_every_filled_cell_the_same_total(cells):
+    counts = np.array(cells, dtype=float)
+    weights = class_label_weights(counts).double().numpy()
+    filled = counts > 0
+    assert np.all(weights[~filled] == 0)
+    if filled.any():
+        np.testing.assert_allclose((weights * counts)[filled], counts.sum() / filled.sum(), rtol=1e-6)
+
+
+def test_class_label_weights_closed_form():
+    weights = class_label_weights(np.array([[30.0, 10.0], [0.0, 20.0]]))
+    assert_close(weights, torch.tensor([[20 / 30, 2.0], [0.0, 1.0]]))
+
+
+def test_parameters_come_from_the_seed_alone_and_leave_the_global_stream_alone():
+    state = torch.get_rng_state()
+    first = make_adversary(seed=3).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    again, other = make_adversary(seed=3).state_dict(), make_adversary(seed=4).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+def snapshot(adversary):
+    return {name: value.clone() for name, value in adversary.state_dict().items()}
+
+
+@pytest.mark.parametrize(("turn", "index"), [(0, 0), (1, 1), (2, 0), (5, 1)])
+def test_reinitialise_changes_one_discriminator_in_place(turn, index):
+    adversary = make_adversary()
+    parameters, before = list(adversary.parameters()), snapshot(adversary)
+    state = torch.get_rng_state()
+    assert adversary.reinitialise(turn) == index
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(now is then for now, then in zip(adversary.parameters(), parameters, strict=True))
+    assert all(parameter.requires_grad for parameter in adversary.parameters())
+    for name, value in snapshot(adversary).items():
+        assert torch.equal(value, before[name]) != name.startswith(f"discriminators.{index}."), name
+
+
+def test_reinitialise_depends_on_seed_and_turn_alone():
+    first, second = make_adversary(), make_adversary()
+    second.reinitialise(0)
+    torch.rand(7)
+    first.reinitialise(2)
+    second.reinitialise(2)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    fresh = snapshot(first)
+    first.reinitialise(4)
+    assert not torch.equal(first.state_dict()["discriminators.0.0.weight"], fresh["discriminators.0.0.weight"])
+    other = make_adversary(seed=1)
+    other.reinitialise(2)
+    assert not torch.equal(other.state_dict()["discriminators.0.0.weight"], fresh["discriminators.0.0.weight"])
+
+
+def test_ramp_rises_linearly_and_then_stays():
+    assert [ramp(step, 100, 0.1) for step in (0, 1, 5, 10, 11, 99)] == [0.0, 0.1, 0.5, 1.0, 1.0, 1.0]
+    assert ramp(0, 100, 0.0) == 1.0
+    assert ramp(50, 100, 1.0) == 0.5
+    assert ramp(0, 0, 0.5) == 1.0
+
+
+def test_discriminators_learn_a_separable_group():
+    """The reversed gradient is worth something only if the discriminators do find what there is to find."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(200) % 2
+    representation = torch.randn(200, 4, generator=generator) + 3 * F.one_hot(target, 4)
+    adversary = ConditionalAdversary(4, torch.ones(2, 2), WIDTHS, 0)
+    optimiser = torch.optim.Adam(adversary.parameters(), lr=0.02)
+    label = torch.tensor([1, 0]).repeat(100)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = adversary.loss(representation, label, target, 0.0)
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.2 * len(WIDTHS)

@@ -1,0 +1,442 @@
+"""Samplers: exact distributions by enumeration, validity by naive loops."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+from scipy.stats import chisquare, poisson
+
+from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, _normalised, edge_batches
+from data.structs import Histories, HistoryWeights
+from fairness_utils import catalogue_log_weights
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+DRAWS = 20_000
+P_VALUE = 1e-3  # seeds are fixed, so that a right sampler passes always
+LISTS = st.lists(st.lists(st.integers(0, 30), max_size=20, unique=True), min_size=1, max_size=12).filter(any)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def make_histories(lists):
+    indptr = np.array([0, *np.cumsum([len(row) for row in lists])], dtype=np.int64)
+    return Histories(indptr, np.array([item for row in lists for item in row], dtype=np.int64))
+
+
+def weigh(*components, mix=None):
+    mix = np.full(len(components), 1 / len(components)) if mix is None else np.array(mix)
+    return HistoryWeights(np.log(mix), np.stack([np.asarray(row, dtype=np.float64) for row in components]))
+
+
+def uniform_weights(histories):
+    return weigh(np.zeros(len(histories.item)))
+
+
+def make_sampler(histories, weights, length, one_pass=False, **options):
+    sampler = HistorySampler(histories, weights, length, CPU, **options)
+    if one_pass:
+        # takes the branch of an accelerator, one padded pass for all rows, with the tensors still on the host
+        sampler.device = torch.device("cuda")
+    return sampler
+
+
+def mixture(weights, entries):
+    """Log probability of each of `entries`, every component normalised over them, by the definition."""
+    pairs = zip(weights.log_mix, weights.log_weights, strict=True)
+    parts = [mix + row[entries] - logsumexp(row[entries]) for mix, row in pairs]
+    return logsumexp(parts, axis=0)
+
+
+def set_probabilities(log_p, size):
+    """Probability of every set of `size` entries under sequential draws without replacement, by enumeration."""
+    total = {}
+    for order in permutations(range(len(log_p)), size):
+        left, value = set(range(len(log_p))), 0.0
+        for entry in order:
+            value += log_p[entry] - logsumexp(log_p[sorted(left)])
+            left.remove(entry)
+        total[tuple(sorted(order))] = total.get(tuple(sorted(order)), 0.0) + np.exp(value)
+    return total
+
+
+def assert_counts(observed, probability):
+    """Chi-square of `observed` counts against `probability`; cells too rare to expect five are pooled."""
+    observed, expected = np.asarray(observed, dtype=float), np.asarray(probability) * np.sum(observed)
+    assert expected.sum() == pytest.approx(observed.sum())
+    rare = expected < 5
+    if expected[rare].sum() < 5:
+        assert poisson.sf(observed[rare].sum() - 1, expected[rare].sum()) > P_VALUE
+        observed, expected = observed[~rare], expected[~rare]
+    else:
+        observed = np.append(observed[~rare], observed[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+    if len(observed) > 1:
+        assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > P_VALUE
+
+
+def check_sets(sampler, lists, user, keep, log_p, exclude, seed):
+    """Draw many histories of `user` among those of other users; compare its sets with the enumeration."""
+    size = sampler.length
+    others = torch.arange(len(lists)).repeat(50)
+    users = torch.cat([torch.full((DRAWS,), user), others])
+    rest = None if exclude is None else torch.cat([torch.full((DRAWS,), exclude), sampler.indptr[others]])
+    history = sampler.sample(users, rest, generator(seed))
+    assert bool(history.mask[:DRAWS].all())
+    place = {lists[user][entry]: n for n, entry in enumerate(keep)}
+    drawn = [tuple(place[item] for item in row) for row in history.items[:DRAWS].tolist()]
+    expected = set_probabilities(log_p, size)
+    assert set(drawn) <= set(expected)
+    count = dict.fromkeys(expected, 0)
+    for key in drawn:
+        count[key] += 1
+    assert_counts(list(count.values()), list(expected.values()))
+
+
+# --- Histories: distribution ---
+
+USERS = [[7], [30, 10, 50, 20, 40], [1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 13], [60, 61]]
+START = 1  # CSR position of the second user's first entry
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("excluded", [None, 3])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_draws_follow_sequential_sampling_without_replacement(size, excluded, one_pass):
+    histories, rng = make_histories(USERS), np.random.default_rng(5)
+    weights = weigh(*rng.normal(size=(2, len(histories.item))), mix=(0.3, 0.7))
+    keep = [n for n in range(5) if n != excluded]
+    log_p = mixture(weights, [START + n for n in keep])
+    exclude = None if excluded is None else START + excluded
+    check_sets(make_sampler(histories, weights, size, one_pass), USERS, 1, keep, log_p, exclude, seed=size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_draws_do_not_underflow_at_a_low_temperature(size):
+    histories = make_histories(USERS)
+    degree = np.full(62, 3000)
+    degree[[30, 10, 50, 20, 40]] = [1, 1, 60, 200, 3000]
+    weights = weigh(catalogue_log_weights(histories, degree, temperature=0.01))
+    rows = weights.log_weights[0][START : START + 5]
+    assert rows.min() < -99
+    # in float32, as a naive port would hold it, all but two of the five have no mass or next to none
+    assert np.sum(np.exp(rows.astype(np.float32)) > np.finfo(np.float32).tiny) == 2
+    log_p = mixture(weights, list(range(START, START + 5)))
+    check_sets(make_sampler(histories, weights, size), USERS, 1, range(5), log_p, None, seed=size)
+
+
+@pytest.mark.parametrize("excluded_log_rest", [np.log(1e-12), -60.0, -100.0])
+def test_mixture_is_renormalised_without_a_target_that_held_all_the_mass(excluded_log_rest):
+    histories = make_histories(USERS)
+    target = 2  # of five: the others share exp(excluded_log_rest) of the first component, 1 : 3 : 1 : 5
+    log_weights = np.zeros((2, len(histories.item)))
+    others = np.log([1, 3, 1, 5]) - np.log(10) + excluded_log_rest
+    log_weights[0, START : START + 5] = np.insert(others, target, 0.0)
+    log_weights[1, START : START + 5] = np.log([8, 1, 3, 1, 1])
+    weights = weigh(*log_weights, mix=(0.6, 0.4))
+    keep = [0, 1, 3, 4]
+    entries = [START + n for n in keep]
+    expected = 0.6 * np.array([1, 3, 1, 5]) / 10 + 0.4 * np.array([8, 1, 1, 1]) / 11
+    assert np.exp(mixture(weights, entries)) == pytest.approx(expected, rel=1e-9)
+    sampler = make_sampler(histories, weights, 1)
+    found = sampler._log_probability(torch.tensor([entries]), torch.tensor([START + target]))
+    assert found[0].exp().numpy() == pytest.approx(expected, rel=2e-5)
+    check_sets(sampler, USERS, 1, keep, np.log(expected), START + target, seed=3)
+
+
+@given(LISTS, st.integers(0, 2**32 - 1), st.sampled_from([0.1, 3.0, 100.0, 1000.0]))
+@settings(max_examples=60, deadline=None)
+def test_normalised_equals_a_loop(lists, seed, spread):
+    histories = make_histories(lists)
+    log_weights = np.random.default_rng(seed).normal(scale=spread, size=len(histories.item))
+    log_p, log_rest = _normalised(log_weights, histories)
+    for start, stop in zip(histories.indptr[:-1], histories.indptr[1:], strict=True):
+        row = log_weights[start:stop]
+        for n in range(len(row)):
+            assert log_p[start + n] == pytest.approx(row[n] - logsumexp(row), rel=1e-12, abs=1e-12)
+            rest = np.delete(row, n)
+            expected = logsumexp(rest) - logsumexp(row) if len(rest) else -np.inf
+            assert log_rest[start + n] == pytest.approx(expected, rel=1e-11, abs=1e-11)
+
+
+# --- Histories: validity ---
+
+
+def assert_valid(lists, users, exclude, length, history):
+    assert history.items.dtype == torch.int64 and history.mask.dtype == torch.bool
+    assert tuple(history.items.shape) == tuple(history.mask.shape) == (len(users), length)
+    for user, place, items, mask in zip(users, exclude, history.items.tolist(), history.mask.tolist(), strict=True):
+        allowed = [item for n, item in enumerate(lists[user]) if n != place]
+        size = min(length, len(allowed))
+        assert mask == [True] * size + [False] * (length - size)
+        assert items[size:] == [0] * (length - size)
+        assert items[:size] == [item for item in allowed if item in items[:size]], "in time order, each once"
+
+
+@given(LISTS, st.integers(1, 7), st.booleans(), st.booleans(), st.data())
+@settings(max_examples=80, deadline=None)
+def test_histories_are_valid_for_any_mixture_of_lengths(lists, length, excludes, one_pass, data):
+    lists = [[item + 1 for item in row] for row in lists]  # item 0 is then padding alone
+    histories = make_histories(lists)
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    weights = weigh(*np.random.default_rng(seed).normal(scale=30, size=(2, len(histories.item))))
+    candidates = [n for n, row in enumerate(lists) if row or not excludes]
+    users = data.draw(st.lists(st.sampled_from(candidates), min_size=1, max_size=15))
+    exclude = [data.draw(st.integers(0, len(lists[user]) - 1)) if excludes else None for user in users]
+    position = (
+        torch.tensor([histories.indptr[u] + n for u, n in zip(users, exclude, strict=True)]) if excludes else None
+    )
+    sampler = make_sampler(histories, weights, length, one_pass)
+    history = sampler.sample(torch.tensor(users), position, generator(seed))
+    assert_valid(lists, users, exclude, length, history)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_users_without_an_item_left_get_an_empty_history(one_pass):
+    lists = [[], [5], [6, 7], []]
+    sampler = make_sampler(make_histories(lists), weigh([0, 0, -3], [0, 2, 1]), 2, one_pass)
+    history = sampler.sample(torch.tensor([0, 3, 1, 2]), None, generator())
+    assert history.mask.tolist() == [[False, False], [False, False], [True, False], [True, True]]
+    assert history.items.tolist() == [[0, 0], [0, 0], [5, 0], [6, 7]]
+    history = sampler.sample(torch.tensor([1, 2, 2]), torch.tensor([0, 1, 2]), generator())
+    assert history.mask.tolist() == [[False, False], [True, False], [True, False]]
+    assert history.items.tolist() == [[0, 0], [7, 0], [6, 0]]
+
+
+def test_the_same_generator_gives_the_same_histories():
+    rng = np.random.default_rng(0)
+    lists = [rng.permutation(200)[: rng.integers(0, 90)].tolist() for _ in range(40)]
+    sampler = make_sampler(make_histories(lists), uniform_weights(make_histories(lists)), 5)
+    users = torch.arange(40)
+    first, again, other = (sampler.sample(users, None, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.items, again.items) and torch.equal(first.mask, again.mask)
+    assert not torch.equal(first.items, other.items)
+    state = generator(1)
+    sampler.sample(users, None, state)
+    assert not torch.equal(first.items, sampler.sample(users, None, state).items)
+
+
+def test_weights_of_other_histories_are_refused():
+    histories = make_histories([[1, 2], [3]])
+    with pytest.raises(ValueError, match="for 2 entries, not 3"):
+        HistorySampler(histories, weigh([0.0, 0.0]), 2, CPU)
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("excludes", [False, True])
+def test_with_replacement_short_rows_repeat_their_own_items(excludes, one_pass):
+    lists = [[5], [6, 7, 8], [11, 12, 13, 14, 15, 16], [], [9, 10]]
+    histories = make_histories(lists)
+    log_weights = np.zeros(len(histories.item))
+    log_weights[10:] = np.log([1, 3])
+    sampler = make_sampler(histories, weigh(log_weights), 4, one_pass, with_replacement=True)
+    users = torch.tensor([0, 1, 2, 4] if excludes else [0, 1, 2, 3, 4]).repeat(2000)
+    exclude = histories.indptr[users.numpy()] if excludes else None
+    history = sampler.sample(users, torch.from_numpy(exclude) if excludes else None, generator(4))
+    for user, items, mask in zip(users.tolist(), history.items.tolist(), history.mask.tolist(), strict=True):
+        allowed = lists[user][1:] if excludes else lists[user]
+        assert mask == [bool(allowed)] * 4
+        if len(allowed) >= 4:
+            assert items == [item for item in allowed if item in items], "long rows hold no repeats"
+        elif allowed:
+            assert set(items) <= set(allowed) and items == sorted(items)
+    if not excludes:
+        drawn = history.items[users == 4]
+        assert_counts([(drawn == 9).sum(), (drawn == 10).sum()], [0.25, 0.75])
+
+
+# --- Negatives ---
+
+
+def make_negatives(known, num_items, num_uniform=3, num_in_batch=3):
+    return NegativeSampler(make_histories(known), num_items, num_uniform, num_in_batch, CPU)
+
+
+def kth_missing(known, num_items, rank):
+    return [item for item in range(num_items) if item not in known][rank]
+
+
+@given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_uniform_negatives_equal_the_kth_missing_item(known, seed):
+    num_items, rng = 8, np.random.default_rng(seed)
+    sampler = make_negatives([rng.permutation(sorted(row)).tolist() for row in known], num_items)
+    users = torch.arange(len(known)).repeat(3)
+    found = sampler.uniform(users, 5, generator(seed))
+    draw = torch.rand((len(users), 5), generator=generator(seed), dtype=torch.float64).tolist()
+    for user, row, drawn in zip(users.tolist(), found.tolist(), draw, strict=True):
+        missing = set() if len(known[user]) == num_items else known[user]
+        unknown = num_items - len(missing)
+        assert row == [kth_missing(missing, num_items, int(value * unknown)) for value in drawn]
+    pairs = torch.arange(num_items).expand(len(known), -1)
+    known_table = sampler.is_known(torch.arange(len(known)), pairs).tolist()
+    assert known_table == [[item in row for item in range(num_items)] for row in known]
+
+
+@pytest.mark.parametrize("known", [[], [0], [6], [0, 1, 5, 6], [1, 3, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6]])
+def test_uniform_negatives_are_uniform_over_unknown_items(known):
+    sampler = make_negatives([[2, 3], known, [0, 6]], 7)
+    drawn = sampler.uniform(torch.ones(2000, dtype=torch.int64), 10, generator(1)).flatten().numpy()
+    unknown = [item for item in range(7) if item not in known] or list(range(7))
+    count = np.bincount(drawn, minlength=7)
+    assert count.sum() == count[unknown].sum(), "no known item is drawn, unless there is no other"
+    assert_counts(count[unknown], np.full(len(unknown), 1 / len(unknown)))
+
+
+def test_negatives_where_nobody_knows_anything_or_interactions_repeat():
+    nothing = make_negatives([[], []], 4)
+    assert not nothing.is_known(torch.tensor([0, 1]), torch.arange(4).expand(2, -1)).any()
+    assert set(nothing.uniform(torch.tensor([0, 1]), 50, generator()).flatten().tolist()) == {0, 1, 2, 3}
+    repeated = make_negatives([[2, 0, 2, 2], [1, 1]], 4)
+    drawn = repeated.uniform(torch.tensor([0, 1]), 300, generator())
+    assert [sorted(set(row)) for row in drawn.tolist()] == [[1, 3], [0, 2, 3]]
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
+@settings(max_examples=80, deadline=None)
+def test_in_batch_negatives_are_other_rows_that_the_user_does_not_know(rows, wanted, seed):
+    rng, num_items = np.random.default_rng(seed), 40
+    known = [rng.permutation(num_items)[: rng.integers(1, 30)].tolist() for _ in range(4)]
+    sampler = make_negatives(known, num_items, 0, wanted)
+    users = torch.from_numpy(rng.integers(0, 4, rows))
+    positives = torch.tensor([rng.choice(known[user]) for user in users])
+    drawn = sampler.in_batch(users, positives, generator(seed))
+    assert tuple(drawn.shape) == (rows, wanted)
+    assert not sampler.is_known(users, drawn).any()
+    # a fill that is known nowhere shows how many came from the batch
+    sampler.uniform = lambda users, count, generator: torch.full((len(users), count), num_items)
+    marked = sampler.in_batch(users, positives, generator(seed)).tolist()
+    offered = min(rows - 1, 3 * wanted)
+    for row, items in enumerate(marked):
+        user = int(users[row])
+        others = [int(item) for n, item in enumerate(positives) if n != row and int(item) not in known[user]]
+        taken = [item for item in items if item < num_items]
+        assert items == taken + [num_items] * (wanted - len(taken)), "the batch first, then the fill"
+        assert all(taken.count(item) <= others.count(item) for item in taken), "each other row at most once"
+        assert len(taken) <= min(wanted, len(others))
+        if offered == rows - 1:
+            assert len(taken) == min(wanted, len(others)), "the fill stands in only where the batch has no more"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_tiny_batches_take_what_the_batch_has(rows):
+    # three users who know one item each: every other row's positive is a negative
+    sampler = make_negatives([[0], [1], [2]], 9, 2, 4)
+    users = positives = torch.arange(rows)
+    negatives = sampler.sample(users, positives, generator(2))
+    assert tuple(negatives.shape) == (rows, 6)
+    for row, items in enumerate(negatives.tolist()):
+        assert row not in items
+        assert sorted(items[2 : 1 + rows]) == [n for n in range(rows) if n != row]
+
+
+def test_fill_is_used_when_the_batch_holds_known_items_only():
+    sampler = make_negatives([[0, 1, 2, 3], [0, 1, 2, 3]], 6, 0, 3)
+    users, positives = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 2, 3])
+    assert set(sampler.sample(users, positives, generator()).flatten().tolist()) == {4, 5}
+
+
+def test_in_batch_offsets_reach_every_other_row():
+    sampler = make_negatives([[n] for n in range(6)], 6, 0, 1)
+    users = torch.arange(6)
+    state = generator(3)
+    drawn = torch.cat([sampler.in_batch(users, users, state) for _ in range(3000)], dim=1)
+    for row in range(6):
+        count = np.bincount(drawn[row].numpy(), minlength=6)
+        assert count[row] == 0
+        assert_counts(np.delete(count, row), np.full(5, 0.2))
+
+
+def test_only_the_kinds_asked_for_are_drawn():
+    users = torch.arange(3)
+    for kinds in [(2, 0), (0, 2), (1, 3)]:
+        sampler = make_negatives([[0], [1], [2]], 9, *kinds)
+        assert sampler.sample(users, users, generator()).shape == (3, sum(kinds))
+
+
+# --- Edges and batches ---
+
+
+def test_edge_batches_visit_every_edge_once_in_a_new_order_each_epoch():
+    state = generator(1)
+    epochs = [list(edge_batches(10, 4, state)) for _ in range(2)]
+    for batches in epochs:
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert sorted(torch.cat(batches).tolist()) == list(range(10))
+    first, second = (torch.cat(batches) for batches in epochs)
+    assert not torch.equal(first, second) and first.tolist() != list(range(10))
+    assert torch.equal(first, torch.cat(list(edge_batches(10, 4, generator(1)))))
+
+
+def make_batches(length=4, **options):
+    rng = np.random.default_rng(3)
+    lists = [rng.permutation(np.arange(1, 60))[: rng.integers(1, 12)].tolist() for _ in range(30)]
+    train = make_histories(lists)
+    history = make_sampler(train, uniform_weights(train), length)
+    negatives = make_negatives(lists, 60, 2, 1)
+    edges = torch.cat(list(edge_batches(len(train.item), 64, generator())))
+    sampler = BatchSampler(train, negatives, history, **options)
+    return lists, train, edges, sampler.sample(edges, generator(1), generator(2))
+
+
+def places(lists, train, edges):
+    return [int(edge - train.indptr[user]) for edge, user in zip(edges.tolist(), train.owner[edges], strict=True)]
+
+
+def test_batches_hold_the_edges_and_histories_without_the_target():
+    lists, train, edges, batch = make_batches()
+    assert batch.users.tolist() == train.owner[edges].tolist()
+    assert batch.positives.tolist() == train.item[edges].tolist()
+    assert tuple(batch.negatives.shape) == (len(edges), 3)
+    known = [lists[user] for user in batch.users.tolist()]
+    assert not any(item in row for row, items in zip(known, batch.negatives.tolist(), strict=True) for item in items)
+    assert_valid(lists, batch.users.tolist(), places(lists, train, edges), 4, batch.history)
+
+
+def test_the_target_stays_sometimes_when_it_is_not_excluded():
+    lists, _, edges, batch = make_batches(exclude_target=False)
+    assert_valid(lists, batch.users.tolist(), [None] * len(edges), 4, batch.history)
+    inside = (batch.history.items == batch.positives[:, None]).any(1)
+    short = torch.tensor([len(lists[user]) <= 4 for user in batch.users.tolist()])
+    assert inside[short].all() and 0 < inside[~short].float().mean() < 1
+
+
+@pytest.mark.parametrize("exclude_target", [True, False])
+def test_a_history_per_row_puts_the_positive_first_and_its_negatives_after(exclude_target):
+    lists, train, edges, batch = make_batches(history_per_row=True, exclude_target=exclude_target)
+    rows, width = len(edges), 4
+    assert tuple(batch.history.items.shape) == (rows * width, 4)
+    users = batch.users.repeat_interleave(width).tolist()
+    place = np.full((rows, width), None)
+    if exclude_target:
+        place[:, 0] = places(lists, train, edges)
+    assert_valid(lists, users, place.flatten().tolist(), 4, batch.history)
+    inside = (batch.history.items.view(rows, width, 4) == batch.positives[:, None, None]).any(2)
+    assert inside[:, 1:].float().mean() > 0.2, "the negatives' histories may hold the positive"
+    assert inside[:, 0].any() == (not exclude_target)
+    assert not torch.equal(batch.history.items[1::width], batch.history.items[2::width]), "a draw per row"
+
+
+def test_a_backbone_without_history_gets_none():
+    train = make_histories([[1, 2], [3]])
+    batch = BatchSampler(train, make_negatives([[1, 2], [3]], 5), None).sample(
+        torch.arange(3), generator(), generator()
+    )
+    assert batch.history is None and batch.positives.tolist() == [1, 2, 3]
+
+
+def test_negatives_and_histories_have_streams_of_their_own():
+    train = make_histories([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11]])
+    history = make_sampler(train, uniform_weights(train), 2)
+    sampler = BatchSampler(train, make_negatives([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11]], 30), history)
+    edges = torch.arange(11)
+    first, second, third = (sampler.sample(edges, generator(n), generator(h)) for n, h in [(1, 2), (1, 3), (4, 2)])
+    assert torch.equal(first.negatives, second.negatives) and not torch.equal(first.negatives, third.negatives)
+    assert torch.equal(first.history.items, third.history.items)
+    assert not torch.equal(first.history.items, second.history.items)

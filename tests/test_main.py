@@ -1,0 +1,307 @@
+"""End-to-end runs of `main.py` on small synthetic data, and its command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from absl import flags
+from absl.testing import flagsaver
+
+import main
+from data.datareader import READERS
+from data.synthetic import SyntheticOptions, read_synthetic, write_movielens
+from fairness_utils import position_weights
+
+ROOT = Path(__file__).parent.parent
+FLAGS = flags.FLAGS
+if not FLAGS.is_parsed():
+    FLAGS(["main.py"])
+
+TINY = {
+    "dataset": "synthetic",
+    "synthetic_users": 60,
+    "synthetic_items": 50,
+    "synthetic_interactions": 900,
+    "epochs": 2,
+    "batch_size": 128,
+    "num_negatives": 4,
+    "user_hidden": ["32"],
+    "item_hidden": ["32"],
+    "eval_k": ["5", "10"],
+    "run_name": "run",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run_main(folder: Path, **values) -> dict:
+    """Run `main` under flags in this process; give the content of result.json."""
+    with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}):
+        main.main(["main.py"])
+    return json.loads((folder / "run" / "result.json").read_text())
+
+
+def refused(capsys, folder: Path, **values) -> str:
+    """Run `main`, which must end with exit code 2 and one line on standard error; give that line."""
+    with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}), pytest.raises(SystemExit) as caught:
+        main.main(["main.py"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
+
+
+@pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru", "none"])
+@pytest.mark.parametrize("enable_fairness", [False, True])
+def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type, enable_fairness):
+    result = run_main(
+        tmp_path, synthesis_type=synthesis_type, enable_fairness=enable_fairness, fairness_sampling=enable_fairness
+    )
+    metrics = result["metrics"]
+    assert result["method"] == ("fabuhs" if enable_fairness else "none")
+    for name in ("hr", "ndcg", "mrr"):
+        for tail in ("", "/head", "/tail", "/gender/M", "/gender/F", "/gap/gender"):
+            for root in ("test", "reference/popular", "reference/random"):
+                assert 0 <= metrics[f"{root}/{name}@10{tail}"] <= 1
+    for name in (
+        "gini@10",
+        "coverage@10",
+        "dp@10/gender",
+        "dp_rate@10/gender",
+        "dp_js@10/gender",
+        "leakage_auc/gender",
+    ):
+        assert math.isfinite(metrics[f"test/{name}"])
+    assert 0 <= metrics["test/leakage_auc/gender"] <= 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"scorer": "dot"},
+        {"synthesis_type": "attention", "attention_heads": 4},
+        {"upstream_compat": True, "synthesis_type": "gru"},
+        {"enable_fairness": True, "adversary_input": "pair", "item_adversary": "user_attribute"},
+        {"enable_fairness": True, "mask_sensitive_feature": False, "user_attribute": ["age", "gender"]},
+        {"eval_negatives": 20, "eval_history_draws": 3},
+        {"sampling_softmax_temp": math.inf},
+        {"eval_block_mb": 1},
+    ],
+    ids=lambda values: ",".join(f"{name}={value}" for name, value in values.items()),
+)
+def test_options_run(tmp_path, values):
+    assert 0 <= run_main(tmp_path, **values)["metrics"]["test/ndcg@10"] <= 1
+
+
+def test_a_run_leaves_every_file_and_the_checkpoint_is_plain(tmp_path):
+    result = run_main(tmp_path, enable_fairness=True, fairness_sampling=True, rerank_fair=True)
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "checkpoint.pt", "config.json", "cost.json", "exposure.png", "exposure.svg", "metrics.jsonl",
+        "per_user.parquet", "recommendations.parquet", "result.json", "training.png", "training.svg",
+    }  # fmt: skip
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert checkpoint["epoch"] == result["epoch"]
+    assert checkpoint["fingerprint"] == result["fingerprint"]
+    assert json.loads(checkpoint["config"])["fairness_sampling"] is True
+    per_user = pd.read_parquet(folder / "per_user.parquet")
+    assert per_user["test/ndcg@10"].mean() == pytest.approx(result["metrics"]["test/ndcg@10"], abs=1e-12)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert result["validation"] == max(row["valid/ndcg@5"] for row in rows)
+
+
+def test_the_floor_holds_in_the_written_recommendations(tmp_path):
+    result = run_main(
+        tmp_path, enable_fairness=True, rerank_fair=True, rerank_alpha=0.0, exposure_floor=0.6, eval_k=["10"]
+    )
+    assert result["metrics"]["test/reranked/infeasible_users"] == 0
+    frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
+    with flagsaver.flagsaver(output_dir=str(tmp_path), **TINY):
+        run = main.prepare(main.config_from_flags())
+    tail = run.protocol.phases[0].split.item_groups["popularity"].codes == 1
+    is_tail = dict(zip(run.data.original_item_ids, tail, strict=True))
+    exposure = position_weights(10)[frame["rank"] - 1] * frame["item"].map(is_tail)
+    share = exposure.groupby(frame["user"]).sum() / position_weights(10).sum()
+    assert len(share) == 60
+    assert share.min() >= 0.6 - 1e-9
+
+
+def test_the_upstream_flags_have_the_printed_types_and_defaults():
+    printed = {
+        "dataset": "ml",
+        "enable_fairness": False,
+        "fairness_sampling": False,
+        "synthesis_type": "mean",
+        "sample_size": 15,
+        "adversarial_lambda_user": 0.1,
+        "adversarial_lambda_item": 0.1,
+        "fairness_weight": 0.5,
+    }
+    for name, default in printed.items():
+        assert FLAGS[name].default == default
+        assert type(FLAGS[name].default) is type(default)
+    for name in ("dataset_dir", "epochs", "batch_size", "device", "rerank_fair", "rerank_alpha", "exposure_floor"):
+        assert name in FLAGS
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"fairness_sampling": True}, "--enable_fairness=True"),
+        ({"rerank_fair": True}, "--enable_fairness=True"),
+        ({"method_option": ["discriminator_steps=2"]}, "--enable_fairness=True"),
+        ({"enable_fairness": True, "rerank_alpha": 0.5}, "--rerank_fair=True"),
+        ({"enable_fairness": True, "fairness_weight": 0.3}, "--fairness_sampling=True"),
+        ({"synthesis_type": "attention", "attention_heads": 5}, "does not divide the width 96"),
+        ({"attention_heads": 2}, "--synthesis_type=attention"),
+        ({"user_attribute": ["height"]}, "gender, age, occupation"),
+        ({"eval_k": ["ten"]}, "whole numbers"),
+        ({"eval_k": ["0"]}, "at least 1"),
+        ({"lr": 0.0}, "above 0"),
+        ({"enable_fairness": True, "method_option": ["steps=2"]}, "discriminator_steps"),
+        ({"keep_incomplete_users": True}, "--dataset=bx"),
+        ({"eval_k": ["10", "60"]}, "50"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_requests_end_with_one_line(tmp_path, capsys, values, words):
+    assert words in refused(capsys, tmp_path, **values)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("assignment", ["--rerank_alpha=1.5", "--dataset=netflix", "--sample_size=0", "--device=tpu"])
+def test_values_out_of_range_are_refused_while_parsing(assignment):
+    with flagsaver.flagsaver(), pytest.raises((flags.IllegalFlagValueError, flags.ValidationError)) as caught:
+        FLAGS(["main.py", assignment])
+    assert assignment.split("=")[1] in str(caught.value)
+
+
+def test_cuda_without_a_gpu_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--device=cpu" in refused(capsys, tmp_path, device="cuda")
+
+
+def test_a_used_run_folder_is_refused(tmp_path, capsys):
+    run_main(tmp_path)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    assert "run" in refused(capsys, tmp_path)
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_missing_data_names_the_remedy(tmp_path, capsys, monkeypatch):
+    import pooch
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(pooch, "retrieve", unreachable)
+    error = refused(capsys, tmp_path, dataset="ml", dataset_dir=str(tmp_path), **{
+        name: FLAGS[name].default for name in ("synthetic_users", "synthetic_items", "synthetic_interactions")
+    })  # fmt: skip
+    assert "files.grouplens.org" in error or "--dataset=synthetic" in error
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    with flagsaver.flagsaver(output_dir=str(tmp_path / "out"), dry_run=True, **TINY):
+        main.main(["main.py"])
+    assert "steps an epoch" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_can_be_read_at_a_glance(tmp_path, capsys):
+    run_main(tmp_path, enable_fairness=True, fairness_sampling=True, rerank_fair=True)
+    text = capsys.readouterr().out
+    for word in ("overall", "head", "tail", "M", "F", "gap", "most popular", "random", "HR@5", "NDCG@5", "MRR@5",
+                 "protocol", "epoch", "sampled", "Leakage AUC"):  # fmt: skip
+        assert word in text
+    table = text[text.index("data set") :]
+    assert max(map(len, table.splitlines())) <= 120
+
+
+def test_a_new_data_set_is_one_reader_and_one_entry(tmp_path, monkeypatch):
+    def read_toy(options):
+        small = SyntheticOptions(num_users=40, num_items=30, num_interactions=400)
+        data = read_synthetic(type(options)(**{**vars(options), "synthetic": small}))
+        return type(data)(**{**vars(data), "name": "toy"})
+
+    monkeypatch.setitem(READERS, "toy", read_toy)
+    unset = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
+    result = run_main(tmp_path, **{**unset, "dataset": "toy", "title_encoder": "hash"})
+    assert result["dataset"] == "toy"
+
+
+def test_the_movielens_reader_runs_on_files_in_its_format(tmp_path):
+    with flagsaver.flagsaver(**TINY):
+        data = main.prepare(main.config_from_flags()).data
+    write_movielens(data, tmp_path)
+    unset = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
+    values = {**unset, "dataset": "ml", "dataset_dir": str(tmp_path), "title_encoder": "hash", "warm_threshold": 0.2}
+    result = run_main(tmp_path / "ml", **values)
+    own = run_main(tmp_path / "synthetic", lr=2e-4)
+    assert result["fingerprint"] == own["fingerprint"]
+    assert result["metrics"]["reference/popular/ndcg@10"] == own["metrics"]["reference/popular/ndcg@10"]
+
+
+def test_the_choice_of_epoch_does_not_see_the_test_items(tmp_path, monkeypatch):
+    clean = run_main(tmp_path / "clean")
+    protocol = main.PROTOCOLS["loo"]
+
+    def poisoned(data, options, rng):
+        made = protocol(data, options, rng)
+        phase = made.phases[0]
+        task = phase.tests[0]
+        # each user's test item becomes another unseen item
+        seen = task.excluded.merge(task.relevant)
+        fresh = [np.setdiff1d(np.arange(data.num_items), seen[user])[:1] for user in range(data.num_users)]
+        relevant = type(task.relevant)(task.relevant.indptr, np.concatenate(fresh))
+        split = type(phase.split)(**{**vars(phase.split), "test": relevant})
+        task = type(task)(**{**vars(task), "relevant": relevant})
+        phase = type(phase)(**{**vars(phase), "split": split, "tests": (task,)})
+        return type(made)(**{**vars(made), "phases": (phase,)})
+
+    monkeypatch.setitem(main.PROTOCOLS, "loo", poisoned)
+    other = run_main(tmp_path / "poisoned")
+    assert other["fingerprint"] != clean["fingerprint"]
+    assert (other["epoch"], other["validation"]) == (clean["epoch"], clean["validation"])
+    weights = [
+        torch.load(tmp_path / name / "run" / "checkpoint.pt", weights_only=True)["backbone"]
+        for name in ("clean", "poisoned")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed(tmp_path):
+    contents = []
+    for hash_seed in ("1", "2"):
+        arguments = [
+            f"--{name}={','.join(value) if isinstance(value, list) else value}" for name, value in TINY.items()
+        ]
+        arguments += ["--enable_fairness", "--fairness_sampling", "--rerank_fair", "--synthesis_type=gru"]
+        folder = tmp_path / hash_seed
+        subprocess.run(
+            [sys.executable, str(ROOT / "main.py"), *arguments, f"--output_dir={folder}"],
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+        )
+        contents.append((folder / "run" / "result.json").read_bytes())
+    assert contents[0] == contents[1]
+    other = run_main(tmp_path / "other", seed=1, synthesis_type="gru")
+    assert other["metrics"] != json.loads(contents[0])["metrics"]

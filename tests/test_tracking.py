@@ -1,0 +1,148 @@
+"""W&B logging: off by default, never in the way, and really written in offline mode."""
+
+import builtins
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import logging
+
+from model.tracking import Tracker
+
+ROOT = Path(__file__).parents[1]
+
+
+class FakeRun:
+    """Stands in for a wandb run; fails in the named method."""
+
+    def __init__(self, failing=None):
+        self.failing, self.rows, self.summary, self.exit_code = failing, [], {}, None
+        self.dir = "somewhere"
+
+    def log(self, row, step=None):
+        if self.failing == "log":
+            raise ConnectionError("no network\nat all")
+        self.rows.append((row, step))
+
+    def finish(self, exit_code=None):
+        if self.failing == "finish":
+            raise TimeoutError
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def warnings_given(monkeypatch):
+    given = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: given.append(message % values))
+    return given
+
+
+def make_tracker(monkeypatch, run):
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", lambda **settings: run)
+    return Tracker("offline", "project", "name", {"lr": 0.1}, "unused")
+
+
+def block_import(monkeypatch):
+    plain_import = builtins.__import__
+
+    def refuse(name, *rest, **options):
+        if name == "wandb":
+            raise ImportError("No module named 'wandb'")
+        return plain_import(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_disabled_never_imports_wandb(monkeypatch, warnings_given, tmp_path):
+    block_import(monkeypatch)
+    tracker = Tracker("disabled", "project", "name", {}, tmp_path)
+    tracker.log({"loss": 1.0}, 0)
+    tracker.finish({"test/ndcg@10": 0.1}, {"curve": tmp_path / "none.png"})
+    assert not tracker.active and not warnings_given and not list(tmp_path.iterdir())
+
+
+def test_missing_package_is_one_warning(monkeypatch, warnings_given, tmp_path):
+    block_import(monkeypatch)
+    tracker = Tracker("online", "project", "name", {}, tmp_path)
+    tracker.log({"loss": 1.0}, 0)
+    tracker.finish({}, {})
+    assert len(warnings_given) == 1 and "No module named 'wandb'" in warnings_given[0]
+
+
+def test_online_without_a_key_warns_and_never_prompts(monkeypatch, warnings_given, tmp_path):
+    import wandb
+
+    asked = {}
+    monkeypatch.setattr(wandb, "login", lambda **options: asked.update(options) or False)
+    monkeypatch.setattr(wandb, "init", lambda **settings: pytest.fail("must not start"))
+    tracker = Tracker("online", "project", "name", {}, tmp_path)
+    assert asked["prompt"] is False and asked["verify"] is False
+    assert not tracker.active and len(warnings_given) == 1 and "wandb login" in warnings_given[0]
+
+
+@pytest.mark.parametrize("failing", ["log", "finish"])
+def test_a_failure_is_one_warning_and_the_run_goes_on(monkeypatch, warnings_given, failing):
+    run = FakeRun(failing)
+    tracker = make_tracker(monkeypatch, run)
+    tracker.log({"loss": 1.0}, 0)
+    tracker.log({"loss": 0.5}, 1)
+    tracker.finish({"test/ndcg@10": 0.1})
+    tracker.finish({"test/ndcg@10": 0.1})
+    assert not tracker.active and len(warnings_given) == 1
+    assert f"failed to {failing}" in warnings_given[0] and "\n" not in warnings_given[0]
+
+
+def test_a_missing_picture_is_one_warning(monkeypatch, warnings_given, tmp_path):
+    make_tracker(monkeypatch, FakeRun()).finish({}, {"curve": tmp_path / "none.png"})
+    assert len(warnings_given) == 1
+
+
+def test_numbers_only_and_no_nan(monkeypatch, warnings_given):
+    run = FakeRun()
+    tracker = make_tracker(monkeypatch, run)
+    tracker.log({"epoch": 1, "loss": 0.5, "undefined": float("nan"), "name": "text", "missing": None}, 7)
+    tracker.finish({"test/hr@10": 0.2, "test/hr@10/tail": float("nan")}, exit_code=1)
+    assert run.rows == [({"epoch": 1.0, "loss": 0.5}, 7)]
+    assert run.summary == {"test/hr@10": 0.2} and run.exit_code == 1 and not warnings_given
+
+
+def test_unknown_mode_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="disabled, offline, online"):
+        Tracker("on", "project", "name", {}, tmp_path)
+
+
+def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
+    # A process of its own shows that wandb's background service neither hangs the exit nor outlives it.
+    script = (
+        "from model.tracking import Tracker\n"
+        "import sys\n"
+        "tracker = Tracker('offline', 'fabuhs', 'name', {'lr': 0.1}, sys.argv[1], group='g')\n"
+        "assert tracker.active\n"
+        "tracker.log({'loss': 0.5, 'undefined': float('nan')}, 0)\n"
+        "tracker.finish({'test/ndcg@10': 0.05}, {'curve': sys.argv[2]})\n"
+    )
+    picture = tmp_path / "curve.png"
+    from model.plots import training_curves
+
+    training_curves([{"epoch": 1, "train/loss": 1.0, "valid/ndcg@10": 0.1}], picture.with_suffix(""))
+    private = {
+        name: str(tmp_path / "home") for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(picture)],
+        cwd=ROOT,
+        env={**os.environ, **private},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "W&B is off" not in done.stderr
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert next(folder.glob("run-*.wandb")).stat().st_size > 500
+    assert list(folder.glob("files/media/images/curve*.png"))
