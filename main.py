@@ -118,6 +118,7 @@ flags.DEFINE_float("lr", None, "Learning rate of Adam, > 0. None: preset.", 0)
 flags.DEFINE_integer("num_negatives", None, "Uniform negatives per positive, and as many in-batch ones, >= 1. None: preset.", 1)
 flags.DEFINE_integer("patience", None, "Epochs without a better validation score before stopping, >= 1. None: preset.", 1)
 flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda"], "Where to compute; cuda without a GPU is an error.")
+flags.DEFINE_enum("precision", "fp32", ["fp32", "bf16"], "Arithmetic of the training step's matrix products; evaluation is always fp32.")
 
 # --- Evaluation ---
 _define_choice("protocol", "loo", PROTOCOLS, "Evaluation protocol.")

@@ -76,6 +76,7 @@ class Config:
     num_negatives: int
     patience: int
     device: str
+    precision: str
     # evaluation
     protocol: str
     warm_threshold: float

@@ -60,6 +60,10 @@ class DotScorer(nn.Module):
         return user @ item.T
 
 
+def _at_least_float32(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 class DotCompressScorer(nn.Module):
     """BUHS's dot_compress scorer in closed form (design section 5, point 9).
 
@@ -84,24 +88,29 @@ class DotCompressScorer(nn.Module):
             [from_user[0], from_user[1] + from_item[0], from_item[1], user_half @ self.bias, item_half @ self.bias]
         )
 
-    def _head(self, scalars: torch.Tensor) -> torch.Tensor:
-        hidden = F.linear(scalars, self._folded().T, self.mlp[0].bias)
-        return self.mlp[1:](hidden).squeeze(-1)
-
     def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Score `user [B, D]` with `item [B, M, D]`: `[B, M]`."""
-        cross = torch.einsum("bd,bmd->bm", user, item)
-        return self._pairs(user, cross, item.square().sum(-1), item.sum(-1))
+        return self._score(user, item, "bd,bmd->bm")
 
     def catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Score `user [b, D]` with all of `item [m, D]`: `[b, m]`."""
-        cross = user @ item.T
-        return self._pairs(user, cross, item.square().sum(-1).expand_as(cross), item.sum(-1).expand_as(cross))
+        return self._score(user, item, "bd,md->bm")
 
-    def _pairs(self, user, cross, item_square, item_sum) -> torch.Tensor:
-        own = user.square().sum(-1, keepdim=True).expand_as(cross)
-        total = user.sum(-1, keepdim=True).expand_as(cross)
-        return self._head(torch.stack([own, cross, item_square, total, item_sum], dim=-1))
+    def _score(self, user: torch.Tensor, item: torch.Tensor, product: str) -> torch.Tensor:
+        # squares and sums over the vector need more digits than bf16 has
+        with torch.autocast(user.device.type, enabled=False):
+            user, item = _at_least_float32(user), _at_least_float32(item)
+            cross = torch.einsum(product, user, item)
+            scalars = [
+                user.square().sum(-1)[:, None],
+                cross,
+                item.square().sum(-1),
+                user.sum(-1)[:, None],
+                item.sum(-1),
+            ]
+            scalars = torch.stack([value.expand_as(cross) for value in scalars], dim=-1)  # [B, M, 5]
+            hidden = F.linear(scalars, self._folded().T, self.mlp[0].bias)
+        return self.mlp[1:](hidden).squeeze(-1)
 
 
 SCORERS = {"dot_compress": DotCompressScorer, "dot": lambda dim: DotScorer()}

@@ -51,6 +51,7 @@ SETTINGS = preset("synthetic") | {
     "batch_size": 64,
     "num_negatives": 2,
     "device": "cpu",
+    "precision": "fp32",
     "protocol": "loo",
     "eval_k": (10,),
     "eval_history_draws": 1,

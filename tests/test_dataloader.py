@@ -17,7 +17,7 @@ from fairness_utils import catalogue_log_weights
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 DRAWS = 20_000
-P_VALUE = 1e-3  # seeds are fixed, so that a right sampler passes always
+P_VALUE = 1e-4  # seeds are fixed, so that a right sampler passes always
 LISTS = st.lists(st.lists(st.integers(0, 30), max_size=20, unique=True), min_size=1, max_size=12).filter(any)
 
 
@@ -231,12 +231,12 @@ def test_weights_of_other_histories_are_refused():
 @pytest.mark.parametrize("one_pass", [False, True])
 @pytest.mark.parametrize("excludes", [False, True])
 def test_with_replacement_short_rows_repeat_their_own_items(excludes, one_pass):
-    lists = [[5], [6, 7, 8], [11, 12, 13, 14, 15, 16], [], [9, 10]]
+    lists = [[5], [6, 7, 8], [11, 12, 13, 14], [], [9, 10], [15, 16, 17, 18, 19]]
     histories = make_histories(lists)
     log_weights = np.zeros(len(histories.item))
-    log_weights[10:] = np.log([1, 3])
+    log_weights[8:10] = np.log([1, 3])
     sampler = make_sampler(histories, weigh(log_weights), 4, one_pass, with_replacement=True)
-    users = torch.tensor([0, 1, 2, 4] if excludes else [0, 1, 2, 3, 4]).repeat(2000)
+    users = torch.tensor([0, 1, 2, 4, 5] if excludes else [0, 1, 2, 3, 4, 5]).repeat(2000)
     exclude = histories.indptr[users.numpy()] if excludes else None
     history = sampler.sample(users, torch.from_numpy(exclude) if excludes else None, generator(4))
     for user, items, mask in zip(users.tolist(), history.items.tolist(), history.mask.tolist(), strict=True):
@@ -305,7 +305,7 @@ def test_in_batch_negatives_are_other_rows_that_the_user_does_not_know(rows, wan
     known = [rng.permutation(num_items)[: rng.integers(1, 30)].tolist() for _ in range(4)]
     sampler = make_negatives(known, num_items, 0, wanted)
     users = torch.from_numpy(rng.integers(0, 4, rows))
-    positives = torch.tensor([rng.choice(known[user]) for user in users])
+    positives = torch.from_numpy(rng.integers(0, num_items, rows))  # a row's own need not be known
     drawn = sampler.in_batch(users, positives, generator(seed))
     assert tuple(drawn.shape) == (rows, wanted)
     assert not sampler.is_known(users, drawn).any()

@@ -173,6 +173,7 @@ def test_the_description_says_what_was_asked(changes, timed, words):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.sampled_from([0.0, 0.001, 0.2, 0.25, 0.5, 1.0]))
+@settings(deadline=None)
 def test_the_tail_is_the_first_items_by_degree_and_id(degree, warm):
     group = popularity_group(np.array(degree), warm)
     size = int((1 - warm) * len(degree))

@@ -194,6 +194,7 @@ def test_item_lists_name_the_array(indptr, item, message):
 
 
 @given(LISTS)
+@settings(deadline=None)
 def test_item_lists_lengths_and_owners_equal_a_loop(lists):
     rows = item_lists(lists)
     assert as_lists(rows) == lists
@@ -202,6 +203,7 @@ def test_item_lists_lengths_and_owners_equal_a_loop(lists):
 
 
 @given(LISTS, st.lists(st.integers(0, 5), max_size=8))
+@settings(deadline=None)
 def test_take_equals_a_loop_in_any_order_and_with_repeats(lists, rows):
     rows = [row % len(lists) for row in rows]
     assert as_lists(item_lists(lists).take(integers(*rows))) == [lists[row] for row in rows]
@@ -210,7 +212,7 @@ def test_take_equals_a_loop_in_any_order_and_with_repeats(lists, rows):
 @given(
     st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=4), st.lists(st.integers(0, 9), max_size=4)), min_size=1)
 )
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_merge_equals_a_loop(pairs):
     first, second = item_lists([a for a, _ in pairs]), item_lists([b for _, b in pairs])
     assert as_lists(first.merge(second)) == [a + b for a, b in pairs]
@@ -220,6 +222,7 @@ def test_merge_equals_a_loop(pairs):
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=30))
+@settings(deadline=None)
 def test_histories_sort_by_time_and_ties_keep_file_order(events):
     user, item, time = (integers(*column) for column in zip(*events, strict=True))
     by_time = [sorted((e for e in events if e[0] == u), key=lambda e: e[2]) for u in range(6)]

@@ -163,6 +163,16 @@ def test_gru_of_a_short_history_equals_torch_on_the_short_sequence_padded_with_z
         assert torch.all(output[row, length:] == 0)
 
 
+def test_gru_skips_a_masked_step_in_the_middle():
+    module = make("gru")
+    user, features, items, mask = inputs([5])
+    mask[0, 2] = False
+    output = module(user, features, items, mask).view(LENGTH, -1)
+    expected = reference_gru(module)(features[items[mask]][None])[0][0]
+    assert_close(output[mask[0]], expected, rtol=1e-12, atol=1e-12)
+    assert torch.all(output[2] == 0)
+
+
 def test_gru_starts_from_noise_only_when_given_a_generator():
     module, arguments = make("gru"), inputs([5, 2, 0])
     plain = module(*arguments)

@@ -112,13 +112,15 @@ class Method:
         items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)  # [B, 1 + M]
         rows, width = items.shape
         needed = [items.flatten()] + ([] if batch.history is None else [batch.history.items.flatten()])
-        context = self.backbone.prepare(torch.cat(needed))
         users = batch.users
         if batch.history is not None and len(batch.history.items) != rows:
             users, items = users.repeat_interleave(width), items.view(-1, 1)
-        user = self.backbone.encode_users(context, users, batch.history)
-        item = self.backbone.encode_items(context, items)
-        return Forward(user, item, self.backbone.score(user, item).view(rows, width))
+        with torch.autocast(users.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            context = self.backbone.prepare(torch.cat(needed))
+            user = self.backbone.encode_users(context, users, batch.history)
+            item = self.backbone.encode_items(context, items)
+            scores = self.backbone.score(user, item)
+        return Forward(user.float(), item.float(), scores.float().view(rows, width))
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Take one step through `update(loss, *optimisers)`; give detached values for the log."""

@@ -1,0 +1,52 @@
+"""The README's tables of flags and presets say what the program does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+import main
+from model import PRESETS
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+TYPES = {"string": "str", "float": "float", "int": "int", "bool": "bool", "string enum": "str"}
+LISTS = {"comma separated list of strings": "list", "multi string": "str, repeated"}
+
+
+def flag_rows() -> list[str]:
+    """A table row for each flag of `main.py`, in the order of definition."""
+    module = Path(main.__file__).stem
+    own = flags.FLAGS.flags_by_module_dict().get(module) or flags.FLAGS.flags_by_module_dict()["main"]
+    rows = []
+    for flag in own:
+        presets = any(flag.name in preset for preset in PRESETS.values())
+        default = "*preset*" if presets else f"`{flag.default}`" if flag.default not in (None, []) else "none"
+        help_text = flag.help.partition(";\n")[0].replace("None: preset.", "").strip().replace("|", "\\|")
+        kind = {**TYPES, **LISTS}[flag.flag_type()]
+        choices = getattr(flag, "enum_values", None)
+        chosen = f"{', '.join(choices)}. " if choices else ""
+        rows.append(f"| `--{flag.name}` | {kind} | {default} | {chosen}{help_text} |")
+    return rows
+
+
+def preset_rows() -> list[str]:
+    """A table row for each preset setting, one column per data set."""
+    names = sorted(next(iter(PRESETS.values())))
+
+    def shown(value):
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    return [
+        f"| `--{name}` | " + " | ".join(shown(preset[name]) for preset in PRESETS.values()) + " |" for name in names
+    ]
+
+
+def test_every_flag_is_in_the_table_as_it_is_defined():
+    missing = [row for row in flag_rows() if row not in README]
+    assert not missing, "\n".join(missing)
+
+
+def test_every_preset_is_in_the_table():
+    missing = [row for row in preset_rows() if row not in README]
+    assert not missing, "\n".join(missing)
