@@ -196,7 +196,7 @@ class ConditionalAdversary(nn.Module):
         index = turn % len(self.discriminators)
         old = self.discriminators[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + 1 + turn)
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, turn]).generate_state(1)[0]))
             fresh = self._build(old[0].out_features)
         for target, source in zip(old.parameters(), fresh.parameters(), strict=True):
             target.copy_(source)

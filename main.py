@@ -171,6 +171,8 @@ def _check_combinations() -> None:
             raise ValueError(
                 f"--{name}={flag.value} has no effect without --{needed}={value}; set both, or leave --{name} out"
             )
+    if FLAGS.synthesis_type == "none" and (FLAGS.user_hidden or FLAGS.item_hidden):
+        raise ValueError("--user_hidden and --item_hidden have no effect with --synthesis_type=none; leave them out")
     if 96 % FLAGS.attention_heads:
         raise ValueError(f"--attention_heads={FLAGS.attention_heads} does not divide the width 96; use a divisor of it")
 
@@ -338,8 +340,9 @@ def train_phase(run: Run, phase: Phase, backbone, method: Method, evaluator: Eva
     sampler = batch_sampler(run, phase, backbone, method)
     steps = math.ceil(len(sampler.user) / run.config.batch_size)
     method.begin_phase(phase, steps * phase.epochs)
-    rows, selection = [], Selection(phase.patience)
+    rows = []
     for stage in method.stages():
+        selection = Selection(phase.patience)
         for epoch in range(1, phase.epochs + 1):
             started = time.perf_counter()
             means = train_epoch(run, sampler, method, stage, generators, f"epoch {epoch}")
@@ -365,9 +368,9 @@ def train_phase(run: Run, phase: Phase, backbone, method: Method, evaluator: Eva
             if selection.exhausted(epoch):
                 print(f"no better validation {phase.metric} for {phase.patience} epochs: stopped")
                 break
-    if not selection.weights:
-        raise ValueError(f"validation {phase.metric} was never defined; the validation split may be empty")
-    selection.restore(backbone, method)
+        if not selection.weights:
+            raise ValueError(f"validation {phase.metric} was never defined; the validation split may be empty")
+        selection.restore(backbone, method)
     return selection, rows
 
 

@@ -212,6 +212,8 @@ class BatchSampler:
         self.item = torch.from_numpy(train.item).to(device)
         self.negatives, self.history = negatives, history
         self.exclude_target, self.history_per_row = exclude_target, history_per_row
+        if history is not None and exclude_target and not torch.equal(history.item, self.item):
+            raise ValueError("a target can be left out only of histories that are the train split's own, in its order")
 
     def sample(self, edges: torch.Tensor, negative_rng: torch.Generator, history_rng: torch.Generator) -> Batch:
         """Make the batch of `edges [B]` (positions in the train CSR)."""

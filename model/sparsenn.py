@@ -17,10 +17,11 @@ VECTOR_WIDTH = 128
 
 @dataclass(frozen=True)
 class StepContext:
-    """Item side of one step: `features [n, F]` and `vectors [n, D]` of its items, `row [I]` item id -> row or None."""
+    """Item side of one step: `features [n, F]` of its items, `scored [n, D']` (their vectors and what else the
+    scorer needs of them) and `row [I]`, item id -> row, or None where rows are ids."""
 
     features: torch.Tensor
-    vectors: torch.Tensor
+    scored: torch.Tensor
     row: torch.Tensor | None
 
     def local(self, items: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,7 @@ class SparseNN(nn.Module):
             row = torch.empty(self.num_items, dtype=torch.int64, device=items.device)
             row[rows] = torch.arange(len(rows), device=items.device)
         features = self.item_encoder(rows)
-        return StepContext(features, self.item_tower(features), row)
+        return StepContext(features, self.scorer.item_side(self.item_tower(features)), row)
 
     def encode_users(self, context: StepContext, users: torch.Tensor, history: History | None) -> torch.Tensor:
         """User vectors `[B, D]` of `users [B]` with their `history`."""
@@ -93,13 +94,13 @@ class SparseNN(nn.Module):
         return self.user_tower(features)
 
     def encode_items(self, context: StepContext, items: torch.Tensor) -> torch.Tensor:
-        """Item vectors `[..., D]` of `items [...]`."""
-        return F.embedding(context.local(items), context.vectors)
+        """Items as the scorer reads them, `[..., D']` of `items [...]`: the first D numbers are the item's vector."""
+        return F.embedding(context.local(items), context.scored)
 
     def score(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Score `user [B, D]` with `item [B, M, D]`: `[B, M]`."""
+        """Score `user [B, D]` with encoded `item [B, M, D']`: `[B, M]`."""
         return self.scorer(user, item)
 
     def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Score `user [b, D]` with all of `item [m, D]`: `[b, m]`."""
+        """Score `user [b, D]` with all of the encoded `item [m, D']`: `[b, m]`."""
         return self.scorer.catalogue(user, item)

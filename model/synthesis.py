@@ -14,8 +14,6 @@ from torch.nn import functional as F
 class MeanSynthesis(nn.Module):
     """The mean of the history's item features."""
 
-    is_ordered = False
-
     def __init__(self, user_width: int, item_width: int, length: int, heads: int):
         super().__init__()
         self.width = item_width
@@ -29,8 +27,6 @@ class MeanSynthesis(nn.Module):
 
 class AttentionSynthesis(nn.Module):
     """One query from the user's features over the history's items; values are the raw item features."""
-
-    is_ordered = False
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, projection: int = 96):
         super().__init__()
@@ -65,8 +61,9 @@ class GRULayer(nn.Module):
     def forward(self, projected: torch.Tensor, mask: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Run over `projected [N, B, 3h]` with `mask [N, B, 1]` from `state [B, h]`: states `[N, B, h]`."""
         outputs = []
-        for step, allowed in zip(projected.unbind(0), mask.unbind(0), strict=True):
-            gates = self.recurrent(state)
+        # the state stays float32 under bf16: rounding would build up over the steps
+        for step, allowed in zip(projected.to(state.dtype).unbind(0), mask.unbind(0), strict=True):
+            gates = self.recurrent(state).to(state.dtype)
             reset_update = torch.sigmoid(step[:, : 2 * self.hidden] + gates[:, : 2 * self.hidden])
             reset, update = reset_update.chunk(2, dim=1)
             candidate = torch.tanh(step[:, 2 * self.hidden :] + reset * gates[:, 2 * self.hidden :])
@@ -78,8 +75,6 @@ class GRULayer(nn.Module):
 
 class GRUSynthesis(nn.Module):
     """A two-layer GRU over the history in time order; all N outputs are flattened."""
-
-    is_ordered = True
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, hidden: int = 64):
         super().__init__()

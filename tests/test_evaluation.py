@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from data.dataloader import HistorySampler
 from data.structs import ItemLists
+from fairness_utils import rerank_ranking, target_shares
 from model import METHODS, build_sparsenn, evaluation
 from model.config import stream_seeds, torch_generator
 from model.evaluation import Evaluator
@@ -94,8 +95,16 @@ def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, mo
     assert_same(whole, rank(make_evaluator(), tiny_phase))
 
 
+def ask_some(task, users):
+    """The same task asked of some users only."""
+    lengths = np.zeros(len(task.relevant.lengths), np.int64)
+    lengths[users] = task.relevant.lengths[users]
+    asked = ItemLists(np.concatenate([[0], np.cumsum(lengths)]), task.relevant.take(users).item)
+    return dataclasses.replace(task, relevant=asked)
+
+
 def test_sampled_candidates_do_not_depend_on_the_size_of_blocks(make_evaluator, tiny_phase):
-    task = dataclasses.replace(tiny_phase.tests[0], candidates=8)
+    task = dataclasses.replace(ask_some(tiny_phase.tests[0], np.arange(1, 60, 2)), candidates=8)
     whole = rank(make_evaluator(), tiny_phase, task)
     assert np.all(whole.candidates == 9)
     assert_same(whole, rank(make_evaluator(eval_block_mb=0.005), tiny_phase, task))
@@ -107,7 +116,7 @@ def test_a_ranking_equals_a_naive_loop(make_evaluator, tiny_phase):
     ranking = rank(evaluator, tiny_phase)
     vectors = evaluator.represent(ranking.users, split.test_histories, split)
     with torch.no_grad():
-        items = backbone.prepare().vectors
+        items = backbone.prepare().scored
         for row, user in enumerate(ranking.users):
             scores = backbone.score(vectors[row : row + 1], items[None])[0].numpy().copy()
             scores[task.excluded[user]] = -np.inf
@@ -118,12 +127,8 @@ def test_a_ranking_equals_a_naive_loop(make_evaluator, tiny_phase):
 
 
 def test_only_users_with_a_question_are_ranked(make_evaluator, tiny_phase):
-    relevant = tiny_phase.tests[0].relevant
     some = np.arange(0, tiny_phase.split.num_users, 3)
-    lengths = np.zeros(tiny_phase.split.num_users, np.int64)
-    lengths[some] = relevant.lengths[some]
-    asked = ItemLists(np.concatenate([[0], np.cumsum(lengths)]), relevant.take(some).item)
-    ranking = rank(make_evaluator(), tiny_phase, dataclasses.replace(tiny_phase.tests[0], relevant=asked))
+    ranking = rank(make_evaluator(), tiny_phase, ask_some(tiny_phase.tests[0], some))
     np.testing.assert_array_equal(ranking.users, some)
 
 
@@ -186,19 +191,22 @@ def test_yardsticks_are_popularity_and_chance(make_evaluator, tiny_phase):
     assert 0.3 < place.mean() < 0.7
 
 
-def test_reranking_raises_the_tail_to_the_floor_and_changes_no_user(make_evaluator, tiny_phase):
-    evaluator = make_evaluator(rerank_fair=True, rerank_alpha=0.0, exposure_floor=0.6, eval_k=(5,), rerank_pool=10)
-    ranking = rank(evaluator, tiny_phase)
-    reranked, infeasible = evaluator.rerank(ranking, tiny_phase.split)
-    tail = tiny_phase.split.item_groups["popularity"].codes == 1
-    weight = 1 / np.log2(np.arange(2, 7))
-
-    def share(lists):
-        return (tail[lists.topk[:, :5]] * weight).sum(1) / weight.sum()
-
-    assert (share(ranking) < 0.6).any()
-    assert (share(reranked) < 0.6 - 1e-9).sum() == infeasible
-    np.testing.assert_array_equal(np.sort(reranked.topk), np.sort(ranking.topk))
+@pytest.mark.parametrize("target", ["catalogue", "train"])
+def test_reranking_takes_its_settings_from_the_config(make_evaluator, tiny_phase, target):
+    evaluator = make_evaluator(
+        rerank_fair=True, rerank_alpha=0.5, exposure_floor=0.7, eval_k=(5,), rerank_pool=8, rerank_target=target
+    )
+    split, ranking = tiny_phase.split, rank(evaluator, tiny_phase)
+    popularity = split.item_groups["popularity"]
+    shares = target_shares(popularity, split.degree if target == "train" else None)
+    expected, infeasible = rerank_ranking(ranking, popularity, 0.5, 0.7, 5, shares, 8)
+    reranked, count = evaluator.rerank(ranking, split)
+    np.testing.assert_array_equal(reranked.topk, expected.topk)
+    assert count == infeasible.sum()
+    for change in ({"alpha": 0.0}, {"k": 6}, {"exposure_floor": 0.0}, {"pool": 10}):
+        settings = {"alpha": 0.5, "exposure_floor": 0.7, "k": 5, "target": shares, "pool": 8} | change
+        other = rerank_ranking(ranking, popularity, **settings)[0]
+        assert not np.array_equal(reranked.topk, other.topk), change
 
 
 def test_leakage_is_reported_per_attribute_and_sees_what_is_served(make_evaluator, tiny_data, tiny_phase):
@@ -207,10 +215,11 @@ def test_leakage_is_reported_per_attribute_and_sees_what_is_served(make_evaluato
     held_out = held_out_users(gender.codes, seed=1)
 
     def reveal(vectors, rows, control):
+        assert control == "mild"
         return torch.cat([vectors[:, :2] * 0.01, torch.from_numpy(gender.codes)[rows, None].float()], dim=1)
 
     evaluator.method.transform_users = reveal
-    results = evaluator.leakage(split, {"gender": gender}, held_out)
+    results = evaluator.leakage(split, {"gender": gender}, held_out, "mild")
     assert set(results) == {f"leakage_auc{kind}/gender" for kind in ("", "_linear", "_mlp")}
     assert results["leakage_auc/gender"] == results["leakage_auc_linear/gender"] == 1.0
 

@@ -37,7 +37,7 @@ def test_closed_form_equals_the_literal_formula_in_values_and_every_gradient(row
     scorer = make_scorer(dim)
     user = torch.randn(rows, dim, dtype=torch.float64, requires_grad=True)
     item = torch.randn(rows, width, dim, dtype=torch.float64, requires_grad=True)
-    fast, slow = scorer(user, item), literal(scorer, user, item)
+    fast, slow = scorer(user, scorer.item_side(item)), literal(scorer, user, item)
     assert fast.shape == (rows, width)
     assert_close(fast, slow, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(gradients(fast, scorer, [user, item]), gradients(slow, scorer, [user, item]), strict=True):
@@ -50,7 +50,7 @@ def test_closed_form_loses_no_more_to_float32_than_the_literal_formula():
     exact.load_state_dict(scorer.state_dict())
     user, item = torch.randn(64, 128), torch.randn(64, 20, 128)
     truth = literal(exact, user.double(), item.double())
-    fast = (scorer(user, item) - truth).abs().max().item()
+    fast = (scorer(user, scorer.item_side(item)) - truth).abs().max().item()
     slow = (literal(scorer, user, item) - truth).abs().max().item()
     assert slow < 1e-5
     assert fast < 1e-5
@@ -61,12 +61,30 @@ def test_catalogue_form_equals_the_batch_form(make):
     scorer = make()
     user = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     item = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
-    whole, batch = scorer.catalogue(user, item), scorer(user, item.expand(4, 7, 6))
+    whole = scorer.catalogue(user, scorer.item_side(item))
+    batch = scorer(user, scorer.item_side(item).expand(4, 7, -1))
     assert_close(whole, batch, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(
         gradients(whole, scorer, [user, item]), gradients(batch, scorer, [user, item]), strict=True
     ):
         assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_scalars_of_a_pair_keep_their_digits_under_bf16():
+    generator = torch.Generator().manual_seed(0)
+    scorer = DotCompressScorer(128)
+    user = 10 * torch.randn((1, 128), generator=generator)
+    # 512 items whose u.v differ in the fourth digit, which bf16 cannot hold
+    item = user[None] * (1 + torch.linspace(0, 0.01, 512))[None, :, None]
+    with torch.no_grad():
+        item = scorer.item_side(item)
+        exact = scorer(user, item)
+        scorer.mlp = torch.nn.Sequential(scorer.mlp[0])
+        full = scorer(user, item)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = scorer(user, item)
+    assert exact.shape == (1, 512)
+    assert_close(half, full)
 
 
 def test_dot_scorer_is_the_inner_product():

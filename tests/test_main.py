@@ -69,9 +69,9 @@ def refused(capsys, folder: Path, **values) -> str:
 @pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru", "none"])
 @pytest.mark.parametrize("enable_fairness", [False, True])
 def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type, enable_fairness):
-    result = run_main(
-        tmp_path, synthesis_type=synthesis_type, enable_fairness=enable_fairness, fairness_sampling=enable_fairness
-    )
+    values = {"user_hidden": None, "item_hidden": None} if synthesis_type == "none" else {}
+    values |= {"enable_fairness": enable_fairness, "fairness_sampling": enable_fairness}
+    result = run_main(tmp_path, synthesis_type=synthesis_type, **values)
     metrics = result["metrics"]
     assert result["method"] == ("fabuhs" if enable_fairness else "none")
     for name in ("hr", "ndcg", "mrr"):
@@ -101,6 +101,9 @@ def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type
         {"eval_negatives": 20, "eval_history_draws": 3},
         {"sampling_softmax_temp": math.inf},
         {"eval_block_mb": 1},
+        {"precision": "bf16", "enable_fairness": True},
+        {"precision": "bf16", "synthesis_type": "gru"},
+        {"precision": "bf16", "synthesis_type": "attention"},
     ],
     ids=lambda values: ",".join(f"{name}={value}" for name, value in values.items()),
 )
@@ -171,6 +174,7 @@ def test_the_upstream_flags_have_the_printed_types_and_defaults():
         ({"enable_fairness": True, "fairness_weight": 0.3}, "--fairness_sampling=True"),
         ({"synthesis_type": "attention", "attention_heads": 5}, "does not divide the width 96"),
         ({"attention_heads": 2}, "--synthesis_type=attention"),
+        ({"synthesis_type": "none"}, "--user_hidden"),
         ({"user_attribute": ["height"]}, "gender, age, occupation"),
         ({"eval_k": ["ten"]}, "whole numbers"),
         ({"eval_k": ["0"]}, "at least 1"),

@@ -83,9 +83,22 @@ def test_without_lambda_the_backbone_is_bit_identical_to_training_without_advers
     assert not identical(fresh.item_adversary, method.item_adversary)
 
 
-@pytest.mark.parametrize("options", [{"adversary_input": "pair"}, {"item_adversary": "user_attribute"}])
+@pytest.mark.parametrize(
+    "options", [{"adversary_input": "pair"}, {"item_adversary": "user_attribute"}, {"precision": "bf16"}]
+)
 def test_without_lambda_the_variants_leave_the_backbone_alone_too(train, options):
-    assert identical(train("none")[0], train("fabuhs", **NO_ADVERSARY, **options)[0])
+    precision = options.get("precision", "fp32")
+    assert identical(train("none", precision=precision)[0], train("fabuhs", **NO_ADVERSARY, **options)[0])
+
+
+def test_bf16_rounds_the_step_and_keeps_parameters_and_scores_in_float32(train):
+    full, _, exact = train(**FULL_ADVERSARY)
+    half, _, rounded = train(**FULL_ADVERSARY, precision="bf16")
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
+    assert not identical(full, half)
+    for name, value in exact[-1].items():
+        assert float(rounded[-1][name]) == pytest.approx(float(value), rel=0.05)
+        assert rounded[-1][name].dtype == torch.float32
 
 
 def test_number_and_kind_of_discriminators_do_not_touch_the_backbone_without_lambda(train):
@@ -95,7 +108,6 @@ def test_number_and_kind_of_discriminators_do_not_touch_the_backbone_without_lam
 
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_each_lambda_reaches_its_own_tower(train, side):
-    off, _, _ = train(**NO_ADVERSARY)
     on, _, _ = train(**(NO_ADVERSARY | {f"adversarial_lambda_{side}": 5.0, "adversarial_ramp": 0.0}), steps=1)
     off, _, _ = train(**NO_ADVERSARY, steps=1)
     other = "item" if side == "user" else "user"
@@ -154,32 +166,17 @@ def test_rows_of_the_adversaries_carry_their_own_labels_items_and_users(train, t
     backbone, method, _ = train(adversary_input="pair", steps=0)
     history = History(torch.tensor([[3, 4, 0, 0, 0], [9, 0, 0, 0, 0]]), torch.arange(5) < torch.tensor([[2], [1]]))
     batch = Batch(torch.tensor([7, 21]), torch.tensor([5, 6]), torch.tensor([[8, 1], [2, 3]]), history)
-    seen = {}
-
-    def spy(side, adversary):
-        def loss(representation, label, target, scale):
-            seen[side] = representation, label, target, scale
-            return representation.new_zeros(())
-
-        adversary.loss = loss
-
-    spy("user", method.user_adversary)
-    spy("item", method.item_adversary)
-    forward = method.forward(batch)
-    method._adversarial_losses(batch, forward, 0.25, 0.5)
+    rows = method._adversary_rows(batch, method.forward(batch))
     context = backbone.prepare()
-    item = backbone.encode_items(context, torch.tensor([5, 8, 6, 2]))
+    item = backbone.encode_items(context, torch.tensor([5, 8, 6, 2]))[:, : backbone.vector_width]
     user = backbone.encode_users(context, batch.users, history).repeat_interleave(2, 0)
     popularity = torch.from_numpy(tiny_phase.split.item_groups["popularity"].codes)
     gender = method.user_target[torch.tensor([7, 7, 21, 21])]
-    for side, vectors, target, scale in (
-        ("user", torch.cat([user, user * item], 1), gender, 0.25),
-        ("item", item, popularity[torch.tensor([5, 8, 6, 2])], 0.5),
-    ):
-        assert_close(seen[side][0], vectors)
-        assert seen[side][1].tolist() == [1, 0, 1, 0]
-        assert torch.equal(seen[side][2], target)
-        assert seen[side][3] == scale
+    assert_close(rows.user, torch.cat([user, user * item], 1))
+    assert_close(rows.item, item)
+    assert rows.label.tolist() == [1, 0, 1, 0]
+    assert torch.equal(rows.user_target, gender)
+    assert torch.equal(rows.item_target, popularity[torch.tensor([5, 8, 6, 2])])
 
 
 def test_adversary_weights_come_from_train_counts_of_known_users(train, tiny_data, tiny_phase, held_out):
@@ -207,6 +204,39 @@ def test_discriminators_are_reinitialised_on_schedule_and_forget_their_moments(t
         reset |= set(adversary.discriminators[1].parameters())
     for parameter in method.discriminator_optimiser.param_groups[0]["params"]:
         assert (parameter not in method.discriminator_optimiser.state) == (parameter in reset)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_discriminators_step_on_parts_of_the_batch_before_the_joint_step_on_all_of_it(train, tiny_phase, steps):
+    strengths = {"adversarial_lambda_user": 2.0, "adversarial_lambda_item": 3.0, "adversarial_ramp": 0.0}
+    backbone, method, _ = train(steps=0, method_option=(f"discriminator_steps={steps}",), **strengths)
+    generator, updates, seen = torch_generator(0), [], {"user": [], "item": []}
+    batch = make_sampler(tiny_phase, method.config, method, backbone).sample(torch.arange(9), generator, generator)
+
+    def spy_update(loss, *optimisers):
+        updates.append(optimisers)
+        update(loss, *optimisers)
+
+    def spy_loss(side, adversary):
+        original = adversary.loss
+
+        def loss(*arguments):
+            seen[side].append(arguments)
+            return original(*arguments)
+
+        adversary.loss = loss
+
+    spy_loss("user", method.user_adversary)
+    spy_loss("item", method.item_adversary)
+    method.train_step(batch, "method", "train", spy_update)
+    assert updates[:-1] == [(method.discriminator_optimiser,)] * (steps - 1)
+    assert updates[-1] == (method.optimiser, method.discriminator_optimiser)
+    for side, scale in (("user", 2.0), ("item", 3.0)):
+        assert [arguments[3] for arguments in seen[side]] == [0.0] * (steps - 1) + [scale]
+        assert len(seen[side][-1][0]) == 18
+        for column, whole in enumerate(seen[side][-1][:3]):
+            parts = [arguments[column] for arguments in seen[side][:-1]]
+            assert not parts or torch.equal(torch.cat(parts), whole)
 
 
 def test_histories_follow_the_group_mixture_only_with_fairness_sampling(train, tiny_data, tiny_phase):
@@ -255,7 +285,7 @@ def test_a_history_per_row_scores_every_row_with_its_own_history(train, tiny_pha
 
 @pytest.mark.parametrize("options", [{}, {"adversary_input": "pair", "item_adversary": "user_attribute"}])
 def test_fabuhs_trains_with_a_history_per_row(train, options):
-    _, method, values = train(upstream_compat=True, **FULL_ADVERSARY, **options)
+    _, _, values = train(upstream_compat=True, **FULL_ADVERSARY, **options)
     assert all(np.isfinite(float(value)) for step in values for value in step.values())
 
 

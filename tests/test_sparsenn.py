@@ -58,7 +58,7 @@ def test_items_of_the_step_give_the_scores_and_gradients_of_the_whole_catalogue(
     needed = torch.cat([items.flatten(), history.items.flatten()])
     assert needed.numel() < backbone.num_items
     context = backbone.prepare(needed)
-    assert len(context.features) == len(context.vectors) == len(torch.unique(needed))
+    assert len(context.features) == len(context.scored) == len(torch.unique(needed))
     few, gradients = scores_and_gradients(backbone, needed)
     many, expected = scores_and_gradients(backbone, None)
     assert_close(few, many, rtol=1e-12, atol=1e-12)
@@ -70,7 +70,7 @@ def test_as_many_items_as_the_catalogue_means_the_catalogue():
     backbone = make_backbone("mean")
     assert backbone.prepare(torch.zeros(30, dtype=torch.int64)).row is None
     assert backbone.prepare(torch.zeros(29, dtype=torch.int64)).row is not None
-    assert len(backbone.prepare().vectors) == 30
+    assert len(backbone.prepare().scored) == 30
 
 
 @every_synthesis
@@ -198,7 +198,7 @@ def train_on_checkerboard(synthesis, epochs=12, size=32, seed=0):
     with torch.no_grad():
         everyone, context = torch.arange(size), backbone.prepare()
         user = backbone.encode_users(context, everyone, history.sample(everyone, None, generator))
-        scores = backbone.score_catalogue(user, context.vectors)
+        scores = backbone.score_catalogue(user, context.scored)
     scores[torch.from_numpy(owner), torch.from_numpy(item)] = -torch.inf
     return (scores.argmax(1) == everyone).double().mean().item()
 

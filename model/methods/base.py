@@ -32,9 +32,9 @@ class Environment:
 
 @dataclass(frozen=True)
 class Forward:
-    """One step's outputs: `user [R, D]`, `item [R, 1 + M, D]` (positive first) and `scores [R, 1 + M]`.
+    """One step's outputs: `user [R, D]`, `item [R, 1 + M, D]` (positive first) and `scores [B, 1 + M]`.
 
-    R is B, or B * (1 + M) with one item each where every row has its own history (`scores` keep `[B, 1 + M]`).
+    R is B, or B * (1 + M) with one item each where every row has its own history.
     """
 
     user: torch.Tensor
@@ -62,14 +62,12 @@ def parse_options(kind: type, assignments: Sequence[str]) -> Any:
 
 def _parse_value(text: str, default: Any) -> Any:
     if isinstance(default, bool):
-        return {"true": True, "false": False}.get(text.lower()) if text.lower() in ("true", "false") else _refuse(text)
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
     if isinstance(default, tuple):
         return tuple(type(default[0])(part) for part in text.split(","))
     return type(default)(text)
-
-
-def _refuse(text: str) -> None:
-    raise ValueError(text)
 
 
 def margin_ranking_loss(scores: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
@@ -120,7 +118,8 @@ class Method:
             user = self.backbone.encode_users(context, users, batch.history)
             item = self.backbone.encode_items(context, items)
             scores = self.backbone.score(user, item)
-        return Forward(user.float(), item.float(), scores.float().view(rows, width))
+        vectors = item[..., : self.backbone.vector_width]
+        return Forward(user.float(), vectors.float(), scores.float().view(rows, width))
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Take one step through `update(loss, *optimisers)`; give detached values for the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,16 @@ from fairness_utils import (
 from model.methods.base import Environment, Forward, Method, Update, margin_ranking_loss
 
 
+class AdversaryRows(NamedTuple):
+    """What the adversaries read in a step, R rows: inputs `[R, D]`, interaction labels and targets (-1 unknown)."""
+
+    user: torch.Tensor
+    item: torch.Tensor
+    label: torch.Tensor
+    user_target: torch.Tensor
+    item_target: torch.Tensor
+
+
 class FABUHS(Method):
     """BUHS with fairness-constrained sampling and adversaries on both towers."""
 
@@ -31,7 +42,7 @@ class FABUHS(Method):
         `reinitialise_every` = 0 never re-initialises; `smoothing` scales the prior mass κ of group parity (1: κ = |I|).
         """
 
-        discriminator_widths: tuple[int, ...] = (64, 128, 256)
+        discriminator_widths: tuple[int, ...] = (32, 64, 128)
         discriminator_steps: int = 3
         discriminator_lr: float = 1e-3
         reinitialise_every: int = 200
@@ -53,15 +64,14 @@ class FABUHS(Method):
         self.group = environment.user_groups[self.config.attribute]
         known = np.where(environment.held_out, -1, self.group.codes)
         self.user_target = torch.from_numpy(known).to(environment.device)
-        self.step = 0
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Fix the class weights on the phase's train counts and start fresh adversaries."""
-        self.total_steps = total_steps
+        self.step, self.total_steps = 0, total_steps
         split, device = phase.split, self.environment.device
         popularity = split.item_groups["popularity"]
         self.item_target = torch.from_numpy(popularity.codes).to(device)
-        seed = self.environment.seeds["adversary"]
+        user_seed, item_seed = np.random.SeedSequence(self.environment.seeds["adversary"]).generate_state(2).tolist()
         user_codes = self.user_target.cpu().numpy()[split.train.owner]
         by_user = np.bincount(user_codes[user_codes >= 0], minlength=self.group.num_groups)
         user_counts = np.stack([by_user, by_user], axis=1).astype(float)
@@ -74,8 +84,12 @@ class FABUHS(Method):
         width = self.backbone.vector_width
         inputs = width * (2 if self.config.adversary_input == "pair" else 1)
         widths = self.options.discriminator_widths
-        self.user_adversary = ConditionalAdversary(inputs, class_label_weights(user_counts), widths, seed).to(device)
-        self.item_adversary = ConditionalAdversary(width, class_label_weights(item_counts), widths, seed + 1).to(device)
+        self.user_adversary = ConditionalAdversary(inputs, class_label_weights(user_counts), widths, user_seed).to(
+            device
+        )
+        self.item_adversary = ConditionalAdversary(width, class_label_weights(item_counts), widths, item_seed).to(
+            device
+        )
         parameters = [*self.user_adversary.parameters(), *self.item_adversary.parameters()]
         self.discriminator_optimiser = torch.optim.Adam(parameters, lr=self.options.discriminator_lr, fused=True)
         if self.config.fairness_sampling:
@@ -109,17 +123,17 @@ class FABUHS(Method):
         )
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
-        """Step the discriminators on fixed vectors, then backbone and discriminators together."""
+        """Step the discriminators on parts of the batch, then backbone and discriminators together on all of it."""
         forward = self.forward(batch)
-        for _ in range(self.options.discriminator_steps - 1):
-            user_loss, item_loss = self._adversarial_losses(batch, forward, 0.0, 0.0)
-            update(user_loss + item_loss, self.discriminator_optimiser)
+        rows = self._adversary_rows(batch, forward)
+        if self.options.discriminator_steps > 1:
+            parts = self.options.discriminator_steps - 1
+            for part in zip(*(value.detach().chunk(parts) for value in rows), strict=True):
+                user_loss, item_loss = self._adversarial_losses(AdversaryRows(*part), 0.0, 0.0)
+                update(user_loss + item_loss, self.discriminator_optimiser)
         strength = ramp(self.step, self.total_steps, self.config.adversarial_ramp)
         user_loss, item_loss = self._adversarial_losses(
-            batch,
-            forward,
-            strength * self.config.adversarial_lambda_user,
-            strength * self.config.adversarial_lambda_item,
+            rows, strength * self.config.adversarial_lambda_user, strength * self.config.adversarial_lambda_item
         )
         loss = margin_ranking_loss(forward.scores)
         update(loss + user_loss + item_loss, self.optimiser, self.discriminator_optimiser)
@@ -140,19 +154,26 @@ class FABUHS(Method):
                 # moments of the old parameters would throw the fresh ones off
                 self.discriminator_optimiser.state.pop(parameter, None)
 
-    def _adversarial_losses(self, batch: Batch, forward: Forward, user_scale: float, item_scale: float):
-        """Two rows per positive, its own (label 1) and its first negative's (label 0): both sides' losses."""
+    def _adversary_rows(self, batch: Batch, forward: Forward) -> AdversaryRows:
+        """Two rows per positive, its own (label 1) and its first negative's (label 0), for both sides."""
         rows, width = forward.scores.shape
         item = forward.item.view(rows, width, -1)[:, :2]  # positive and first negative
         # with a shared history both labels see one user vector; with one per row each has its own
         user = forward.user.view(rows, -1, forward.user.shape[-1])[:, :2].expand(-1, 2, -1)
-        label = torch.tensor([1, 0], device=item.device).repeat(rows)
         item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)
         target = self.user_target[batch.users].repeat_interleave(2)
-        read = torch.cat([user, user * item], dim=1) if self.config.adversary_input == "pair" else user
-        user_loss = self.user_adversary.loss(read, label, target, user_scale)
         if self.config.item_adversary == "user_attribute":
             item_target = target
         else:
             item_target = self.item_target[torch.stack([batch.positives, batch.negatives[:, 0]], dim=1)].flatten()
-        return user_loss, self.item_adversary.loss(item, label, item_target, item_scale)
+        return AdversaryRows(
+            user=torch.cat([user, user * item], dim=1) if self.config.adversary_input == "pair" else user,
+            item=item,
+            label=torch.arange(1, 2 * rows + 1, device=item.device) % 2,  # 1, 0, 1, 0, ...
+            user_target=target,
+            item_target=item_target,
+        )
+
+    def _adversarial_losses(self, rows: AdversaryRows, user_scale: float, item_scale: float):
+        user_loss = self.user_adversary.loss(rows.user, rows.label, rows.user_target, user_scale)
+        return user_loss, self.item_adversary.loss(rows.item, rows.label, rows.item_target, item_scale)
