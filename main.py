@@ -22,25 +22,22 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, edge_batches
-from data.datareader import READERS, ReadOptions
-from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
-from data.structs import Group, InteractionData, ItemLists, Ranking
-from data.synthetic import SyntheticOptions
+from data.dataloader import BatchSampler, edge_batches
+from data.datareader import READERS
+from data.protocols import PROTOCOLS, Phase
+from data.structs import Ranking
 from fairness_utils import DIRECTIONS, exposure, position_weights
 from model import BACKBONES, METHODS, preset
-from model.config import Config, stream_seeds, torch_generator
+from model.config import Config, torch_generator
 from model.evaluation import Evaluator
 from model.layers import SCORERS
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.metrics import evaluate
 from model.plots import exposure_lorenz, training_curves
-from model.probe import held_out_users
 from model.report import (
     append_jsonl,
     reserve_run_dir,
@@ -49,6 +46,7 @@ from model.report import (
     write_per_user,
     write_recommendations,
 )
+from model.session import Run, batch_sampler, build, describe, estimate, prepare
 from model.synthesis import SYNTHESIZERS
 from model.tracking import Tracker
 from model.training import Selection, save_checkpoint, update
@@ -211,110 +209,6 @@ def config_from_flags() -> Config:
     return Config(**values)
 
 
-@dataclasses.dataclass
-class Run:
-    """What every part of a run needs."""
-
-    config: Config
-    data: InteractionData
-    protocol: Protocol
-    groups: dict[str, Group]
-    held_out: np.ndarray
-    seeds: dict[str, int]
-    device: torch.device
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device=cuda: this machine has no CUDA device; use --device=cpu or --device=auto")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
-
-
-def prepare(config: Config) -> Run:
-    """Read the data, apply the protocol and set the probe's users aside."""
-    seeds, device = stream_seeds(config.seed), _device(config.device)
-    synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
-    options = ReadOptions(
-        dataset_dir=config.dataset_dir,
-        title_encoder=config.title_encoder,
-        cache_dir=config.cache_dir,
-        max_bad_rows=config.max_bad_rows,
-        keep_incomplete_users=config.keep_incomplete_users,
-        seed=config.seed,
-        synthetic=synthetic,
-    )
-    data = READERS[config.dataset](options)
-    unknown = [name for name in config.user_attribute if name not in data.user_groups]
-    if unknown:
-        raise ValueError(f"--user_attribute={','.join(unknown)}: {data.name} has {', '.join(data.user_groups)}")
-    protocol = PROTOCOLS[config.protocol](
-        data,
-        ProtocolOptions(
-            warm_threshold=config.warm_threshold,
-            ks=config.eval_k,
-            epochs=config.epochs,
-            patience=config.patience,
-            eval_negatives=config.eval_negatives,
-            keep_valid_candidates=config.upstream_compat,
-        ),
-        np.random.default_rng(seeds["split"]),
-    )
-    groups = {name: data.user_groups[name] for name in config.user_attribute}
-    held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
-    return Run(config, data, protocol, groups, held_out, seeds, device)
-
-
-def describe(run: Run) -> None:
-    """Print what was read, who is in which group, and the settings that presets filled in."""
-    config, data = run.config, run.data
-    print(f"{data.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.user_id):,} interactions")
-    for line in data.report.lines():
-        print(f"  {line}")
-    for group in run.groups.values():
-        counts = zip(group.labels, group.counts(), strict=True)
-        members = ", ".join(f"{label} {count:,}" for label, count in counts)
-        print(f"  {group.name}: {members}, unknown {(group.codes < 0).sum():,}")
-    print(f"protocol: {run.protocol.description}")
-    for phase in run.protocol.phases:
-        split = phase.split
-        tail = split.item_groups["popularity"].counts()[1]
-        print(
-            f"  {phase.name}: {len(split.train.item):,} train, {len(split.valid.item):,} validation, "
-            f"{len(split.test.item):,} test; tail = {tail:,} of {split.num_items:,} items "
-            f"({100 * split.degree[split.item_groups['popularity'].codes == 1].sum() / split.degree.sum():.1f} % of "
-            f"train); fingerprint {split.fingerprint()}"
-        )
-    names = [*sorted(preset(config.dataset)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
-    print("settings: " + ", ".join(f"{name}={_shown(getattr(config, name))}" for name in names))
-
-
-def _shown(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def build(run: Run) -> tuple[torch.nn.Module, Method]:
-    """Make the backbone and the method that trains it."""
-    backbone = BACKBONES[run.config.backbone](run.data, run.config, run.seeds["initialisation"], run.device)
-    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device)
-    return backbone, METHODS[run.config.method](backbone, environment)
-
-
-def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Method) -> BatchSampler:
-    """Make the sampler of a phase's batches."""
-    config, split = run.config, phase.split
-    known: ItemLists = split.train.merge(split.valid) if config.upstream_compat else split.train
-    negatives = NegativeSampler(known, split.num_items, config.num_negatives, config.num_negatives, run.device)
-    history = None
-    if backbone.history_kind is not None:
-        weights = method.history_weights(split.histories, split)
-        history = HistorySampler(
-            split.histories, weights, config.sample_size, run.device, with_replacement=config.upstream_compat
-        )
-    # upstream leaves the target in its history where there are no times (BookCrossing)
-    exclude_target = not (config.upstream_compat and split.train.time is None)
-    return BatchSampler(split.train, negatives, history, exclude_target, config.upstream_compat)
-
-
 def train_epoch(run: Run, sampler: BatchSampler, method: Method, stage: str, generators: dict, label: str) -> dict:
     """Run every pass of one epoch; give the mean of each value that the steps report."""
     config, totals, count = run.config, {}, 0
@@ -447,7 +341,7 @@ def write_results(run: Run, directory: Path, selection: Selection, rows, results
     return {name: directory / f"{name}.png" for name in ("training", "exposure")}
 
 
-def run(config: Config, started: float) -> dict[str, float]:
+def execute(config: Config, started: float) -> dict[str, float]:
     """Do a whole run: train, select on validation, test once, write and print; gives the metrics by key."""
     run = prepare(config)
     describe(run)
@@ -505,43 +399,13 @@ def run(config: Config, started: float) -> dict[str, float]:
     return results
 
 
-def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
-    """Print what a run would do and cost, from a few timed steps whose weights are thrown away."""
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    print(f"parameters: {parameters:,}")
-    for phase in run.protocol.phases:
-        sampler = batch_sampler(run, phase, backbone, method)
-        edges = len(sampler.user)
-        steps = math.ceil(edges / run.config.batch_size)
-        method.begin_phase(phase, steps * phase.epochs)
-        generators = {name: torch_generator(0, run.device) for name in ("order", "negatives", "history")}
-        times = []
-        for batch in edge_batches(edges, run.config.batch_size, generators["order"]):
-            started = time.perf_counter()
-            rows = sampler.sample(batch, generators["negatives"], generators["history"])
-            for stage in method.stages():
-                for name in method.passes(stage):
-                    method.train_step(rows, stage, name, update)
-            times.append(time.perf_counter() - started)
-            if len(times) == 5:
-                break
-        started = time.perf_counter()
-        evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-        ranking, step = time.perf_counter() - started, min(times)
-        epoch = step * steps + ranking
-        print(
-            f"{phase.name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
-            f"epoch, at most {phase.epochs} epochs = {epoch * phase.epochs / 3600:.2f} h"
-        )
-
-
 def main(argv: list[str]) -> None:
     """Run what the flags ask for; a bad request ends with one line and exit code 2."""
     started = time.perf_counter()
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected arguments {argv[1:]}; every setting is a flag, see --help")
-        run(config_from_flags(), started)
+        execute(config_from_flags(), started)
     except (ValueError, OSError) as error:
         logging.debug("%s", traceback.format_exc())
         sys.stdout.flush()

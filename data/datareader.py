@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pycountry
 import torch
 
 from data.download import download_movielens
+from data.options import ReadOptions
 from data.rows import (
     DataError,
     FileRows,
@@ -24,8 +25,9 @@ from data.rows import (
     read_text_rows,
 )
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, ReadReport
-from data.synthetic import AGE_CODES, AGES, GENDERS, GENRES, OCCUPATIONS, SyntheticOptions, read_synthetic
+from data.synthetic import read_synthetic
 from data.titles import encode_titles
+from data.vocabulary import AGE_CODES, AGES, GENDERS, GENRES, OCCUPATIONS
 
 YEAR_PATTERN = r"^(?P<title>.*)\((?P<year>(?:18|19|20)[0-9]{2})\)\s*$"
 LAST_TIMESTAMP = 4_102_444_800  # seconds, the year 2100
@@ -38,23 +40,6 @@ AGE_BIN_LABELS = ("<=24", "25-34", "35-49", ">=50")
 COUNTRIES = (*(country.name.lower() for country in pycountry.countries), "usa")
 USA_NAMES = ("usa", "united states")
 FIRST_YEAR, LAST_YEAR = 1400, 2030
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Where data are and how they are read; `max_bad_rows` is the fraction of a file's rows in [0, 1]."""
-
-    dataset_dir: Path
-    title_encoder: str
-    cache_dir: Path
-    max_bad_rows: float = 0.001
-    keep_incomplete_users: bool = False
-    seed: int = 0
-    synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
-
-    def __post_init__(self):
-        if not 0 <= self.max_bad_rows <= 1:
-            raise ValueError(f"max_bad_rows is {self.max_bad_rows}, allowed is a fraction in [0, 1]")
 
 
 @dataclass(frozen=True)

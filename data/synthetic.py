@@ -11,45 +11,17 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit, softmax
 
+from data.options import MIN_PER_USER, ReadOptions, SyntheticOptions
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, ReadReport
 from data.titles import encode_titles
+from data.vocabulary import AGE_CODES, AGES, GENDERS, GENRES, OCCUPATIONS
 
-if TYPE_CHECKING:
-    from data.datareader import ReadOptions
-
-GENDERS = ("M", "F")
-AGE_CODES = (1, 18, 25, 35, 45, 50, 56)
-AGES = ("under 18", "18-24", "25-34", "35-44", "45-49", "50-55", "56+")
-OCCUPATIONS = (
-    "other or not specified",
-    "academic/educator",
-    "artist",
-    "clerical/admin",
-    "college/grad student",
-    "customer service",
-    "doctor/health care",
-    "executive/managerial",
-    "farmer",
-    "homemaker",
-    "K-12 student",
-    "lawyer",
-    "programmer",
-    "retired",
-    "sales/marketing",
-    "scientist",
-    "self-employed",
-    "technician/engineer",
-    "tradesman/craftsman",
-    "unemployed",
-    "writer",
-)
 GENRE_WORDS = {
     "Action": "Strike Vengeance Fury Siege Convoy Outlaw Bullet Commando Rampage Pursuit Hijack Thunder",
     "Adventure": "Voyage Island Treasure Jungle Summit Expedition Compass Lagoon Pirate Canyon Safari Horizon",
@@ -70,7 +42,6 @@ GENRE_WORDS = {
     "War": "Platoon Trench Battalion Bomber Frontline Submarine Regiment Armistice General Victory Barracks Sergeant",
     "Western": "Saloon Sheriff Stagecoach Prairie Gunslinger Ranch Mustang Corral Dakota Bounty Coyote Spurs",
 }
-GENRES = tuple(GENRE_WORDS)
 TITLE_NOUNS = "House Road Night Dream Stranger City Café Game Man Woman Story Fire Secret Return Señor Sister"
 HEAD_OFFSET = 0.15  # flattens the head, as a share of the catalogue
 NICHES_PER_GENRE = 2
@@ -92,29 +63,6 @@ COHERENCE = 1.0  # how much a user's order in time follows niches, against noise
 TASTE_ROUNDS, POPULAR_ROUNDS = 6, 6
 BLOCK = 1 << 21  # draws at a time, to bound memory
 STREAM = 1997  # keeps the data's streams apart from those that a run spawns from the same seed
-MIN_PER_USER = 3  # one interaction each to train, validate and test
-
-
-@dataclass(frozen=True)
-class SyntheticOptions:
-    """Sizes of a synthetic data set; every user has at least 3 interactions and at most half of the catalogue."""
-
-    num_users: int = 600
-    num_items: int = 400
-    num_interactions: int = 24_000
-
-    def __post_init__(self):
-        if self.num_users < 2 or self.num_items < 2 * MIN_PER_USER:
-            raise ValueError(
-                f"synthetic data with {self.num_users} users and {self.num_items} items: needs at least 2 users and "
-                f"{2 * MIN_PER_USER} items; raise num_users or num_items"
-            )
-        low, high = MIN_PER_USER * self.num_users, self.num_users * self.num_items // 2
-        if not low <= self.num_interactions <= high:
-            raise ValueError(
-                f"synthetic num_interactions is {self.num_interactions}, allowed is {low}..{high} for {self.num_users} "
-                f"users and {self.num_items} items (3 per user to half of all pairs); change one of the three sizes"
-            )
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.datareader import ReadOptions
+from data.options import ReadOptions, SyntheticOptions
 from data.protocols import ProtocolOptions, leave_one_out
-from data.synthetic import SyntheticOptions, read_synthetic
+from data.synthetic import read_synthetic
 from model import preset
 from model.config import Config
 

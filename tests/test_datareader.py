@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import datareader, download
-from data.datareader import GENRES, READERS, ReadOptions, read_bookcrossing, read_movielens
+from data.datareader import READERS, read_bookcrossing, read_movielens
+from data.options import ReadOptions, SyntheticOptions
 from data.rows import DataError, read_csv_rows, read_integer_rows, read_text_rows
 from data.structs import InteractionData, Rejected
-from data.synthetic import SyntheticOptions, read_synthetic, write_movielens
+from data.synthetic import read_synthetic, write_movielens
+from data.vocabulary import GENRES
 
 USERS = ["1::F::1::10::48067", "2::M::56::16::70072", "5::M::25::0::55117"]
 MOVIES = [

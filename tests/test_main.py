@@ -18,7 +18,8 @@ from absl.testing import flagsaver
 
 import main
 from data.datareader import READERS
-from data.synthetic import SyntheticOptions, read_synthetic, write_movielens
+from data.options import SyntheticOptions
+from data.synthetic import read_synthetic, write_movielens
 from fairness_utils import position_weights
 
 ROOT = Path(__file__).parent.parent

@@ -18,18 +18,17 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 from scipy.stats import entropy
 
-from data.datareader import ReadOptions, read_movielens
+from data.datareader import read_movielens
+from data.options import ReadOptions, SyntheticOptions
 from data.structs import Group, Histories
 from data.synthetic import (
-    AGE_CODES,
     GENRE_WORDS,
-    GENRES,
     NICHES_PER_GENRE,
-    SyntheticOptions,
     generate,
     read_synthetic,
     write_movielens,
 )
+from data.vocabulary import AGE_CODES, GENRES
 
 OPTIONS = SyntheticOptions()
 SEEDS = (0, 1, 2)
@@ -96,7 +95,7 @@ def test_seed_decides_everything(generated):
 def test_hash_seed_does_not_matter(generated, tmp_path):
     code = (
         "import sys, numpy\n"
-        "from data.synthetic import SyntheticOptions, generate\n"
+        "from data.options import SyntheticOptions\nfrom data.synthetic import generate\n"
         "numpy.savez(sys.argv[1], **vars(generate(SyntheticOptions(), 0)))"
     )
     root, path = Path(__file__).parents[1], tmp_path / "arrays.npz"

@@ -17,7 +17,8 @@ import torch
 from tabulate import tabulate
 
 from data.dataloader import HistorySampler
-from data.datareader import ReadOptions, read_movielens
+from data.datareader import read_movielens
+from data.options import ReadOptions
 from data.protocols import ProtocolOptions, leave_one_out
 from data.structs import Group, Split
 from fairness_utils import expected_group_distributions, fairness_history_weights, js_divergence
