@@ -122,6 +122,7 @@ flags.DEFINE_enum("precision", "fp32", ["fp32", "bf16"], "Arithmetic of the trai
 _define_choice("protocol", "loo", PROTOCOLS, "Evaluation protocol.")
 flags.DEFINE_float("warm_threshold", None, "Share of items, the most popular ones, that count as head, in (0, 1). None: preset.", 0, 1)
 flags.DEFINE_list("eval_k", None, "List lengths K, comma-separated; the first selects the epoch and fills the table. None: preset.")
+flags.DEFINE_integer("eval_every", None, "Epochs between validations, >= 1; the last epoch always has one. None: preset.", 1)
 flags.DEFINE_integer("eval_history_draws", 1, "Histories per user whose vectors are averaged in evaluation, >= 1.", 1)
 flags.DEFINE_integer("eval_negatives", None, "Rank against this many sampled items instead of the full catalogue, >= 1.", 1)
 flags.DEFINE_integer("eval_block_mb", 256, "Memory for a block of scores, in MiB, >= 1.", 1)
@@ -241,20 +242,21 @@ def train_phase(run: Run, phase: Phase, backbone, method: Method, evaluator: Eva
             started = time.perf_counter()
             means = train_epoch(run, sampler, method, stage, generators, f"epoch {epoch}")
             trained = time.perf_counter()
-            valid = evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-            summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary
-            value = summary[phase.metric]
-            best = selection.offer(epoch, value, backbone, method)
             row = {"phase": phase.name, "stage": stage, "epoch": epoch}
             row |= {f"train/{key}": mean for key, mean in means.items()}
-            row |= {f"valid/{key}": metric for key, metric in summary.items()}
+            shown, best = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items()), False
+            if epoch % phase.every == 0 or epoch == phase.epochs:
+                valid = evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
+                summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary
+                best = selection.offer(epoch, summary[phase.metric], backbone, method)
+                row |= {f"valid/{key}": metric for key, metric in summary.items()}
+                shown += f"; validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}"
             rows.append(row)
             append_jsonl(directory / "metrics.jsonl", row)
             tracker.log(row, epoch)
-            shown = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items())
+            ranked = time.perf_counter()
             print(
-                f"epoch {epoch}/{phase.epochs}: {shown}; validation {phase.metric} {value:.4f}{' *' if best else ''} "
-                f"[{trained - started:.1f} s + {time.perf_counter() - trained:.1f} s]",
+                f"epoch {epoch}/{phase.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]",
                 flush=True,
             )
             if best:

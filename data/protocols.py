@@ -12,8 +12,9 @@ from data.structs import Group, Histories, InteractionData, ItemLists, Split
 
 @dataclass(frozen=True)
 class ProtocolOptions:
-    """What a run may choose: share of items that are head, K list (the first is the primary one), epochs, patience.
+    """What a run may choose: share of items that are head, K list (the first is the primary one), epochs.
 
+    Training stops after `patience` epochs without a better validation, which is asked `every` so many epochs;
     `eval_negatives` ranks each test item among that many sampled items instead of the full catalogue;
     `keep_valid_candidates` leaves the validation item among the test candidates, as upstream does.
     """
@@ -22,6 +23,7 @@ class ProtocolOptions:
     ks: tuple[int, ...]
     epochs: int
     patience: int
+    every: int = 1
     eval_negatives: int | None = None
     keep_valid_candidates: bool = False
 
@@ -38,12 +40,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training on one split, with the epoch selected on `valid` and every test task asked once."""
+    """One stretch of training on one split: the epoch is selected by `metric` on `valid`, asked `every` so many epochs
+    until `patience` epochs bring nothing better; each test task is asked once."""
 
     name: str
     split: Split
     epochs: int
     metric: str
+    every: int
     patience: int
     valid: Task
     tests: tuple[Task, ...]
@@ -106,6 +110,7 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
         split=split,
         epochs=options.epochs,
         metric=f"ndcg@{options.ks[0]}",
+        every=options.every,
         patience=options.patience,
         valid=Task("valid", valid, train, options.eval_negatives),
         tests=(Task("test", test, seen, options.eval_negatives),),

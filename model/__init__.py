@@ -17,6 +17,7 @@ from model.sparsenn import SparseNN, SparseNNOptions
 MOVIELENS_PRESET = {
     "batch_size": 1024,
     "epochs": 100,
+    "eval_every": 1,
     "eval_k": (10, 20, 50),
     "item_hidden": (256, 128),
     "lr": 2e-4,
@@ -33,6 +34,7 @@ PRESETS: dict[str, dict] = {
     "bx": MOVIELENS_PRESET
     | {
         "epochs": 40,
+        "eval_every": 4,
         "eval_k": (10, 20, 50, 100),
         "lr": 1e-4,
         "num_negatives": 10,

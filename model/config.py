@@ -81,6 +81,7 @@ class Config:
     protocol: str
     warm_threshold: float
     eval_k: tuple[int, ...]
+    eval_every: int
     eval_history_draws: int
     eval_negatives: int | None
     eval_block_mb: int

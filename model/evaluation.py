@@ -19,7 +19,7 @@ from model.ranking import block_users_for, popularity_scores, random_scores, ran
 
 USER_BLOCK = 4096
 # pairs scored at a time: small enough that the scorer's hidden layers stay in the processor's cache
-TILE_PAIRS = 1 << 16
+TILE_PAIRS, TILE_ITEMS = 1 << 13, 1 << 10
 
 
 class Evaluator:
@@ -69,7 +69,7 @@ class Evaluator:
         position[users] = np.arange(len(users))
         budget = int(self.config.eval_block_mb * 2**20 // (4 * self.backbone.floats_per_pair))
         pairs = max(1, min(TILE_PAIRS, budget))
-        width = min(len(items), pairs)
+        width = min(len(items), TILE_ITEMS, pairs)
         height = max(1, pairs // width)
 
         @torch.no_grad()

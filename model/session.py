@@ -58,12 +58,18 @@ def prepare(config: Config) -> Run:
     unknown = [name for name in config.user_attribute if name not in data.user_groups]
     if unknown:
         raise ValueError(f"--user_attribute={','.join(unknown)}: {data.name} has {', '.join(data.user_groups)}")
+    if max(config.eval_k) > data.num_items:
+        raise ValueError(
+            f"--eval_k={','.join(map(str, config.eval_k))}: a list cannot be longer than the catalogue of {data.name}, "
+            f"{data.num_items} items"
+        )
     protocol = PROTOCOLS[config.protocol](
         data,
         ProtocolOptions(
             warm_threshold=config.warm_threshold,
             ks=config.eval_k,
             epochs=config.epochs,
+            every=config.eval_every,
             patience=config.patience,
             eval_negatives=config.eval_negatives,
             keep_valid_candidates=config.upstream_compat,

@@ -54,6 +54,7 @@ SETTINGS = preset("synthetic") | {
     "precision": "fp32",
     "protocol": "loo",
     "eval_k": (10,),
+    "eval_every": 1,
     "eval_history_draws": 1,
     "eval_negatives": None,
     "eval_block_mb": 256,

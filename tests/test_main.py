@@ -131,6 +131,13 @@ def test_a_run_leaves_every_file_and_the_checkpoint_is_plain(tmp_path):
     assert result["validation"] == max(row["valid/ndcg@5"] for row in rows)
 
 
+def test_validation_is_asked_every_so_many_epochs_and_at_the_end(tmp_path):
+    result = run_main(tmp_path, epochs=3, eval_every=2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["valid/ndcg@5" in row for row in rows] == [False, True, True]
+    assert result["epoch"] in (2, 3)
+
+
 def test_the_floor_holds_in_the_written_recommendations(tmp_path):
     result = run_main(
         tmp_path, enable_fairness=True, rerank_fair=True, rerank_alpha=0.0, exposure_floor=0.6, eval_k=["10"]
