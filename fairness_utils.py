@@ -232,7 +232,7 @@ class ConditionalAdversary(nn.Module):
 # is ideal at 0.5, where a probe finds nothing; above that, lower is better.
 DIRECTIONS = (
     dict.fromkeys(("hr", "ndcg", "mrr", "coverage", "aplt"), "higher")
-    | dict.fromkeys(("gap", "std", "gini", "gini_count", "arp", "leakage_auc"), "lower")
+    | dict.fromkeys(("gap", "std", "gini", "gini_count", "arp", "leakage_auc", "leakage_auc_erased"), "lower")
     | dict.fromkeys(("dp", "eo", "dp_rate", "eo_rate", "dp_js", "eo_js"), "lower")
     | {"exposure_gap": "zero", "dtr": "one"}
 )

@@ -16,6 +16,7 @@ import platform
 import resource
 import subprocess
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Mapping
@@ -137,6 +138,19 @@ flags.DEFINE_bool("dry_run", False, "Print phases, sizes, parameters and a time 
 # fmt: on
 
 FLAGS = flags.FLAGS
+
+_REPEATED = ";\n"  # absl adds a line to the help of a flag that may be repeated
+
+# The first flag of each group above, for --help.
+GROUPS = {
+    "dataset": "Data",
+    "backbone": "Model and history synthesis",
+    "enable_fairness": "Fairness",
+    "rerank_fair": "Re-ranking",
+    "epochs": "Optimisation",
+    "protocol": "Evaluation",
+    "seed": "Run",
+}
 
 # A flag that the user sets but that nothing would read is an error: flag -> (flag that must be on, its value).
 REQUIRES = {
@@ -401,6 +415,32 @@ def execute(config: Config, started: float) -> dict[str, float]:
     return results
 
 
+def help_text() -> str:
+    """Every flag by group, with its choices, range, unit and default."""
+    lines = [__doc__.strip()]
+    for field in dataclasses.fields(Config):
+        flag = FLAGS[field.name]
+        if flag.name in GROUPS:
+            lines += ["", f"{GROUPS[flag.name]}:"]
+        choices = f"<{'|'.join(flag.enum_values)}>: " if getattr(flag, "enum_values", None) else ""
+        default = "" if flag.default in (None, []) else f" (default: {flag.default})"
+        text = f"--{flag.name}  {choices}{flag.help.partition(_REPEATED)[0]}{default}"
+        lines.append(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="      "))
+    return "\n".join(lines)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse flags; --help prints them by group, and a bad one ends with one line and exit code 2."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(help_text())
+        sys.exit(0)
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def main(argv: list[str]) -> None:
     """Run what the flags ask for; a bad request ends with one line and exit code 2."""
     started = time.perf_counter()
@@ -416,4 +456,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -349,7 +349,6 @@ class EvalResult:
 
     summary: dict[str, float]
     per_user: dict[str, np.ndarray]
-    user_representations: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

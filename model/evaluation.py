@@ -14,7 +14,7 @@ from data.structs import Group, Histories, Ranking, Split
 from fairness_utils import rerank_ranking, target_shares
 from model.config import Config, torch_generator
 from model.methods.base import Method
-from model.probe import leakage_auc
+from model.probe import leakage_auc, linear_erasure
 from model.ranking import block_users_for, popularity_scores, random_scores, rank_catalogue, sample_candidates
 
 USER_BLOCK = 4096
@@ -136,12 +136,18 @@ class Evaluator:
         return reranked, int(infeasible.sum())
 
     def leakage(self, split: Split, groups: Mapping[str, Group], held_out: np.ndarray, control: str = ""):
-        """AUC of fresh probes on the held-out users' served vectors, per attribute: keys `leakage_auc/gender` etc."""
+        """AUC of fresh probes on the held-out users' served vectors, per attribute: keys `leakage_auc/gender` etc.
+
+        `leakage_auc_erased/...` is the same after closed-form linear erasure of the attribute: a yardstick of what can
+        be had without training.
+        """
         vectors = self.represent(np.arange(split.num_users), split.test_histories, split, control).cpu().numpy()
-        results = {}
+        results, seed = {}, self.seeds["probe"] % 2**32
         for name, group in groups.items():
-            probe = leakage_auc(vectors, group.codes, held_out, self.seeds["probe"] % 2**32)
+            probe = leakage_auc(vectors, group.codes, held_out, seed)
             results[f"leakage_auc/{name}"] = probe["auc"]
             results[f"leakage_auc_linear/{name}"] = probe["linear"]
             results[f"leakage_auc_mlp/{name}"] = probe["mlp"]
+            erased = linear_erasure(vectors, group.codes, ~held_out)
+            results[f"leakage_auc_erased/{name}"] = leakage_auc(erased, group.codes, held_out, seed)["auc"]
         return results

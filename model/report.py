@@ -37,6 +37,7 @@ EXPOSURE_AND_PARITY = {
     "dp_js": "Demographic parity, JS distance",
     "eo_js": "Equal opportunity, JS distance",
     "leakage_auc": "Leakage AUC of a fresh probe (0.5: none)",
+    "leakage_auc_erased": "Leakage AUC after linear erasure",
 }
 # More groups than this, or longer labels, get a table of their own with one group a row.
 GROUP_COLUMNS, GROUP_COLUMNS_WIDTH = 4, 36
@@ -180,19 +181,6 @@ def append_jsonl(path: Path | str, row: Mapping) -> None:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(line)
-
-
-def read_jsonl(path: Path | str) -> list[dict]:
-    """Read the complete lines of a JSON-lines file (an undefined value comes back as None)."""
-    content = Path(path).read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
-
-
-def write_jsonl(path: Path | str, rows: Sequence[Mapping]) -> None:
-    """Replace a JSON-lines file by `rows`, whole or not at all (a resumed run drops what it will do again)."""
-    content = b"".join(_line(row) for row in rows)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _line(row: Mapping) -> bytes:

@@ -220,8 +220,9 @@ def test_leakage_is_reported_per_attribute_and_sees_what_is_served(make_evaluato
 
     evaluator.method.transform_users = reveal
     results = evaluator.leakage(split, {"gender": gender}, held_out, "mild")
-    assert set(results) == {f"leakage_auc{kind}/gender" for kind in ("", "_linear", "_mlp")}
+    assert set(results) == {f"leakage_auc{kind}/gender" for kind in ("", "_linear", "_mlp", "_erased")}
     assert results["leakage_auc/gender"] == results["leakage_auc_linear/gender"] == 1.0
+    assert results["leakage_auc_erased/gender"] < 0.9
 
 
 def test_metrics_of_an_evaluation_are_reproducible(make_evaluator, tiny_data, tiny_phase):

@@ -205,6 +205,17 @@ def test_values_out_of_range_are_refused_while_parsing(assignment):
     assert assignment.split("=")[1] in str(caught.value)
 
 
+def test_the_command_line_prints_help_by_group_and_refuses_with_one_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.parse(["main.py", "--help"])
+    assert caught.value.code == 0
+    assert "Re-ranking:" in capsys.readouterr().out
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
+        main.parse(["main.py", "--rerank_alpha=2"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_cuda_without_a_gpu_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--device=cpu" in refused(capsys, tmp_path, device="cuda")

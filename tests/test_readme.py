@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from absl import flags
 
 import main
 from model import PRESETS
+from model.config import Config
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TYPES = {"string": "str", "float": "float", "int": "int", "bool": "bool", "string enum": "str"}
@@ -16,8 +18,7 @@ LISTS = {"comma separated list of strings": "list", "multi string": "str, repeat
 
 def flag_rows() -> list[str]:
     """A table row for each flag of `main.py`, in the order of definition."""
-    module = Path(main.__file__).stem
-    own = flags.FLAGS.flags_by_module_dict().get(module) or flags.FLAGS.flags_by_module_dict()["main"]
+    own = [flags.FLAGS[field.name] for field in dataclasses.fields(Config)]
     rows = []
     for flag in own:
         presets = any(flag.name in preset for preset in PRESETS.values())
@@ -50,3 +51,11 @@ def test_every_flag_is_in_the_table_as_it_is_defined():
 def test_every_preset_is_in_the_table():
     missing = [row for row in preset_rows() if row not in README]
     assert not missing, "\n".join(missing)
+
+
+def test_every_flag_of_the_program_is_a_setting_and_in_the_help():
+    own = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["main"]}
+    assert own == {field.name for field in dataclasses.fields(Config)}
+    text = main.help_text()
+    assert all(f"--{name}  " in text for name in own)
+    assert all(f"\n{title}:\n" in text for title in main.GROUPS.values())
