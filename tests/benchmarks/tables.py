@@ -1,0 +1,126 @@
+"""Print the README's result tables from the runs kept in tests/benchmarks/results/.
+
+    python -m tests.benchmarks.tables                        # print
+    python -m tests.benchmarks.tables --keep runs/NAME ...   # copy finished runs in, then print
+
+Each kept run is its result.json (the numbers, protocol, seed and commit) and run.json (command, epochs, time).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from tabulate import tabulate
+
+FOLDER = Path(__file__).parent / "results"
+ACCURACY = {
+    "HR@10": "hr@10",
+    "NDCG@10": "ndcg@10",
+    "head": "ndcg@10/head",
+    "tail": "ndcg@10/tail",
+    "gap": "ndcg@10/gap/{group}",
+}
+FAIRNESS = {
+    "Gini": "gini@10",
+    "coverage": "coverage@10",
+    "tail share": "aplt@10",
+    "exposure gap": "exposure_gap@10",
+    "DP rate": "dp_rate@10/{group}",
+    "DP JS": "dp_js@10/{group}",
+    "AUC": "leakage_auc/{group}",
+    "erased": "leakage_auc_erased/{group}",
+}
+PERCENT = set(ACCURACY)
+
+
+def keep(run: Path) -> None:
+    """Copy the small files of a finished run into the results."""
+    cost = json.loads((run / "cost.json").read_text())
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validation = {row["epoch"]: row.get("valid/ndcg@10") for row in epochs}
+    words = [word for word in cost["command"].split() if not word.startswith(("--output_dir", "--run_name"))]
+    command = " ".join("--dataset_dir=./datasets" if word.startswith("--dataset_dir") else word for word in words)
+    folder = FOLDER / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text((run / "result.json").read_text())
+    kept = {"command": f"python {command}", "epochs": len(epochs), "threads": cost["threads"], "torch": cost["torch"]}
+    kept |= {"train_seconds": round(cost["seconds"]["train"]), "peak_memory_mb": round(cost["peak_memory_mb"])}
+    kept |= {"finished": cost["finished"], "validation ndcg@10": validation}
+    (folder / "run.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def load(name: str) -> dict:
+    """The metrics of a kept run, by key."""
+    return json.loads((FOLDER / name / "result.json").read_text())["metrics"]
+
+
+def row(name: str, metrics: dict, root: str, group: str) -> list[str]:
+    """One row of a table: the metrics under `root`, accuracy in percent."""
+    cells = [name]
+    for column, key in (ACCURACY | FAIRNESS).items():
+        value = metrics.get(f"{root}/{key.format(group=group)}")
+        undefined = value is None or math.isnan(value)
+        cells.append("NaN" if undefined else f"{100 * value:.2f}" if column in PERCENT else f"{value:.3f}")
+    return cells
+
+
+def overview(runs: dict[str, str], group: str) -> str:
+    """A table of runs (shown name -> kept run) with their yardsticks, re-ranked rows where there are any."""
+    rows = []
+    for shown, name in runs.items():
+        metrics = load(name)
+        if not rows:
+            rows += [row(which, metrics, f"reference/{which}", group) for which in ("popular", "random")]
+        rows.append(row(shown, metrics, "test", group))
+        if "test/reranked/ndcg@10" in metrics:
+            rows.append(row(f"{shown}, re-ranked", metrics, "test/reranked", group))
+    return tabulate(rows, ["run", *ACCURACY, *FAIRNESS], "github", disable_numparse=True)
+
+
+def leakage(prefixes: dict[str, str], group: str) -> str:
+    """Leakage and accuracy against lambda for the sweeps `prefix-LAMBDA`."""
+    rows = []
+    for shown, prefix in prefixes.items():
+        for strength in ("0", "0.1", "1", "10"):
+            metrics = load(f"{prefix}-{strength}")
+            auc = [metrics[f"test/leakage_auc{kind}/{group}"] for kind in ("", "_linear", "_mlp", "_erased")]
+            accuracy = [f"{100 * metrics[f'test/{name}@10']:.2f}" for name in ("hr", "ndcg")]
+            rows.append([shown, strength, *[f"{value:.3f}" for value in auc], *accuracy])
+    headers = ["attribute as input", "λ_u", "AUC", "linear", "MLP", "erased", "HR@10", "NDCG@10"]
+    return tabulate(rows, headers, "github", disable_numparse=True)
+
+
+TABLES = {
+    "MovieLens-1M": lambda: overview(
+        {
+            "BUHS mean": "ml-buhs-mean",
+            "FA-BUHS mean": "ml-fabuhs-mean",
+            "BUHS gru (upstream command 1)": "upstream-1",
+            "FA-BUHS gru (upstream command 2)": "upstream-2",
+            "FA-BUHS mean (upstream command 3)": "upstream-3",
+        },
+        "gender",
+    ),
+    "Leakage": lambda: leakage({"yes": "sweep-open", "no (masked)": "sweep-masked"}, "gender"),
+    "BookCrossing subset": lambda: overview({"BUHS mean": "bx-buhs-mean", "FA-BUHS mean": "bx-fabuhs-mean"}, "age"),
+}
+
+
+def main() -> None:
+    """Keep runs if asked, then print every table whose runs are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", type=Path, nargs="*", default=[])
+    for run in parser.parse_args().keep:
+        keep(run)
+    for title, table in TABLES.items():
+        try:
+            print(f"\n{title}\n\n{table()}")
+        except FileNotFoundError as missing:
+            print(f"\n{title}: not yet, {missing.filename} is missing")
+
+
+if __name__ == "__main__":
+    main()
