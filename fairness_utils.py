@@ -158,9 +158,9 @@ def ramp(step: int, total_steps: int, fraction: float) -> float:
 
 
 def class_label_weights(counts: np.ndarray) -> torch.Tensor:
-    """Cross-entropy weights that give every (class, label) cell of `counts [G, 2]` the same total: `[G, 2]` float32.
+    """Weigh every (class, label) cell of `counts [G, 2]` so that all have the same total: `[G, 2]` float32.
 
-    A cell without rows has weight 0.
+    A cell without rows has weight 0 (Decision 16).
     """
     total, filled = counts.sum(), np.count_nonzero(counts)
     weights = np.divide(total / max(filled, 1), counts, out=np.zeros(counts.shape), where=counts > 0)
@@ -170,7 +170,7 @@ def class_label_weights(counts: np.ndarray) -> torch.Tensor:
 class ConditionalAdversary(nn.Module):
     """Discriminators `D([GRL(z); e_y]) -> class`: two-layer MLPs of several widths on layer-normalised input.
 
-    Layer normalisation leaves no escape by scale; several widths, one of them re-initialised in turn
+    Decision 15: layer normalisation leaves no escape by scale; several widths, one of them re-initialised in turn
     (`reinitialise`), keep the encoder from dodging a single discriminator. Parameters come from `seed` alone.
     """
 
@@ -208,8 +208,8 @@ class ConditionalAdversary(nn.Module):
         """Weighted cross-entropy, summed over discriminators, of `target [R]` (-1 unknown: weight 0).
 
         `representation [R, D]` gets the reversed gradient of the discriminators' mean times `scale` (0: detached,
-        no path back); each discriminator gets its own loss in full. `label [R]` is 1 for the positive and 0 for a
-        negative. Without known rows the loss is exactly 0.
+        no path back; Decision 14); each discriminator gets its own loss in full. `label [R]` is 1 for the positive
+        and 0 for a negative. Without known rows the loss is exactly 0.
         """
         count = len(self.discriminators)
         value = reverse_gradient(representation, scale / count) if scale else representation.detach()
@@ -434,6 +434,7 @@ def rerank(
     one where otherwise the protected group could no longer get `exposure_floor` of w_1 + .. + w_k. A user whose
     pool cannot meet the floor is infeasible and gets all protected items first. The rest keeps its order below k.
     `scores` must not rise along a list; -1 at the end of a list is padding and stays. ValueError out of range.
+    Decision 19.
     """
     _check_arguments(item_groups, alpha, exposure_floor, k, target, protected)
     valid = topk >= 0

@@ -215,7 +215,7 @@ def config_from_flags() -> Config:
             raise ValueError(f"--{name}={values[name]} must be above 0")
     values["user_attribute"] = tuple(values["user_attribute"])
     values["method_option"] = tuple(values["method_option"])
-    if values["mask_sensitive_feature"] is None:
+    if values["mask_sensitive_feature"] is None:  # Decision 17
         values["mask_sensitive_feature"] = values["enable_fairness"]
     if values["run_name"] is None:
         method = values["fairness_method"] if values["enable_fairness"] else "none"
@@ -244,7 +244,7 @@ def train_epoch(run: Run, sampler: BatchSampler, method: Method, stage: str, gen
 
 
 def train_phase(run: Run, phase: Phase, backbone, method: Method, evaluator: Evaluator, directory: Path, tracker):
-    """Train a phase with selection on validation; the selected weights are in place when it ends."""
+    """Train a phase with selection on validation (Decision 1); the selected weights are in place when it ends."""
     generators = {name: torch_generator(run.seeds[name], run.device) for name in ("order", "negatives", "history")}
     sampler = batch_sampler(run, phase, backbone, method)
     steps = math.ceil(len(sampler.user) / run.config.batch_size)

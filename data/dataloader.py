@@ -21,7 +21,7 @@ def edge_batches(num_edges: int, batch_size: int, generator: torch.Generator) ->
 
 
 class NegativeSampler:
-    """Uniform and in-batch negatives that the user has not interacted with in `known`.
+    """Uniform and in-batch negatives that the user has not interacted with in `known` (Decision 10).
 
     A uniform draw is exact and needs no rejection: the r-th unknown item of a user is found by one binary search,
     since in a sorted list of known items `known[j] - j` counts the unknown items before `known[j]`.
@@ -196,7 +196,7 @@ class HistorySampler:
 
 
 class BatchSampler:
-    """Turn edges of the train split into `Batch`es; `history` is None for a backbone that reads none."""
+    """Turn edges of the train split into `Batch`es, one history per positive (Decision 2); None where none is read."""
 
     def __init__(
         self,

@@ -173,7 +173,7 @@ def _movielens_ratings(ratings: FileRows, users: np.ndarray, movies: np.ndarray)
 
 
 def read_bookcrossing(options: ReadOptions) -> InteractionData:
-    """Read BookCrossing, the cleaned files or the 2004 dump, from `dataset_dir` or a folder in it.
+    """Read BookCrossing, the cleaned files or the 2004 dump, from `dataset_dir` or a folder in it (Decision 20).
 
     Ratings 0-10 are all interactions. Users without a known age and country are left out, or kept as unknown with
     `keep_incomplete_users`; users without ratings are left out, books without ratings are kept. Raises DataError.

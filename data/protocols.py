@@ -66,7 +66,7 @@ class Protocol:
 def popularity_group(degree: np.ndarray, warm_threshold: float) -> Group:
     """Split items into head and tail by train degree `[I]`; equal degrees go to the tail in order of item id.
 
-    The tail is the first `int((1 - warm_threshold) * I)` items in ascending order of degree (BUHS, section 3.3).
+    The tail is the first `int((1 - warm_threshold) * I)` items in ascending order of degree (Decision 11).
     """
     if not 0 <= warm_threshold <= 1:
         raise ValueError(f"warm_threshold {warm_threshold} is not allowed; use the head's share of items, in [0, 1]")
@@ -85,7 +85,7 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
     """Hold out each user's last item for test and the one before for validation.
 
     Last means by time, equal times in file order; without times the two are drawn at random. Users with fewer than
-    three interactions train only.
+    three interactions train only. Test candidates leave train and validation items out (Decision 7).
     """
     users, items = data.user_id, data.item_id
     key = rng.permutation(len(users)) if data.time is None else data.time

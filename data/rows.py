@@ -1,6 +1,6 @@
 """Rows of raw files, read in bulk: a row that cannot be read is counted with its line number, never guessed.
 
-A last row without a line end is rejected: it may have been cut anywhere, and "1" may be the rest of "10".
+A last row without a line end is rejected (Decision 21): it may have been cut anywhere, and "1" may be the rest of "10".
 """
 
 from __future__ import annotations

@@ -43,7 +43,10 @@ class Evaluator:
 
     @torch.no_grad()
     def represent(self, users: np.ndarray, histories: Histories, split: Split, control: str = "") -> torch.Tensor:
-        """User vectors `[T, D]` as served, averaged over `--eval_history_draws` histories of each of `users [T]`."""
+        """User vectors `[T, D]` as served, averaged over `--eval_history_draws` histories of each of `users [T]`.
+
+        The draws have a generator of their own that starts afresh each time (Decision 6).
+        """
         self.backbone.eval()
         context = self.backbone.prepare()
         generator = torch_generator(self.seeds["evaluation"], self.device)

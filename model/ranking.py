@@ -40,7 +40,8 @@ def rank_catalogue(
     Row t of `relevant` belongs to `users[t]`; `excluded` has one list per user id of items that are never ranked.
     With `candidates` (row t: the only items ranked for `users[t]`, or a function that makes the lists of a block)
     the relevant items are always added. The rank of a relevant item is 1 + candidates scored strictly above it +
-    tied candidates that are not relevant + tied relevant ones earlier in the user's list, in float32.
+    tied candidates that are not relevant + tied relevant ones earlier in the user's list, in float32
+    (Decision 8).
     `topk [T, min(top, I)]` breaks ties by ascending item id; rows with fewer candidates end in -1, scored -inf.
     Memory is about `4 * ENGINE_FLOATS * block_users * num_items` bytes beside the scorer's and the result.
     `progress` describes a progress bar on stderr; without it there is none.

@@ -76,7 +76,7 @@ class SparseNN(nn.Module):
         return self.scorer.floats_per_pair
 
     def prepare(self, items: torch.Tensor | None = None) -> StepContext:
-        """Run the item tower once on the distinct ones of `items`, or on the catalogue where that is smaller."""
+        """Run the item tower once on the distinct ones of `items`, or on the smaller catalogue (Decision 12)."""
         rows = row = None
         if items is not None and items.numel() < self.num_items:
             rows = torch.unique(items)

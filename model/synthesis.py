@@ -1,7 +1,7 @@
 """History synthesis: reduce a sampled history to one vector that joins the user's features.
 
-Every module respects the mask, gives zeros for an empty history and is deterministic (upstream's GRU starts from
-random noise, its attention mixes up heads: `--upstream_compat` restores the former only).
+Every module respects the mask and gives zeros for an empty history (Decision 4), and is deterministic: upstream's GRU
+starts from random noise and its attention mixes up heads; `--upstream_compat` restores the former only (Decision 5).
 """
 
 from __future__ import annotations

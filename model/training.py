@@ -33,7 +33,7 @@ def update(loss: torch.Tensor, *optimisers: torch.optim.Optimizer) -> None:
 
 @dataclass
 class Selection:
-    """Which epoch is best so far on validation, its weights, and when to stop looking."""
+    """Which epoch is best so far on validation, its weights, and when to stop looking (Decision 22)."""
 
     patience: int
     epoch: int = 0

@@ -109,7 +109,10 @@ class FABUHS(Method):
         return self.options.smoothing * split.num_items
 
     def history_weights(self, histories: Histories, split: Split) -> HistoryWeights:
-        """Mix catalogue and group parity by `--fairness_weight`, or BUHS's weights without `--fairness_sampling`."""
+        """Mix catalogue and group parity by `--fairness_weight`, or BUHS's weights without `--fairness_sampling`.
+
+        Group parity reads every user's attribute, probe users' too (Decision 18).
+        """
         if not self.config.fairness_sampling:
             return super().history_weights(histories, split)
         return fairness_history_weights(
