@@ -47,7 +47,7 @@ from model.report import (
     write_per_user,
     write_recommendations,
 )
-from model.session import Run, batch_sampler, build, describe, estimate, prepare
+from model.run import Run, batch_sampler, build, describe, estimate, prepare
 from model.synthesis import SYNTHESIZERS
 from model.tracking import Tracker
 from model.training import Selection, save_checkpoint, update
