@@ -110,3 +110,18 @@ class Config:
             name: str(value) if isinstance(value, Path) or value == math.inf else value
             for name, value in values.items()
         }
+
+    @staticmethod
+    def from_json(values: dict) -> Config:
+        """The settings that `as_json` wrote."""
+        kinds = {field.name: field.type for field in dataclasses.fields(Config)}
+        restored = {}
+        for name, value in values.items():
+            if isinstance(value, list):
+                value = tuple(value)
+            elif kinds[name] == "Path":
+                value = Path(value)
+            elif kinds[name] == "float":
+                value = float(value)
+            restored[name] = value
+        return Config(**restored)

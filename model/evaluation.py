@@ -148,9 +148,8 @@ class Evaluator:
         results, seed = {}, self.seeds["probe"] % 2**32
         for name, group in groups.items():
             probe = leakage_auc(vectors, group.codes, held_out, seed)
-            results[f"leakage_auc/{name}"] = probe["auc"]
-            results[f"leakage_auc_linear/{name}"] = probe["linear"]
-            results[f"leakage_auc_mlp/{name}"] = probe["mlp"]
+            results[f"leakage_auc/{name}"] = probe.pop("auc")
+            results |= {f"leakage_auc_{kind}/{name}": value for kind, value in probe.items()}
             erased = linear_erasure(vectors, group.codes, ~held_out)
             results[f"leakage_auc_erased/{name}"] = leakage_auc(erased, group.codes, held_out, seed)["auc"]
         return results

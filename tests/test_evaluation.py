@@ -220,7 +220,7 @@ def test_leakage_is_reported_per_attribute_and_sees_what_is_served(make_evaluato
 
     evaluator.method.transform_users = reveal
     results = evaluator.leakage(split, {"gender": gender}, held_out, "mild")
-    assert set(results) == {f"leakage_auc{kind}/gender" for kind in ("", "_linear", "_mlp", "_erased")}
+    assert set(results) == {f"leakage_auc{kind}/gender" for kind in ("", "_linear", "_mlp", "_within", "_erased")}
     assert results["leakage_auc/gender"] == results["leakage_auc_linear/gender"] == 1.0
     assert results["leakage_auc_erased/gender"] < 0.9
 

@@ -53,7 +53,7 @@ def test_imbalanced_attribute_reaches_the_optimal_auc():
     result = leakage_auc(*planted(8000, width=8, shift=1.5))
     assert result["linear"] == pytest.approx(0.8556, abs=0.03)
     assert result["mlp"] == pytest.approx(0.8556, abs=0.03)
-    assert result["auc"] == max(result["linear"], result["mlp"])
+    assert result["auc"] == max(result["linear"], result["mlp"], result["within"])
 
 
 def test_only_the_mlp_sees_an_attribute_of_the_radius():
@@ -115,7 +115,7 @@ def test_not_computable_is_nan(fit_codes, test_codes):
     held_out = np.arange(len(codes)) >= len(fit_codes)
     vectors = np.random.default_rng(0).normal(size=(len(codes), 3))
     result = leakage_auc(vectors, codes, held_out)
-    assert all(np.isnan(value) for value in result.values()) and list(result) == ["linear", "mlp", "auc"]
+    assert all(np.isnan(value) for value in result.values()) and list(result) == ["linear", "mlp", "within", "auc"]
 
 
 def test_groups_missing_on_one_side_and_tiny_groups():
@@ -214,3 +214,18 @@ def test_held_out_draw_is_uniform_and_depends_on_the_seed():
     assert abs(counts - 80).max() < 40
     with pytest.raises(ValueError, match="fraction is 1"):
         held_out_users(codes, 1)
+
+
+def test_an_attribute_hidden_only_for_known_users_is_found_among_the_held_out():
+    """What memorises the users it was shown fools probes that are fitted on those users, and only those probes."""
+    rng = np.random.default_rng(0)
+    codes = (rng.random(3000) < 0.3).astype(np.int64)
+    held_out = held_out_users(codes, seed=0)
+    vectors = rng.normal(size=(3000, 64))
+    vectors[held_out, 0] += 2 * codes[held_out]
+    result = leakage_auc(vectors, codes, held_out)
+    assert max(result["linear"], result["mlp"]) < 0.65
+    assert result["within"] > 0.8 and result["auc"] == result["within"]
+    shuffled = codes.copy()
+    shuffled[~held_out] = rng.permutation(codes[~held_out])
+    assert leakage_auc(vectors, shuffled, held_out)["within"] == result["within"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.config import Config
 from model.training import Selection, save_checkpoint, update
 
 
@@ -147,3 +148,8 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, make_config
         save_checkpoint(path, make_config(), "abc", selection)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_settings_come_back_from_their_json(make_config):
+    config = make_config(sampling_softmax_temp=math.inf, method_option=("smoothing=2",), eval_negatives=7)
+    assert Config.from_json(json.loads(json.dumps(config.as_json()))) == config

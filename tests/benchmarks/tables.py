@@ -9,11 +9,16 @@ Each kept run is its result.json (the numbers, protocol, seed and commit) and ru
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import math
 from pathlib import Path
 
+import torch
 from tabulate import tabulate
+
+from model.config import Config
+from model.evaluation import Evaluator
+from model.run import build, prepare
 
 FOLDER = Path(__file__).parent / "results"
 ACCURACY = {
@@ -34,9 +39,10 @@ FAIRNESS = {
     "erased": "leakage_auc_erased/{group}",
 }
 PERCENT = set(ACCURACY)
+KINDS = ("", "_linear", "_mlp", "_within", "_erased")
 
 
-def keep(run: Path) -> None:
+def keep(run: Path, dataset_dir: Path) -> None:
     """Copy the small files of a finished run into the results."""
     cost = json.loads((run / "cost.json").read_text())
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -49,21 +55,45 @@ def keep(run: Path) -> None:
     kept = {"command": f"python {command}", "epochs": len(epochs), "threads": cost["threads"], "torch": cost["torch"]}
     kept |= {"train_seconds": round(cost["seconds"]["train"]), "peak_memory_mb": round(cost["peak_memory_mb"])}
     kept |= {"finished": cost["finished"], "validation ndcg@10": validation}
+    kept |= {"leakage": leakage_of(run, dataset_dir)}
     (folder / "run.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
+def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
+    """Leakage of a finished run's checkpoint by today's probes, keys as in result.json."""
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    known = {field.name for field in dataclasses.fields(Config)}
+    stored = {name: value for name, value in json.loads(checkpoint["config"]).items() if name in known}
+    # settings that the run's program did not have yet do not touch what is probed
+    config = Config.from_json({"eval_every": 1, **stored, "dataset_dir": dataset_dir, "device": "cpu"})
+    setting = prepare(config)
+    backbone, method = build(setting)
+    backbone.load_state_dict(checkpoint["backbone"])
+    method.load_state_dict(checkpoint["method"])
+    split = setting.protocol.phases[0].split
+    if split.fingerprint() != checkpoint["fingerprint"]:
+        raise ValueError(f"{run}: the data in {dataset_dir} are not those of the run")
+    evaluator = Evaluator(backbone, method, config, setting.seeds, setting.device)
+    found = evaluator.leakage(split, setting.groups, setting.held_out)
+    return {f"test/{key}": value for key, value in found.items()}
+
+
 def load(name: str) -> dict:
-    """The metrics of a kept run, by key."""
-    return json.loads((FOLDER / name / "result.json").read_text())["metrics"]
+    """The metrics of a kept run, by key, its leakage as probed when it was kept."""
+    metrics = json.loads((FOLDER / name / "result.json").read_text())["metrics"]
+    return metrics | json.loads((FOLDER / name / "run.json").read_text())["leakage"]
 
 
 def row(name: str, metrics: dict, root: str, group: str) -> list[str]:
     """One row of a table: the metrics under `root`, accuracy in percent."""
     cells = [name]
     for column, key in (ACCURACY | FAIRNESS).items():
-        value = metrics.get(f"{root}/{key.format(group=group)}")
-        undefined = value is None or math.isnan(value)
-        cells.append("NaN" if undefined else f"{100 * value:.2f}" if column in PERCENT else f"{value:.3f}")
+        value = metrics.get(f"{root}/{key.format(group=group)}", "")
+        if value is None:  # undefined, as JSON writes it
+            value = "NaN"
+        elif value != "":
+            value = f"{100 * value:.2f}" if column in PERCENT else f"{value:.3f}"
+        cells.append(value)
     return cells
 
 
@@ -86,10 +116,10 @@ def leakage(prefixes: dict[str, str], group: str) -> str:
     for shown, prefix in prefixes.items():
         for strength in ("0", "0.1", "1", "10"):
             metrics = load(f"{prefix}-{strength}")
-            auc = [metrics[f"test/leakage_auc{kind}/{group}"] for kind in ("", "_linear", "_mlp", "_erased")]
+            auc = [metrics[f"test/leakage_auc{kind}/{group}"] for kind in KINDS]
             accuracy = [f"{100 * metrics[f'test/{name}@10']:.2f}" for name in ("hr", "ndcg")]
             rows.append([shown, strength, *[f"{value:.3f}" for value in auc], *accuracy])
-    headers = ["attribute as input", "λ_u", "AUC", "linear", "MLP", "erased", "HR@10", "NDCG@10"]
+    headers = ["attribute as input", "λ_u", "AUC", "linear", "MLP", "within", "erased", "HR@10", "NDCG@10"]
     return tabulate(rows, headers, "github", disable_numparse=True)
 
 
@@ -113,8 +143,10 @@ def main() -> None:
     """Keep runs if asked, then print every table whose runs are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, nargs="*", default=[])
-    for run in parser.parse_args().keep:
-        keep(run)
+    parser.add_argument("--dataset_dir", type=Path, default=Path("datasets"))
+    arguments = parser.parse_args()
+    for run in arguments.keep:
+        keep(run, arguments.dataset_dir)
     for title, table in TABLES.items():
         try:
             print(f"\n{title}\n\n{table()}")
