@@ -520,7 +520,7 @@ def test_every_metric_has_a_direction():
     names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3]).summary
     bases = {name.split("@")[0] for name in names}
     bases |= {part for name in names for part in name.split("/")[1:-1] if part != "a"}
-    assert bases | {"leakage_auc"} == set(metrics.DIRECTIONS)
+    assert bases | {"leakage_auc", "leakage_auc_erased"} == set(metrics.DIRECTIONS)
     assert set(metrics.DIRECTIONS.values()) == {"lower", "higher", "zero", "one"}
 
 
