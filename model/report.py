@@ -36,7 +36,7 @@ EXPOSURE_AND_PARITY = {
     "eo_rate": "Equal opportunity, rates",
     "dp_js": "Demographic parity, JS distance",
     "eo_js": "Equal opportunity, JS distance",
-    "leakage_auc": "Leakage AUC of a fresh probe (0.5: none)",
+    "leakage_auc": "Leakage AUC, strongest attacker (0.5: none)",
     "leakage_auc_erased": "Leakage AUC after linear erasure",
 }
 # More groups than this, or longer labels, get a table of their own with one group a row.
