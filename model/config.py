@@ -17,7 +17,7 @@ def stream_seeds(seed: int) -> dict[str, int]:
     """One independent seed per random stream, all from one `SeedSequence` (Decision 24)."""
     children = np.random.SeedSequence(seed).spawn(len(STREAMS))
     return {
-        name: int(child.generate_state(1, np.uint64)[0] >> 1) for name, child in zip(STREAMS, children, strict=True)
+        name: int(child.generate_state(1, np.uint64)[0]) >> 1 for name, child in zip(STREAMS, children, strict=True)
     }
 
 
