@@ -135,7 +135,7 @@ TABLES = {
         "gender",
     ),
     "Leakage": lambda: leakage({"yes": "sweep-open", "no (masked)": "sweep-masked"}, "gender"),
-    "BookCrossing subset": lambda: overview({"BUHS mean": "bx-buhs-mean", "FA-BUHS mean": "bx-fabuhs-mean"}, "age"),
+    "BookCrossing subset": lambda: overview({"BUHS mean": "bx-buhs-mean"}, "age"),
 }
 
 
