@@ -446,7 +446,7 @@ def rerank(
     merit = (1 - alpha) * _scaled_relevance(scores, valid)
     protected_code = item_groups.labels.index(protected)
     is_protected = codes == protected_code
-    weight = 1 / np.log2(np.arange(2, k + 2))
+    weight = position_weights(k)
     given = np.concatenate([[0.0], np.cumsum(weight)])
     floor = exposure_floor * given[k] - EXPOSURE_TOLERANCE
 
