@@ -97,9 +97,9 @@ class SparseNN(nn.Module):
         """Items as the scorer reads them, `[..., D']` of `items [...]`: the first D numbers are the item's vector."""
         return F.embedding(context.local(items), context.scored)
 
-    def score(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Score `user [B, D]` with encoded `item [B, M, D']`: `[B, M]`."""
-        return self.scorer(user, item)
+    def score(self, context: StepContext, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, D]` with `items [B, M]`: `[B, M]`."""
+        return self.scorer(user, context.scored, context.local(items))
 
     def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Score `user [b, D]` with all of the encoded `item [m, D']`: `[b, m]`."""

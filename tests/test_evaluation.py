@@ -116,9 +116,9 @@ def test_a_ranking_equals_a_naive_loop(make_evaluator, tiny_phase):
     ranking = rank(evaluator, tiny_phase)
     vectors = evaluator.represent(ranking.users, split.test_histories, split)
     with torch.no_grad():
-        items = backbone.prepare().scored
+        context, everything = backbone.prepare(), torch.arange(split.num_items)
         for row, user in enumerate(ranking.users):
-            scores = backbone.score(vectors[row : row + 1], items[None])[0].numpy().copy()
+            scores = backbone.score(context, vectors[row : row + 1], everything[None])[0].numpy().copy()
             scores[task.excluded[user]] = -np.inf
             target = task.relevant[user][0]
             assert ranking.ranks[row] == 1 + (scores > scores[target]).sum()

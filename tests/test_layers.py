@@ -7,6 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from data.structs import FeatureSpec, FeatureTable
+from model import layers
 from model.layers import DotCompressScorer, DotScorer, FeatureEncoder, mlp
 
 
@@ -37,7 +38,8 @@ def test_closed_form_equals_the_literal_formula_in_values_and_every_gradient(row
     scorer = make_scorer(dim)
     user = torch.randn(rows, dim, dtype=torch.float64, requires_grad=True)
     item = torch.randn(rows, width, dim, dtype=torch.float64, requires_grad=True)
-    fast, slow = scorer(user, scorer.item_side(item)), literal(scorer, user, item)
+    side, place = scorer.item_side(item.flatten(0, 1)), torch.arange(rows * width).view(rows, width)
+    fast, slow = scorer(user, side, place), literal(scorer, user, item)
     assert fast.shape == (rows, width)
     assert_close(fast, slow, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(gradients(fast, scorer, [user, item]), gradients(slow, scorer, [user, item]), strict=True):
@@ -50,7 +52,8 @@ def test_closed_form_loses_no_more_to_float32_than_the_literal_formula():
     exact.load_state_dict(scorer.state_dict())
     user, item = torch.randn(64, 128), torch.randn(64, 20, 128)
     truth = literal(exact, user.double(), item.double())
-    fast = (scorer(user, scorer.item_side(item)) - truth).abs().max().item()
+    place = torch.arange(64 * 20).view(64, 20)
+    fast = (scorer(user, scorer.item_side(item.flatten(0, 1)), place) - truth).abs().max().item()
     slow = (literal(scorer, user, item) - truth).abs().max().item()
     assert slow < 1e-5
     assert fast < 1e-5
@@ -62,7 +65,7 @@ def test_catalogue_form_equals_the_batch_form(make):
     user = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     item = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     whole = scorer.catalogue(user, scorer.item_side(item))
-    batch = scorer(user, scorer.item_side(item).expand(4, 7, -1))
+    batch = scorer(user, scorer.item_side(item), torch.arange(7).expand(4, 7))
     assert_close(whole, batch, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(
         gradients(whole, scorer, [user, item]), gradients(batch, scorer, [user, item]), strict=True
@@ -75,24 +78,49 @@ def test_scalars_of_a_pair_keep_their_digits_under_bf16():
     scorer = DotCompressScorer(128)
     user = 10 * torch.randn((1, 128), generator=generator)
     # 512 items whose u.v differ in the fourth digit, which bf16 cannot hold
-    item = user[None] * (1 + torch.linspace(0, 0.01, 512))[None, :, None]
+    item = user * (1 + torch.linspace(0, 0.01, 512))[:, None]
+    # nothing between the folded layers and the last, which are all float32
+    scorer.mlp = nn.Sequential(*scorer.mlp[:2], nn.Linear(128, 1))
     with torch.no_grad():
-        item = scorer.item_side(item)
-        exact = scorer(user, item)
-        scorer.mlp = torch.nn.Sequential(scorer.mlp[0])
-        full = scorer(user, item)
+        item, place = scorer.item_side(item), torch.arange(512)[None]
+        full = scorer(user, item, place)
         with torch.autocast("cpu", torch.bfloat16):
-            half = scorer(user, item)
-    assert exact.shape == (1, 512)
-    assert_close(half, full)
+            half = scorer(user, item, place)
+    assert full.shape == (1, 512)
+    assert full.unique().numel() > 256
+    assert_close(half, full, rtol=0, atol=0)
 
 
 def test_dot_scorer_is_the_inner_product():
-    user, item = torch.randn(3, 5), torch.randn(3, 2, 5)
-    scores = DotScorer()(user, item)
+    user, item, place = torch.randn(3, 5), torch.randn(6, 5), torch.tensor([[0, 5], [2, 2], [5, 1]])
+    scores = DotScorer()(user, item, place)
     for row in range(3):
         for column in range(2):
-            assert scores[row, column].item() == pytest.approx(float(user[row] @ item[row, column]), abs=1e-5)
+            assert scores[row, column].item() == pytest.approx(float(user[row] @ item[place[row, column]]), abs=1e-5)
+
+
+@pytest.mark.parametrize("cached", [1, 100, 1 << 18])
+def test_pair_products_equal_gathered_products_in_values_and_gradients(cached, monkeypatch):
+    """Whatever the parts; item 3 is never asked for, items 0 and 4 repeatedly."""
+    monkeypatch.setattr(layers, "CACHED_NUMBERS", cached)
+    user = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    item = torch.randn(6, 7, dtype=torch.float64, requires_grad=True)
+    place = torch.tensor([[0, 0, 4], [5, 4, 0], [1, 2, 4], [4, 4, 4], [2, 0, 5]])
+    fast, slow = layers.PairProducts.apply(user, item, place), (user[:, None] * item[place]).sum(-1)
+    assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(5, 3, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((scores * weight).sum(), [user, item]) for scores in (fast, slow))
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert not ours[1][3].any()
+
+
+def test_scores_do_not_depend_on_how_many_pairs_are_scored_at_a_time(monkeypatch):
+    scorer = make_scorer(6)
+    user, item = torch.randn(9, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
+    place = torch.randint(5, (9, 4))
+    whole = scorer(user, scorer.item_side(item), place)
+    monkeypatch.setattr(layers, "TILE_PAIRS", 8)
+    assert_close(scorer(user, scorer.item_side(item), place), whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("affine", [True, False])

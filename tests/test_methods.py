@@ -279,7 +279,7 @@ def test_a_history_per_row_scores_every_row_with_its_own_history(train, tiny_pha
             at = row * width + column
             history = History(batch.history.items[at : at + 1], batch.history.mask[at : at + 1])
             user = backbone.encode_users(context, batch.users[row : row + 1], history)
-            score = backbone.score(user, backbone.encode_items(context, item.view(1, 1)))
+            score = backbone.score(context, user, item.view(1, 1))
             assert score.item() == pytest.approx(scores[row, column].item(), abs=1e-5)
 
 

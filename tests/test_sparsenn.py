@@ -45,7 +45,7 @@ def make_inputs():
 def scores_and_gradients(backbone, needed):
     users, items, history = make_inputs()
     context = backbone.prepare(needed)
-    scores = backbone.score(backbone.encode_users(context, users, history), backbone.encode_items(context, items))
+    scores = backbone.score(context, backbone.encode_users(context, users, history), items)
     backbone.zero_grad()
     (scores * torch.tensor([[1.0, -2.0, 3.0], [0.5, 1.5, -1.0]])).sum().backward()
     return scores.detach(), {name: parameter.grad.clone() for name, parameter in backbone.named_parameters()}
@@ -82,7 +82,7 @@ def test_catalogue_scores_equal_batch_scores(synthesis, scorer):
     user = backbone.encode_users(context, users, history)
     everything = torch.arange(30)
     whole = backbone.score_catalogue(user, backbone.encode_items(context, everything))
-    batch = backbone.score(user, backbone.encode_items(context, everything.expand(2, 30)))
+    batch = backbone.score(context, user, everything.expand(2, 30))
     assert whole.shape == (2, 30)
     assert_close(whole, batch, rtol=1e-5, atol=1e-6)
 
@@ -193,7 +193,7 @@ def train_on_checkerboard(synthesis, epochs=12, size=32, seed=0):
             user = backbone.encode_users(context, batch.users, batch.history)
             asked = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
             optimiser.zero_grad()
-            margin_ranking_loss(backbone.score(user, backbone.encode_items(context, asked))).backward()
+            margin_ranking_loss(backbone.score(context, user, asked)).backward()
             optimiser.step()
     with torch.no_grad():
         everyone, context = torch.arange(size), backbone.prepare()

@@ -32,13 +32,13 @@ class Environment:
 
 @dataclass(frozen=True)
 class Forward:
-    """One step's outputs: `user [R, D]`, `item [R, 1 + M, D]` (positive first) and `scores [B, 1 + M]`.
+    """One step's outputs: its item `context`, `user [R, D]` and `scores [B, 1 + M]` (positive first).
 
-    R is B, or B * (1 + M) with one item each where every row has its own history.
+    R is B, or B * (1 + M) where every row has its own history.
     """
 
+    context: Any
     user: torch.Tensor
-    item: torch.Tensor
     scores: torch.Tensor
 
 
@@ -116,10 +116,8 @@ class Method:
         with torch.autocast(users.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             context = self.backbone.prepare(torch.cat(needed))
             user = self.backbone.encode_users(context, users, batch.history)
-            item = self.backbone.encode_items(context, items)
-            scores = self.backbone.score(user, item)
-        vectors = item[..., : self.backbone.vector_width]
-        return Forward(user.float(), vectors.float(), scores.float().view(rows, width))
+            scores = self.backbone.score(context, user, items)
+        return Forward(context, user.float(), scores.float().view(rows, width))
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Take one step through `update(loss, *optimisers)`; give detached values for the log."""

@@ -159,22 +159,20 @@ class FABUHS(Method):
 
     def _adversary_rows(self, batch: Batch, forward: Forward) -> AdversaryRows:
         """Two rows per positive, its own (label 1) and its first negative's (label 0), for both sides."""
-        rows, width = forward.scores.shape
-        item = forward.item.view(rows, width, -1)[:, :2]  # positive and first negative
+        rows = len(batch.users)
+        shown = torch.stack([batch.positives, batch.negatives[:, 0]], dim=1)
+        item = self.backbone.encode_items(forward.context, shown)[..., : self.backbone.vector_width].float()
         # with a shared history both labels see one user vector; with one per row each has its own
         user = forward.user.view(rows, -1, forward.user.shape[-1])[:, :2].expand(-1, 2, -1)
         item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)
         target = self.user_target[batch.users].repeat_interleave(2)
-        if self.config.item_adversary == "user_attribute":
-            item_target = target
-        else:
-            item_target = self.item_target[torch.stack([batch.positives, batch.negatives[:, 0]], dim=1)].flatten()
+        by_user = self.config.item_adversary == "user_attribute"
         return AdversaryRows(
             user=torch.cat([user, user * item], dim=1) if self.config.adversary_input == "pair" else user,
             item=item,
             label=torch.arange(1, 2 * rows + 1, device=item.device) % 2,  # 1, 0, 1, 0, ...
             user_target=target,
-            item_target=item_target,
+            item_target=target if by_user else self.item_target[shown].flatten(),
         )
 
     def _adversarial_losses(self, rows: AdversaryRows, user_scale: float, item_scale: float):
