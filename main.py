@@ -36,6 +36,7 @@ from model import BACKBONES, METHODS, preset
 from model.config import Config, torch_generator
 from model.evaluation import Evaluator
 from model.layers import SCORERS
+from model.losses import LOSSES
 from model.methods.base import Method
 from model.metrics import evaluate
 from model.plots import exposure_lorenz, training_curves
@@ -53,12 +54,14 @@ from model.tracking import Tracker
 from model.training import Selection, save_checkpoint, update
 
 
-def _define_choice(name: str, default: str, registry: Mapping, meaning: str, extra: tuple[str, ...] = ()) -> None:
+def _define_choice(
+    name: str, default: str | None, registry: Mapping, meaning: str, extra: tuple[str, ...] = ()
+) -> None:
     """Define a flag whose choices are the keys of `registry` at the time of parsing."""
 
-    def check(value: str) -> bool:
+    def check(value: str | None) -> bool:
         allowed = [*registry, *extra]
-        if value not in allowed:
+        if value not in allowed and value is not None:
             raise flags.ValidationError(f"--{name}={value}: allowed is one of {', '.join(allowed)}")
         return True
 
@@ -114,7 +117,9 @@ flags.DEFINE_enum("rerank_target", "catalogue", ["catalogue", "train"], "Target 
 flags.DEFINE_integer("epochs", None, "Largest number of epochs, >= 1. None: preset.", 1)
 flags.DEFINE_integer("batch_size", None, "Positives per step, >= 2. None: preset.", 2)
 flags.DEFINE_float("lr", None, "Learning rate of Adam, > 0. None: preset.", 0)
-flags.DEFINE_integer("num_negatives", None, "Uniform negatives per positive, and as many in-batch ones, >= 1. None: preset.", 1)
+flags.DEFINE_integer("num_negatives", None, "Uniform negatives per positive, >= 1. None: preset.", 1)
+flags.DEFINE_integer("in_batch_negatives", None, "Other positives of the batch as further negatives per positive, >= 0. None: as many as --num_negatives.", 0)
+_define_choice("loss", None, LOSSES, "Ranking loss of a positive against its negatives. None: preset.")
 flags.DEFINE_integer("patience", None, "Epochs without a better validation score before stopping, >= 1. None: preset.", 1)
 flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda"], "Where to compute; cuda without a GPU is an error.")
 flags.DEFINE_enum("precision", "fp32", ["fp32", "bf16"], "Arithmetic of the training step's matrix products; evaluation is always fp32.")
@@ -215,6 +220,8 @@ def config_from_flags() -> Config:
             raise ValueError(f"--{name}={values[name]} must be above 0")
     values["user_attribute"] = tuple(values["user_attribute"])
     values["method_option"] = tuple(values["method_option"])
+    if values["in_batch_negatives"] is None:
+        values["in_batch_negatives"] = values["num_negatives"]
     if values["mask_sensitive_feature"] is None:  # Decision 17
         values["mask_sensitive_feature"] = values["enable_fairness"]
     if values["run_name"] is None:

@@ -20,6 +20,7 @@ MOVIELENS_PRESET = {
     "eval_every": 1,
     "eval_k": (10, 20, 50),
     "item_hidden": (256, 128),
+    "loss": "margin",
     "lr": 2e-4,
     "num_negatives": 20,
     "patience": 10,

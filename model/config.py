@@ -74,6 +74,8 @@ class Config:
     batch_size: int
     lr: float
     num_negatives: int
+    in_batch_negatives: int
+    loss: str
     patience: int
     device: str
     precision: str

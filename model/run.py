@@ -120,7 +120,7 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
     """Make the sampler of a phase's batches."""
     config, split = run.config, phase.split
     known: ItemLists = split.train.merge(split.valid) if config.upstream_compat else split.train
-    negatives = NegativeSampler(known, split.num_items, config.num_negatives, config.num_negatives, run.device)
+    negatives = NegativeSampler(known, split.num_items, config.num_negatives, config.in_batch_negatives, run.device)
     history = None
     if backbone.history_kind is not None:
         weights = method.history_weights(split.histories, split)

@@ -50,6 +50,8 @@ SETTINGS = preset("synthetic") | {
     "rerank_target": "catalogue",
     "batch_size": 64,
     "num_negatives": 2,
+    "in_batch_negatives": 2,
+    "loss": "margin",
     "device": "cpu",
     "precision": "fp32",
     "protocol": "loo",

@@ -12,7 +12,7 @@ from data.structs import Batch, Group, History
 from fairness_utils import fairness_history_weights
 from model import METHODS, build_sparsenn
 from model.config import stream_seeds, torch_generator
-from model.methods.base import Environment, Method, margin_ranking_loss, parse_options
+from model.methods.base import Environment, Method, parse_options
 from model.methods.fabuhs import FABUHS
 from model.probe import held_out_users
 from model.training import update
@@ -51,7 +51,7 @@ def train(tiny_data, tiny_phase, make_config, held_out):
 
 def make_sampler(phase, config, method, backbone):
     train = phase.split.train
-    negatives = NegativeSampler(train, phase.split.num_items, config.num_negatives, config.num_negatives, CPU)
+    negatives = NegativeSampler(train, phase.split.num_items, config.num_negatives, config.in_batch_negatives, CPU)
     history = None
     if backbone.history_kind is not None:
         weights = method.history_weights(phase.split.histories, phase.split)
@@ -287,14 +287,6 @@ def test_a_history_per_row_scores_every_row_with_its_own_history(train, tiny_pha
 def test_fabuhs_trains_with_a_history_per_row(train, options):
     _, _, values = train(upstream_compat=True, **FULL_ADVERSARY, **options)
     assert all(np.isfinite(float(value)) for step in values for value in step.values())
-
-
-def test_margin_ranking_loss_closed_form():
-    scores = torch.tensor([[2.0, 0.5, 1.5], [0.0, -3.0, 0.0]])
-    assert margin_ranking_loss(scores).item() == pytest.approx((0 + 0.5 + 0 + 1) / 4)
-    target = torch.ones(2, 2)
-    theirs = torch.nn.MarginRankingLoss(margin=1.0)(scores[:, :1].expand(2, 2), scores[:, 1:], target)
-    assert_close(margin_ranking_loss(scores), theirs)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, edge_batches
 from data.structs import FeatureSpec, FeatureTable, Histories, History, HistoryWeights
 from model import build_sparsenn
-from model.methods.base import margin_ranking_loss
+from model.losses import margin_ranking_loss
 from model.sparsenn import SparseNN, SparseNNOptions
 
 SYNTHESES = ("none", "mean", "attention", "gru")

@@ -15,6 +15,7 @@ from data.protocols import Phase
 from data.structs import Batch, Group, Histories, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
 from model.config import Config
+from model.losses import LOSSES
 
 Update = Callable[..., None]
 
@@ -70,11 +71,6 @@ def _parse_value(text: str, default: Any) -> Any:
     return type(default)(text)
 
 
-def margin_ranking_loss(scores: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
-    """Mean of max(0, margin - positive + negative) over `scores [B, 1 + M]`, positive first."""
-    return (margin - scores[:, :1] + scores[:, 1:]).clamp(min=0).mean()
-
-
 class Method:
     """How a backbone is trained. This class trains it plainly (`--fairness_method=none`); others override a part."""
 
@@ -86,6 +82,7 @@ class Method:
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
+        self.loss = LOSSES[self.config.loss]
         self.options = parse_options(self.Options, self.config.method_option)
         self.optimiser = torch.optim.Adam(backbone.parameters(), lr=self.config.lr, fused=True)
 
@@ -121,7 +118,7 @@ class Method:
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Take one step through `update(loss, *optimisers)`; give detached values for the log."""
-        loss = margin_ranking_loss(self.forward(batch).scores)
+        loss = self.loss(self.forward(batch).scores)
         update(loss, self.optimiser)
         return {"loss": loss.detach()}
 

@@ -19,7 +19,7 @@ from fairness_utils import (
     ramp,
     smoothing_share,
 )
-from model.methods.base import Environment, Forward, Method, Update, margin_ranking_loss
+from model.methods.base import Environment, Forward, Method, Update
 
 
 class AdversaryRows(NamedTuple):
@@ -138,7 +138,7 @@ class FABUHS(Method):
         user_loss, item_loss = self._adversarial_losses(
             rows, strength * self.config.adversarial_lambda_user, strength * self.config.adversarial_lambda_item
         )
-        loss = margin_ranking_loss(forward.scores)
+        loss = self.loss(forward.scores)
         update(loss + user_loss + item_loss, self.optimiser, self.discriminator_optimiser)
         self.step += 1
         if self.options.reinitialise_every and self.step % self.options.reinitialise_every == 0:

@@ -1,0 +1,30 @@
+"""Ranking losses over the scores of a positive and its negatives, each a mean over the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+
+def margin_ranking_loss(scores: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
+    """Mean of max(0, margin - positive + negative) over `scores [B, 1 + M]`, positive first (BUHS, RecSys 2024)."""
+    return (margin - scores[:, :1] + scores[:, 1:]).clamp(min=0).mean()
+
+
+def bpr_loss(scores: torch.Tensor) -> torch.Tensor:
+    """Mean of -log sigmoid(positive - negative) over `scores [B, 1 + M]`, positive first (Rendle et al., UAI 2009)."""
+    return F.softplus(scores[:, 1:] - scores[:, :1]).mean()
+
+
+def softmax_loss(scores: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of -log softmax of the positive among `scores [B, 1 + M]`, positive first (sampled softmax)."""
+    return (scores.logsumexp(1) - scores[:, 0]).mean()
+
+
+LOSSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "margin": margin_ranking_loss,
+    "bpr": bpr_loss,
+    "softmax": softmax_loss,
+}
