@@ -12,6 +12,7 @@ import pandas as pd
 import pycountry
 import torch
 
+from data.cache import cached
 from data.download import download_movielens
 from data.options import ReadOptions
 from data.rows import (
@@ -87,16 +88,16 @@ def read_movielens(options: ReadOptions) -> InteractionData:
 
     Every user and movie of the files is kept, rated or not, and every rating is an interaction. Raises DataError.
     """
-    folder = options.dataset_dir / "ml-1m"
-    if not folder.exists():
+    users_file, movies_file, ratings_file = _movielens_files(options)
+    if not users_file.parent.exists():
         download_movielens(options.dataset_dir)
-    users = read_text_rows(folder / "users.dat", ("user id", "gender", "age", "occupation", "zip code"))
+    users = read_text_rows(users_file, ("user id", "gender", "age", "occupation", "zip code"))
     groups = _movielens_groups(users)
     users.check(options.max_bad_rows)
-    movies = read_text_rows(folder / "movies.dat", ("movie id", "title", "genres"))
+    movies = read_text_rows(movies_file, ("movie id", "title", "genres"))
     genres = _movielens_genres(movies)
     movies.check(options.max_bad_rows)
-    ratings = read_integer_rows(folder / "ratings.dat", ("user id", "movie id", "rating", "timestamp"))
+    ratings = read_integer_rows(ratings_file, ("user id", "movie id", "rating", "timestamp"))
     user_id, item_id = _movielens_ratings(ratings, users["user id"], movies["movie id"])
     ratings.check(options.max_bad_rows)
 
@@ -126,6 +127,11 @@ def read_movielens(options: ReadOptions) -> InteractionData:
         item_titles=movies["title"],
         report=_report((users, movies, ratings), {}),
     )
+
+
+def _movielens_files(options: ReadOptions) -> tuple[Path, Path, Path]:
+    folder = options.dataset_dir / "ml-1m"
+    return folder / "users.dat", folder / "movies.dat", folder / "ratings.dat"
 
 
 def _movielens_groups(users: FileRows) -> tuple[Group, ...]:
@@ -231,6 +237,11 @@ def _find_bookcrossing(dataset_dir: Path) -> tuple[Path, BookCrossingForm]:
     )
 
 
+def _bookcrossing_files(options: ReadOptions) -> tuple[Path, ...]:
+    folder, form = _find_bookcrossing(options.dataset_dir)
+    return tuple(folder / file for file in form.files)
+
+
 def _bookcrossing_rows(folder: Path, form: BookCrossingForm) -> tuple[FileRows, FileRows, FileRows]:
     """Read and check the three files: books, users, ratings."""
     fields = (form.books, form.users, form.ratings)
@@ -333,7 +344,7 @@ def _report(files: tuple[FileRows, ...], filtered: dict[str, int]) -> ReadReport
 
 
 READERS: dict[str, Callable[[ReadOptions], InteractionData]] = {
-    "ml": read_movielens,
-    "bx": read_bookcrossing,
+    "ml": cached("ml", read_movielens, _movielens_files),
+    "bx": cached("bx", read_bookcrossing, _bookcrossing_files),
     "synthetic": read_synthetic,
 }

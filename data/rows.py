@@ -101,7 +101,8 @@ def parse_integers(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def matches(text: np.ndarray, pattern: str) -> np.ndarray:
     """Tell which str objects `[N]` match the regular expression as a whole."""
-    return pd.Series(text, dtype=object).str.fullmatch(pattern).to_numpy(dtype=bool)
+    codes, distinct = pd.factorize(text)
+    return pd.Series(distinct, dtype=object).str.fullmatch(pattern).to_numpy(dtype=bool)[codes]
 
 
 def is_repeated(*keys: np.ndarray) -> np.ndarray:

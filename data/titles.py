@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import os
 import re
+import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import huggingface_hub
 import numpy as np
@@ -82,18 +84,23 @@ def _hash_vectors(texts: np.ndarray) -> np.ndarray:
     return vectorizer.transform(texts).toarray()
 
 
+def encoder_parts(encoder: str) -> list[str]:
+    """What a cache knows an encoder by: its name, or of a folder its name and every file's name, size and time."""
+    if not (encoder and Path(encoder).is_dir()):
+        return [encoder]
+    folder = Path(encoder).resolve()
+    parts = ["folder", folder.name]
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        status = file.stat()
+        parts += [file.relative_to(folder).as_posix(), str(status.st_size), str(status.st_mtime_ns)]
+    return parts
+
+
 def _cache_path(texts: np.ndarray, encoder: str, cache_dir: Path) -> Path:
-    """Name the cache file by a hash of the titles and the encoder (of a folder: every file's name, size and time)."""
+    """Name the cache file by a hash of the titles and the encoder."""
     digest = hashlib.sha256()
-    parts = [encoder]
-    name = encoder
-    if encoder and Path(encoder).is_dir():
-        folder = Path(encoder).resolve()
-        name = folder.name
-        parts = ["folder", name]
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            status = file.stat()
-            parts += [file.relative_to(folder).as_posix(), str(status.st_size), str(status.st_mtime_ns)]
+    parts = encoder_parts(encoder)
+    name = encoder if len(parts) == 1 else parts[1]
     # Lengths go first, so that no two lists of parts or titles can join to the same bytes.
     for strings in (parts, texts):
         digest.update(len(strings).to_bytes(8, "little"))
@@ -119,16 +126,22 @@ def _read_cache(path: Path, rows: int) -> np.ndarray | None:
     return vectors
 
 
-def _write_cache(path: Path, vectors: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def write_whole(path: Path, save: Callable[[BinaryIO], None]) -> None:
+    """Let `save` write a file that appears whole or not at all, whoever else writes it. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Process ids repeat across the containers and hosts that may share a folder.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as handle:
-                np.save(handle, vectors)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with temporary.open("wb") as handle:
+            save(handle)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_cache(path: Path, vectors: np.ndarray) -> None:
+    try:
+        write_whole(path, lambda handle: np.save(handle, vectors))
     except OSError as error:
         logging.warning("title vectors cannot be cached in %s (%s); the next run encodes them again", path, error)
 
