@@ -63,7 +63,7 @@ class PairProducts(torch.autograd.Function):
         """Multiply `user [B, D]` with `item [n, D]` at `rows [B, M]`: `[B, M]`."""
         context.save_for_backward(user, item, rows)
         # on a CPU, a part's gathered vectors should stay in the cache
-        size = len(user) if user.is_cuda else max(1, CACHED_NUMBERS // (rows.shape[1] * user.shape[1]))
+        size = len(user) if user.device.type != "cpu" else max(1, CACHED_NUMBERS // (rows.shape[1] * user.shape[1]))
         parts = zip(user.split(size), rows.split(size), strict=True)
         return torch.cat([F.embedding(row, item).mul_(part[:, None]).sum(-1) for part, row in parts])
 
@@ -147,7 +147,7 @@ class DotCompressScorer(nn.Module):
         cross = PairProducts.apply(user, item[:, : self.dim].contiguous(), rows)
         scalars = F.embedding(rows, item[:, self.dim :])
         # on a CPU, a part's hidden numbers should stay in the cache, and large blocks of fresh memory are slow
-        size = len(user) if user.is_cuda else max(1, TILE_PAIRS // rows.shape[1])
+        size = len(user) if user.device.type != "cpu" else max(1, TILE_PAIRS // rows.shape[1])
         parts = zip(user.split(size), cross.split(size), scalars.split(size), strict=True)
         return torch.cat([self._score(*part) for part in parts])
 

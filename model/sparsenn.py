@@ -76,10 +76,11 @@ class SparseNN(nn.Module):
         return self.scorer.floats_per_pair
 
     def prepare(self, items: torch.Tensor | None = None) -> StepContext:
-        """Run the item tower once on the distinct ones of `items`, or on the smaller catalogue (Decision 12)."""
+        """Run the item tower once on the distinct ones of `items [n]`, or on the smaller catalogue (Decision 12)."""
         rows = row = None
         if items is not None and items.numel() < self.num_items:
-            rows = torch.unique(items)
+            # a GPU would have to tell the host how many distinct ones there are: there, repeats stay in
+            rows = torch.unique(items) if items.device.type == "cpu" else items
             row = torch.empty(self.num_items, dtype=torch.int64, device=items.device)
             row[rows] = torch.arange(len(rows), device=items.device)
         features = self.item_encoder(rows)

@@ -62,8 +62,8 @@ class FABUHS(Method):
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
         self.group = environment.user_groups[self.config.attribute]
-        known = np.where(environment.held_out, -1, self.group.codes)
-        self.user_target = torch.from_numpy(known).to(environment.device)
+        self.known_codes = np.where(environment.held_out, -1, self.group.codes)
+        self.user_target = torch.from_numpy(self.known_codes).to(environment.device)
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Fix the class weights on the phase's train counts and start fresh adversaries."""
@@ -72,7 +72,7 @@ class FABUHS(Method):
         popularity = split.item_groups["popularity"]
         self.item_target = torch.from_numpy(popularity.codes).to(device)
         user_seed, item_seed = np.random.SeedSequence(self.environment.seeds["adversary"]).generate_state(2).tolist()
-        user_codes = self.user_target.cpu().numpy()[split.train.owner]
+        user_codes = self.known_codes[split.train.owner]
         by_user = np.bincount(user_codes[user_codes >= 0], minlength=self.group.num_groups)
         user_counts = np.stack([by_user, by_user], axis=1).astype(float)
         # a negative is drawn from the catalogue, a positive from the train interactions
