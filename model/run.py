@@ -1,10 +1,17 @@
-"""Set a run up: data, protocol, groups, samplers, backbone and method; say what it is and what it will cost."""
+"""Set a run up: data, protocol, groups, samplers, backbone and method; say what it is, costs and gives."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import platform
+import resource
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +20,17 @@ from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, edge_
 from data.datareader import READERS
 from data.options import ReadOptions, SyntheticOptions
 from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
-from data.structs import Group, InteractionData, ItemLists
+from data.structs import Group, InteractionData, ItemLists, Ranking
+from fairness_utils import DIRECTIONS, exposure, position_weights
 from model import BACKBONES, METHODS, preset
 from model.config import Config, stream_seeds, torch_generator
 from model.evaluation import Evaluator
 from model.methods.base import Environment, Method
+from model.metrics import evaluate
+from model.plots import exposure_lorenz, training_curves
 from model.probe import held_out_users
-from model.training import update
+from model.report import result_table, write_json, write_per_user, write_recommendations
+from model.training import Progress, Selection, Training, update
 
 
 @dataclasses.dataclass
@@ -33,6 +44,11 @@ class Run:
     held_out: np.ndarray
     seeds: dict[str, int]
     device: torch.device
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data of all phases hash to."""
+        return " ".join(phase.split.fingerprint() for phase in self.protocol.phases)
 
 
 def _device(name: str) -> torch.device:
@@ -160,3 +176,116 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
             f"{phase.name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
             f"epoch, at most {phase.epochs} epochs = {epoch * phase.epochs / 3600:.2f} h"
         )
+
+
+def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
+    """Ask each test task once under each control: metrics by key, rankings by name, per-user values."""
+    config, split = run.config, phase.split
+    top = max(*run.protocol.ks, config.rerank_pool if config.rerank_fair else 1)
+    results, rankings, per_user = {}, {}, {}
+
+    def add(prefix: str, ranking: Ranking) -> None:
+        outcome = evaluate(ranking, split, run.groups, run.protocol.ks)
+        results.update({f"{prefix}/{key}": value for key, value in outcome.summary.items()})
+        per_user.update({f"{prefix}/{key}": value for key, value in outcome.per_user.items()})
+        rankings[prefix] = ranking
+
+    for task in phase.tests:
+        level = "" if len(phase.tests) == 1 else f"/{task.name}"
+        for name, ranking in evaluator.yardsticks(task, split, top).items():
+            add(f"reference/{name}{level}", ranking)
+        for control in method.controls():
+            prefix = f"test{level}" + (f"/{control}" if control else "")
+            ranking = evaluator.rank(task, split.test_histories, split, top, control, progress="test")
+            add(prefix, ranking)
+            if config.rerank_fair:
+                reranked, infeasible = evaluator.rerank(ranking, split)
+                add(f"{prefix}/reranked", reranked)
+                results[f"{prefix}/reranked/infeasible_users"] = infeasible
+            leakage = evaluator.leakage(split, run.groups, run.held_out, control)
+            results.update({f"{prefix}/{key}": value for key, value in leakage.items()})
+    return results, rankings, per_user
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an unpacked archive without git has no commit to name
+
+
+def write_results(
+    run: Run, directory: Path, training: Training, rankings: Mapping[str, Ranking], per_user: Mapping[str, np.ndarray]
+) -> dict[str, Path]:
+    """Write every result file of a finished run and print its table; give the plots by name.
+
+    `result.json` comes last: a folder that holds it is a finished run's.
+    """
+    config, data, progress, selection = run.config, run.data, training.progress, training.selection
+    ranking = rankings["test/reranked" if config.rerank_fair else "test"]
+    k = config.eval_k[0]
+    originals = data.original_user_ids, data.original_item_ids
+    write_per_user(directory / "per_user.parquet", ranking.users, originals[0], per_user, run.groups)
+    write_recommendations(directory / "recommendations.parquet", ranking, *originals, data.item_titles, k)
+    weights = position_weights(k)
+    names = {"reference/popular": "most popular", "test": "this run", "test/reranked": "re-ranked"}
+    exposures = {
+        shown: exposure(rankings[name].topk[:, :k], data.num_items, weights)
+        for name, shown in names.items()
+        if name in rankings
+    }
+    metric = run.protocol.phases[-1].metric
+    training_curves(progress.rows, directory / "training", metric=f"valid/{metric}", selected_epoch=selection.epoch)
+    exposure_lorenz(exposures, directory / "exposure")
+    progress.spend("write")
+    _write_cost(run, directory, progress)
+    write_json(
+        directory / "result.json",
+        {
+            "dataset": data.name,
+            "protocol": run.protocol.name,
+            "description": run.protocol.description,
+            "fingerprint": run.protocol.phases[-1].split.fingerprint(),
+            "method": config.method,
+            "seed": config.seed,
+            "commit": _commit(),
+            "epoch": selection.epoch,
+            "validation": selection.value,
+            "metrics": progress.results,
+        },
+    )
+    header = _header(run, directory, len(progress.rows), selection, metric)
+    labels = {name: group.labels for name, group in run.groups.items()}
+    print("\n" + result_table(progress.results, header, labels, k, DIRECTIONS), flush=True)
+    return {name: directory / f"{name}.png" for name in ("training", "exposure")}
+
+
+def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
+    write_json(
+        directory / "cost.json",
+        {
+            "seconds": {**progress.seconds, "total": sum(progress.seconds.values())},
+            "epochs": len(progress.rows),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "finished": datetime.now().isoformat(timespec="seconds"),
+            "directory": str(directory),
+            "command": " ".join(sys.argv),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": str(run.device),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def _header(run: Run, directory: Path, epochs: int, selection: Selection, metric: str) -> dict[str, str]:
+    config, data = run.config, run.data
+    return {
+        "data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items",
+        "method": f"{config.method} on {config.backbone} ({config.synthesis_type}), seed {config.seed}",
+        "protocol": run.protocol.description,
+        "epoch": f"{selection.epoch} of {epochs} (validation {metric} {selection.value:.4f})",
+        "sampled": f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking",
+        "files": str(directory),
+    }

@@ -143,3 +143,11 @@ class Method:
         """Take back what `state_dict` gave."""
         if state:
             raise ValueError(f"checkpoint holds {sorted(state)}, which this method does not know")
+
+    def training_state(self) -> dict[str, Any]:
+        """What resuming needs beside the backbone and `state_dict`: tensors and plain values (here the optimiser's)."""
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `training_state` gave, after `begin_phase`."""
+        self.optimiser.load_state_dict(state["optimiser"])

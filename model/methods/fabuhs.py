@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,6 +149,25 @@ class FABUHS(Method):
             "adversary/user": user_loss.detach() / count,
             "adversary/item": item_loss.detach() / count,
         }
+
+    def _adversarial_parts(self) -> dict[str, Any]:
+        return {
+            "user_adversary": self.user_adversary,
+            "item_adversary": self.item_adversary,
+            "discriminator_optimiser": self.discriminator_optimiser,
+        }
+
+    def training_state(self) -> dict[str, Any]:
+        """Add the adversaries, their optimiser and the step, which times their re-initialisation and the ramp."""
+        parts = {name: part.state_dict() for name, part in self._adversarial_parts().items()}
+        return {**super().training_state(), **parts, "step": self.step}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `training_state` gave."""
+        super().load_training_state(state)
+        self.step = state["step"]
+        for name, part in self._adversarial_parts().items():
+            part.load_state_dict(state[name])
 
     def _reinitialise(self, turn: int) -> None:
         for adversary in (self.user_adversary, self.item_adversary):
