@@ -10,9 +10,12 @@ method -> ranking -> metrics -> report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
+import os
 import sys
 import textwrap
 import time
@@ -29,6 +32,7 @@ from data.datareader import READERS
 from data.protocols import PROTOCOLS, Phase
 from model import BACKBONES, METHODS, preset
 from model.config import Config, torch_generator
+from model.distributed import ALONE, Processes, joined
 from model.evaluation import Evaluator
 from model.layers import SCORERS
 from model.metrics import evaluate
@@ -241,20 +245,22 @@ class Session:
 def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str, float]:
     """Run what is left of an epoch's passes; give the mean of each value that the steps report."""
     training, batch_size = session.training, session.run.config.batch_size
-    progress, generators = training.progress, training.generators
+    progress, generators, processes = training.progress, training.generators, session.run.processes
+    step = functools.partial(update, processes=processes)
     steps, label = math.ceil(len(sampler.user) / batch_size), f"epoch {progress.epoch}"
     for name in training.method.passes(stage)[progress.turn :]:
         # the stream stays where the pass began until it ends, so that a resumed pass draws its order again
         order = generators["order"].clone_state()
         batches = itertools.islice(edge_batches(len(sampler.user), batch_size, order), progress.step, None)
-        bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=None)
+        silent = None if processes.first else True
+        bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=silent)
         for edges in bar:
             batch = sampler.sample(edges, generators["negatives"], generators["history"])
-            progress.add(training.method.train_step(batch, stage, name, update), len(edges))
+            progress.add(training.method.train_step(batch, stage, name, step), len(edges))
             session.stop.check()
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
-    means = progress.means()
+    means = progress.means(processes)
     bad = [key for key, value in means.items() if not math.isfinite(value)]
     if bad:
         raise ValueError(f"{label}: {bad} is not finite; lower --lr or the adversarial weights")
@@ -267,7 +273,8 @@ def validate(session: Session, phase: Phase) -> dict[str, float]:
     try:
         with session.stop.at_once():
             valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-            return evaluate(valid, phase.split, run.groups, run.protocol.ks).summary
+            summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
+            return run.processes.from_first(summary)
     except Stopped:
         # upstream's network draws in evaluation too, and this one will be done again
         session.training.set_generator_states(states)
@@ -290,13 +297,14 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
             best = selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
             row |= {f"valid/{key}": metric for key, metric in summary.items()}
             shown += f"; validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}"
-        append_jsonl(directory / "metrics.jsonl", row)
+        if run.processes.first:
+            append_jsonl(directory / "metrics.jsonl", row)
         session.tracker.log(row, epoch)
         ranked = time.perf_counter()
         print(
             f"epoch {epoch}/{phase.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]", flush=True
         )
-        if best:
+        if best and run.processes.first:
             save_checkpoint(directory / "checkpoint.pt", run.config, phase.split.fingerprint(), selection)
         progress.end_epoch(row)
         if training.over(phase) or epoch % run.config.checkpoint_every == 0:
@@ -333,44 +341,46 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     progress.spend("train")
 
 
-def execute(config: Config, started: float) -> dict[str, float]:
+def execute(config: Config, started: float, processes: Processes = ALONE) -> dict[str, float]:
     """Do a whole run: train, select on validation, test once, write and print; gives the metrics by key."""
-    if config.resume and (config.output_dir / config.run_name / "result.json").exists():
-        print(f"{config.output_dir / config.run_name} holds a finished run (result.json): nothing is left to do")
+    directory = config.output_dir / config.run_name
+    if processes.from_first(config.resume and (directory / "result.json").exists()):
+        print(f"{directory} holds a finished run (result.json): nothing is left to do")
         return {}
-    run = prepare(config)
+    with processes.first_ahead():
+        run = prepare(config, processes)
     describe(run)
-    backbone, method = build(run)
-    evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
+    backbone, method, evaluator = build(run)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
         return {}
-    with lock_run_dir(reserve_run_dir(config.output_dir, config.run_name, config.resume)) as directory:
-        saved = read_state(directory / "state.pt", config, run.fingerprint, run.device) if config.resume else None
-        progress = Progress.of(saved, started)
-        write_json(directory / "config.json", config.as_json())
-        # rows after the saved state will come again
-        write_jsonl(directory / "metrics.jsonl", progress.rows)
+    with contextlib.ExitStack() as stack:
+        saved = None
+        if processes.first:
+            reserve_run_dir(config.output_dir, config.run_name, config.resume)
+            stack.enter_context(lock_run_dir(directory))
+            saved = read_state(directory / "state.pt", config, run.fingerprint, run.device) if config.resume else None
+            write_json(directory / "config.json", config.as_json())
+        saved = processes.from_first(saved)
+        progress = Progress.of(saved, started, run.device)
+        mode = config.wandb_mode if processes.first else "disabled"
         group = f"{config.dataset}-{config.method}-{config.synthesis_type}"
         tracker = Tracker(
-            config.wandb_mode,
-            config.wandb_project,
-            config.run_name,
-            config.as_json(),
-            directory,
-            group,
-            progress.tracker,
+            mode, config.wandb_project, config.run_name, config.as_json(), directory, group, progress.tracker
         )
         progress.tracker = tracker.id
         progress.spend("read")
-        with StopSignals() as stop:
-            session = Session(run, Training(backbone, method, progress), evaluator, stop, directory, tracker)
-            return train_and_test(session, saved)
+        stop = stack.enter_context(StopSignals(processes))
+        training = Training(backbone, method, progress, processes)
+        return train_and_test(Session(run, training, evaluator, stop, directory, tracker), saved)
 
 
 def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     """Do what is left of a run, phase by phase; gives the metrics by key."""
     run, progress, phases = session.run, session.training.progress, session.run.protocol.phases
+    if run.processes.first:
+        # rows after the saved state will come again
+        write_jsonl(session.directory / "metrics.jsonl", progress.rows)
     if saved is not None:
         print(f"resumed in epoch {progress.epoch} after {progress.step} of its steps")
     try:
@@ -388,6 +398,8 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     except Stopped as stopped:
         session.tracker.finish(exit_code=stopped.exit_code)
         raise
+    if not run.processes.first:
+        return {}
     images = write_results(run, session.directory, session.training, rankings, per_user)
     (session.directory / "state.pt").unlink(missing_ok=True)
     session.tracker.finish(progress.results, images)
@@ -416,25 +428,32 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not int(os.environ.get("RANK", 0)):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def main(argv: list[str]) -> None:
     """Run what the flags ask for; a bad request ends with one line and exit code 2."""
     started = time.perf_counter()
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments {argv[1:]}; every setting is a flag, see --help")
-        execute(config_from_flags(), started)
-    except (ValueError, OSError) as error:
-        logging.debug("%s", traceback.format_exc())
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+    with joined(FLAGS.device) as processes:
+        try:
+            if len(argv) > 1:
+                raise ValueError(f"unexpected arguments {argv[1:]}; every setting is a flag, see --help")
+            execute(processes.from_first(config_from_flags()), started, processes)
+        except Stopped as stopped:
+            if processes.first:
+                print(stopped, file=sys.stderr)
+            sys.exit(stopped.exit_code)
+        except Exception as error:
+            sys.stdout.flush()
+            if not processes.speaks_for_failure():
+                sys.exit(2)
+            if not isinstance(error, ValueError | OSError):
+                raise
+            logging.debug("%s", traceback.format_exc())
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import platform
 import resource
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from data.structs import Group, InteractionData, ItemLists, Ranking
 from fairness_utils import DIRECTIONS, exposure, position_weights
 from model import BACKBONES, METHODS, preset
 from model.config import Config, stream_seeds, torch_generator
+from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
 from model.methods.base import Environment, Method
 from model.metrics import evaluate
@@ -35,7 +38,8 @@ from model.training import Progress, Selection, Training, update
 
 @dataclasses.dataclass
 class Run:
-    """What every part of a run needs: settings, data, protocol, reported groups, probe users, seeds, device."""
+    """What every part of a run needs: settings, data, protocol, reported groups, probe users, seeds, device, and
+    which of the processes that share the work this is."""
 
     config: Config
     data: InteractionData
@@ -44,6 +48,7 @@ class Run:
     held_out: np.ndarray
     seeds: dict[str, int]
     device: torch.device
+    processes: Processes = ALONE
 
     @property
     def fingerprint(self) -> str:
@@ -54,11 +59,19 @@ class Run:
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device=cuda: this machine has no CUDA device; use --device=cpu or --device=auto")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= count:
+        raise ValueError(f"process {local} of this machine has none of its {count} GPUs; lower --nproc_per_node")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Config, processes: Processes = ALONE) -> Run:
     """Read the data, apply the protocol and set the probe's users aside."""
+    if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
+        raise ValueError("--upstream_compat with --synthesis_type=gru draws noise row by row: run it in one process")
     seeds, device = stream_seeds(config.seed), _device(config.device)
     synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
     options = ReadOptions(
@@ -94,7 +107,7 @@ def prepare(config: Config) -> Run:
     )
     groups = {name: data.user_groups[name] for name in config.user_attribute}
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
-    return Run(config, data, protocol, groups, held_out, seeds, device)
+    return Run(config, data, protocol, groups, held_out, seeds, device, processes)
 
 
 def describe(run: Run) -> None:
@@ -125,11 +138,32 @@ def _shown(value) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def build(run: Run) -> tuple[torch.nn.Module, Method]:
-    """Make the backbone and the method that trains it."""
+class SharedEvaluator(Evaluator):
+    """Ranks a part of the users in each process; the whole ranking is the first's, the others have None.
+
+    Vectors of users and items are made whole everywhere, so that draws are those of one process.
+    """
+
+    processes = ALONE
+
+    def _rank(self, score, users, task, top, progress) -> Ranking | None:
+        processes = self.processes
+        progress = progress if processes.first else None
+        if task.candidates is None:
+            own = np.array_split(users, processes.world)[processes.rank]
+            return processes.gather(super()._rank(score, own, task, top, progress))
+        # candidates are drawn user after user: a part of the users would get others
+        return super()._rank(score, users, task, top, progress) if processes.first else None
+
+
+def build(run: Run) -> tuple[torch.nn.Module, Method, Evaluator]:
+    """Make the backbone, the method that trains it and what judges it."""
     backbone = BACKBONES[run.config.backbone](run.data, run.config, run.seeds["initialisation"], run.device)
-    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device)
-    return backbone, METHODS[run.config.method](backbone, environment)
+    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device, run.processes)
+    method = METHODS[run.config.method](backbone, environment)
+    evaluator = SharedEvaluator(backbone, method, run.config, run.seeds, run.device)
+    evaluator.processes = run.processes
+    return backbone, method, evaluator
 
 
 def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Method) -> BatchSampler:
@@ -164,7 +198,7 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
             rows = sampler.sample(batch, generators["negatives"], generators["history"])
             for stage in method.stages():
                 for name in method.passes(stage):
-                    method.train_step(rows, stage, name, update)
+                    method.train_step(rows, stage, name, partial(update, processes=run.processes))
             times.append(time.perf_counter() - started)
             if len(times) == 5:
                 break
@@ -179,12 +213,17 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
 
 
 def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
-    """Ask each test task once under each control: metrics by key, rankings by name, per-user values."""
+    """Ask each test task once under each control: metrics by key, rankings by name, per-user values.
+
+    Of many processes the first gets them, the others nothing.
+    """
     config, split = run.config, phase.split
     top = max(*run.protocol.ks, config.rerank_pool if config.rerank_fair else 1)
     results, rankings, per_user = {}, {}, {}
 
-    def add(prefix: str, ranking: Ranking) -> None:
+    def add(prefix: str, ranking: Ranking | None) -> None:
+        if ranking is None:
+            return
         outcome = evaluate(ranking, split, run.groups, run.protocol.ks)
         results.update({f"{prefix}/{key}": value for key, value in outcome.summary.items()})
         per_user.update({f"{prefix}/{key}": value for key, value in outcome.per_user.items()})
@@ -198,6 +237,8 @@ def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
             prefix = f"test{level}" + (f"/{control}" if control else "")
             ranking = evaluator.rank(task, split.test_histories, split, top, control, progress="test")
             add(prefix, ranking)
+            if ranking is None:
+                continue
             if config.rerank_fair:
                 reranked, infeasible = evaluator.rerank(ranking, split)
                 add(f"{prefix}/reranked", reranked)

@@ -18,6 +18,7 @@ from torch import nn
 
 from data.protocols import Phase
 from model.config import Config
+from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.report import atomic_path
 
@@ -31,14 +32,20 @@ FREE_SETTINGS = {
 }  # fmt: skip
 
 
-def update(loss: torch.Tensor, *optimisers: torch.optim.Optimizer) -> None:
-    """Take one step of each of `optimisers` on `loss`; a loss that is not finite is a ValueError."""
+def update(
+    loss: torch.Tensor,
+    *optimisers: torch.optim.Optimizer,
+    processes: Processes = ALONE,
+) -> None:
+    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is a ValueError."""
     # asking a GPU for every loss would stall it; there the epoch's mean is checked instead
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise ValueError(f"the training loss is {loss.item()}; lower --lr or the adversarial weights")
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    processes.sum_gradients(parameter for group in groups for parameter in group["params"])
     for optimiser in optimisers:
         optimiser.step()
 
@@ -97,10 +104,13 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Within this context SIGINT and SIGTERM wait for `check`, which raises `Stopped`; in `at_once` they raise it."""
+    """Within this context SIGINT and SIGTERM wait for `check`, which raises `Stopped`; in `at_once` they raise it.
 
-    def __init__(self):
-        self._number, self._at_once = 0, False
+    Many `processes` stop at the same `check`, and never in between: one that left would leave the others waiting.
+    """
+
+    def __init__(self, processes: Processes):
+        self._processes, self._number, self._at_once = processes, 0, False
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -113,17 +123,18 @@ class StopSignals:
     def _receive(self, number: int, frame) -> None:
         self._number = number
         if self._at_once:
-            self.check()
+            raise Stopped(number)
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal has come."""
-        if self._number:
-            raise Stopped(self._number)
+        """Raise `Stopped` if a signal has come to any process."""
+        number = self._processes.any_of(self._number)
+        if number:
+            raise Stopped(number)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Raise `Stopped` wherever a signal arrives: for work that is done again when the run goes on."""
-        self._at_once = True
+        self._at_once = self._processes.world == 1
         try:
             self.check()
             yield
@@ -136,8 +147,9 @@ class Progress:
     """How far a run has come, and what it has gathered.
 
     `phase`, `stage` and `turn` (a pass of the epoch) are positions, `epoch` counts from 1, `step` steps of the turn
-    are done; `totals` sums the values of the epoch's `count` rows so far. `seconds` are spent by activity, over all
-    the processes that the run took; `rows` are those of `metrics.jsonl`, `results` the metrics of earlier phases.
+    are done; `totals` sums the values of the epoch's `count` rows so far, this process's share of it. `seconds`
+    are spent by activity, since the run began; `rows` are those of `metrics.jsonl`, `results` the metrics of earlier
+    phases.
     """
 
     phase: int = 0
@@ -154,10 +166,12 @@ class Progress:
     _since: float = 0.0
 
     @staticmethod
-    def of(saved: dict | None, started: float) -> Progress:
+    def of(saved: dict | None, started: float, device: torch.device | str = "cpu") -> Progress:
         """What a saved state says, or the beginning; time counts from `started`."""
-        progress = Progress() if saved is None else Progress(**json.loads(saved["progress"]), totals=saved["totals"])
+        progress = Progress() if saved is None else Progress(**json.loads(saved["progress"]))
         progress._since = started
+        if saved is not None:
+            progress.totals = {key: value.to(device) for key, value in saved["totals"].items()}
         return progress
 
     def as_json(self) -> str:
@@ -172,9 +186,9 @@ class Progress:
         self.count += rows
         self.step += 1
 
-    def means(self) -> dict[str, float]:
+    def means(self, processes: Processes) -> dict[str, float]:
         """Mean of each value over the epoch's rows."""
-        return {key: float(value) / self.count for key, value in self.totals.items()}
+        return {key: float(value) / self.count for key, value in processes.sum_values(self.totals).items()}
 
     def end_epoch(self, row: dict) -> None:
         """Keep the epoch's row and turn to the next epoch."""
@@ -190,11 +204,15 @@ class Progress:
 
 @dataclass
 class Training:
-    """All that training changes: weights, what the method keeps, random streams, the best epoch and the progress."""
+    """All that training changes: weights, what the method keeps, random streams, the best epoch and the progress.
+
+    Its state is the same for any number of processes.
+    """
 
     backbone: nn.Module
     method: Method
     progress: Progress
+    processes: Processes
     selection: Selection = field(init=False)
     generators: dict[str, torch.Generator] = field(init=False)
 
@@ -220,13 +238,13 @@ class Training:
     def set_generator_states(self, states: dict[str, torch.Tensor]) -> None:
         """Put every random stream where `generator_states` found it."""
         for name, generator in self.generators.items():
-            generator.set_state(states[name].cpu())
+            generator.set_state(states[name])
 
     def state(self) -> dict[str, Any]:
-        """Everything that going on from here needs: tensors and plain values."""
+        """Everything that going on from here needs: tensors and plain values. All processes must ask."""
         return {
             "progress": self.progress.as_json(),
-            "totals": self.progress.totals,
+            "totals": self.processes.sum_values(self.progress.totals),
             "backbone": self.backbone.state_dict(),
             "method": self.method.state_dict(),
             "training": self.method.training_state(),
@@ -236,6 +254,8 @@ class Training:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave, after `begin_phase`; `Progress.of` reads the progress."""
+        if not self.processes.first:
+            self.progress.totals = {}
         self.backbone.load_state_dict(state["backbone"])
         self.method.load_state_dict(state["method"])
         self.method.load_training_state(state["training"])
@@ -246,8 +266,11 @@ class Training:
 def write_state(path: Path, config: Config, fingerprint: str, training: Training) -> None:
     """Write all that `--resume` needs, whole or not at all; loads with `weights_only=True`.
 
-    `fingerprint` is that of the data, which must be the same when the run goes on.
+    `fingerprint` is that of the data, which must be the same when the run goes on. All processes call, one writes.
     """
+    state = training.state()
+    if not training.processes.first:
+        return
     header = {
         "format": STATE_FORMAT,
         "config": json.dumps(config.as_json(), sort_keys=True),
@@ -255,11 +278,11 @@ def write_state(path: Path, config: Config, fingerprint: str, training: Training
         "device": next(training.backbone.parameters()).device.type,
     }
     with atomic_path(path) as temporary:
-        torch.save(header | training.state(), temporary)
+        torch.save(header | state, temporary)
 
 
 def read_state(path: Path, config: Config, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
-    """Read what `write_state` wrote, onto `device`; None where nothing was written.
+    """Read what `write_state` wrote, for a run on `device`; None where nothing was written.
 
     A state of another format, of other data, of a setting that changes results or of another kind of device (whose
     random streams differ) is a ValueError that shows the difference.
@@ -267,7 +290,7 @@ def read_state(path: Path, config: Config, fingerprint: str, device: torch.devic
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its parts do
         raise ValueError(f"{path} cannot be read ({error}); delete it to begin again") from error
     then, now = json.loads(state["config"]), json.loads(json.dumps(config.as_json()))
