@@ -202,23 +202,35 @@ class ConditionalAdversary(nn.Module):
             target.copy_(source)
         return index
 
+    def mass(self, label: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Total cross-entropy weight of rows: what their `loss` divides by."""
+        return self._weights(label, target).sum()
+
+    def _weights(self, label: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.weight[target.clamp(min=0), label] * (target >= 0)
+
     def loss(
-        self, representation: torch.Tensor, label: torch.Tensor, target: torch.Tensor, scale: float
+        self,
+        representation: torch.Tensor,
+        label: torch.Tensor,
+        target: torch.Tensor,
+        scale: float,
+        mass: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Weighted cross-entropy, summed over discriminators, of `target [R]` (-1 unknown: weight 0).
 
         `representation [R, D]` gets the reversed gradient of the discriminators' mean times `scale` (0: detached,
         no path back; Decision 14); each discriminator gets its own loss in full. `label [R]` is 1 for the positive
-        and 0 for a negative. Without known rows the loss is exactly 0.
+        and 0 for a negative. Without known rows the loss is exactly 0. `mass` is that of all rows where these are a
+        part of them (None: they are all).
         """
         count = len(self.discriminators)
         value = reverse_gradient(representation, scale / count) if scale else representation.detach()
         value = F.layer_norm(value, (self.inputs,))
         value = torch.cat([value, self.label_embedding(label)], dim=1)
-        known = target >= 0
+        weight = self._weights(label, target)
         target = target.clamp(min=0)
-        weight = self.weight[target, label] * known
-        normaliser = weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        normaliser = (weight.sum() if mass is None else mass).clamp(min=torch.finfo(weight.dtype).tiny)
         total = value.new_zeros(())
         for discriminator in self.discriminators:
             entropy = F.cross_entropy(discriminator(value), target, reduction="none")

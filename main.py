@@ -10,11 +10,12 @@ method -> ranking -> metrics -> report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import math
-import platform
-import resource
-import subprocess
+import os
 import sys
 import textwrap
 import time
@@ -23,35 +24,34 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-import torch
 from absl import app, flags, logging
 from tqdm import tqdm
 
 from data.dataloader import BatchSampler, edge_batches
 from data.datareader import READERS
 from data.protocols import PROTOCOLS, Phase
-from data.structs import Ranking
-from fairness_utils import DIRECTIONS, exposure, position_weights
 from model import BACKBONES, METHODS, preset
 from model.config import Config, torch_generator
+from model.distributed import ALONE, Processes, joined
 from model.evaluation import Evaluator
 from model.layers import SCORERS
 from model.losses import LOSSES
-from model.methods.base import Method
 from model.metrics import evaluate
-from model.plots import exposure_lorenz, training_curves
-from model.report import (
-    append_jsonl,
-    reserve_run_dir,
-    result_table,
-    write_json,
-    write_per_user,
-    write_recommendations,
-)
-from model.run import Run, batch_sampler, build, describe, estimate, prepare
+from model.report import append_jsonl, lock_run_dir, reserve_run_dir, write_json, write_jsonl
+from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, prepare, write_results
 from model.synthesis import SYNTHESIZERS
 from model.tracking import Tracker
-from model.training import Selection, save_checkpoint, update
+from model.training import (
+    Progress,
+    Selection,
+    Stopped,
+    StopSignals,
+    Training,
+    read_state,
+    save_checkpoint,
+    update,
+    write_state,
+)
 
 
 def _define_choice(
@@ -137,6 +137,8 @@ flags.DEFINE_integer("eval_block_mb", 256, "Memory for a block of scores, in MiB
 flags.DEFINE_integer("seed", 0, "Seed of every random stream, >= 0.", 0)
 flags.DEFINE_string("output_dir", "./runs", "Folder for run folders.")
 flags.DEFINE_string("run_name", None, "Name of the run's folder. None: made of data set, method, seed and time.")
+flags.DEFINE_bool("resume", False, "Continue the run in the folder named by --output_dir and --run_name from its last saved state; without one, start it.")
+flags.DEFINE_integer("checkpoint_every", 1, "Epochs between saved states, >= 1; a run that SIGINT or SIGTERM ends saves one too.", 1)
 flags.DEFINE_enum("wandb_mode", "disabled", ["disabled", "offline", "online"], "Weights & Biases tracking.")
 flags.DEFINE_string("wandb_project", "fabuhs", "Weights & Biases project.")
 flags.DEFINE_bool("dry_run", False, "Print phases, sizes, parameters and a time estimate; train and write nothing.")
@@ -231,195 +233,184 @@ def config_from_flags() -> Config:
     return Config(**values)
 
 
-def train_epoch(run: Run, sampler: BatchSampler, method: Method, stage: str, generators: dict, label: str) -> dict:
-    """Run every pass of one epoch; give the mean of each value that the steps report."""
-    config, totals, count = run.config, {}, 0
-    for name in method.passes(stage):
-        batches = edge_batches(len(sampler.user), config.batch_size, generators["order"])
-        steps = math.ceil(len(sampler.user) / config.batch_size)
-        for edges in tqdm(batches, total=steps, desc=label, unit="batch", leave=False, disable=None):
+@dataclasses.dataclass
+class Session:
+    """What the loop works with: the run, its parts, and where what it finds goes."""
+
+    run: Run
+    training: Training
+    evaluator: Evaluator
+    stop: StopSignals
+    directory: Path
+    tracker: Tracker
+
+    def save(self) -> None:
+        """Write the state from which `--resume` goes on."""
+        write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
+
+
+def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str, float]:
+    """Run what is left of an epoch's passes; give the mean of each value that the steps report."""
+    training, batch_size = session.training, session.run.config.batch_size
+    progress, generators, processes = training.progress, training.generators, session.run.processes
+    step = functools.partial(update, processes=processes)
+    steps, label = math.ceil(len(sampler.user) / batch_size), f"epoch {progress.epoch}"
+    for name in training.method.passes(stage)[progress.turn :]:
+        # the stream stays where the pass began until it ends, so that a resumed pass draws its order again
+        order = generators["order"].clone_state()
+        batches = itertools.islice(edge_batches(len(sampler.user), batch_size, order), progress.step, None)
+        silent = None if processes.first else True
+        bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=silent)
+        for edges in bar:
             batch = sampler.sample(edges, generators["negatives"], generators["history"])
-            values = method.train_step(batch, stage, name, update)
-            for key, value in values.items():
-                totals[key] = totals.get(key, 0.0) + value.double() * len(edges)
-            count += len(edges)
-    means = {key: float(value) / count for key, value in totals.items()}
+            progress.add(training.method.train_step(batch, stage, name, step), len(edges))
+            session.stop.check()
+        generators["order"].set_state(order.get_state())
+        progress.turn, progress.step = progress.turn + 1, 0
+    means = progress.means(processes)
     bad = [key for key, value in means.items() if not math.isfinite(value)]
     if bad:
         raise ValueError(f"{label}: {bad} is not finite; lower --lr or the adversarial weights")
     return means
 
 
-def train_phase(run: Run, phase: Phase, backbone, method: Method, evaluator: Evaluator, directory: Path, tracker):
-    """Train a phase with selection on validation (Decision 1); the selected weights are in place when it ends."""
-    generators = {name: torch_generator(run.seeds[name], run.device) for name in ("order", "negatives", "history")}
-    sampler = batch_sampler(run, phase, backbone, method)
-    steps = math.ceil(len(sampler.user) / run.config.batch_size)
-    method.begin_phase(phase, steps * phase.epochs)
-    rows = []
-    for stage in method.stages():
-        selection = Selection(phase.patience)
-        for epoch in range(1, phase.epochs + 1):
-            started = time.perf_counter()
-            means = train_epoch(run, sampler, method, stage, generators, f"epoch {epoch}")
-            trained = time.perf_counter()
-            row = {"phase": phase.name, "stage": stage, "epoch": epoch}
-            row |= {f"train/{key}": mean for key, mean in means.items()}
-            shown, best = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items()), False
-            if epoch % phase.every == 0 or epoch == phase.epochs:
-                valid = evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-                summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary
-                best = selection.offer(epoch, summary[phase.metric], backbone, method)
-                row |= {f"valid/{key}": metric for key, metric in summary.items()}
-                shown += f"; validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}"
-            rows.append(row)
-            append_jsonl(directory / "metrics.jsonl", row)
-            tracker.log(row, epoch)
-            ranked = time.perf_counter()
-            print(
-                f"epoch {epoch}/{phase.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]",
-                flush=True,
-            )
-            if best:
-                save_checkpoint(directory / "checkpoint.pt", run.config, phase.split.fingerprint(), selection)
-            if selection.exhausted(epoch):
-                print(f"no better validation {phase.metric} for {phase.patience} epochs: stopped")
-                break
-        if not selection.weights:
-            raise ValueError(f"validation {phase.metric} was never defined; the validation split may be empty")
-        selection.restore(backbone, method)
-    return selection, rows
-
-
-def test_phase(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
-    """Ask each test task once under each control: metrics by key, rankings by name, per-user values."""
-    config, split = run.config, phase.split
-    top = max(*run.protocol.ks, config.rerank_pool if config.rerank_fair else 1)
-    results, rankings, per_user = {}, {}, {}
-
-    def add(prefix: str, ranking: Ranking) -> None:
-        outcome = evaluate(ranking, split, run.groups, run.protocol.ks)
-        results.update({f"{prefix}/{key}": value for key, value in outcome.summary.items()})
-        per_user.update({f"{prefix}/{key}": value for key, value in outcome.per_user.items()})
-        rankings[prefix] = ranking
-
-    for task in phase.tests:
-        level = "" if len(phase.tests) == 1 else f"/{task.name}"
-        for name, ranking in evaluator.yardsticks(task, split, top).items():
-            add(f"reference/{name}{level}", ranking)
-        for control in method.controls():
-            prefix = f"test{level}" + (f"/{control}" if control else "")
-            ranking = evaluator.rank(task, split.test_histories, split, top, control, progress="test")
-            add(prefix, ranking)
-            if config.rerank_fair:
-                reranked, infeasible = evaluator.rerank(ranking, split)
-                add(f"{prefix}/reranked", reranked)
-                results[f"{prefix}/reranked/infeasible_users"] = infeasible
-            leakage = evaluator.leakage(split, run.groups, run.held_out, control)
-            results.update({f"{prefix}/{key}": value for key, value in leakage.items()})
-    return results, rankings, per_user
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+def validate(session: Session, phase: Phase) -> dict[str, float]:
+    """Metrics of the validation task under the current weights."""
+    run, states = session.run, session.training.generator_states()
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # an unpacked archive without git has no commit to name
+        with session.stop.at_once():
+            valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
+            summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
+            return run.processes.from_first(summary)
+    except Stopped:
+        # upstream's network draws in evaluation too, and this one will be done again
+        session.training.set_generator_states(states)
+        raise
 
 
-def write_results(run: Run, directory: Path, selection: Selection, rows, results, rankings, per_user) -> dict:
-    """Write every result file of a finished run; give the plots by name."""
-    config, data, split = run.config, run.data, run.protocol.phases[-1].split
-    write_json(
-        directory / "result.json",
-        {
-            "dataset": data.name,
-            "protocol": run.protocol.name,
-            "description": run.protocol.description,
-            "fingerprint": split.fingerprint(),
-            "method": config.method,
-            "seed": config.seed,
-            "commit": _commit(),
-            "epoch": selection.epoch,
-            "validation": selection.value,
-            "metrics": results,
-        },
-    )
-    ranking = rankings["test/reranked" if config.rerank_fair else "test"]
-    k = config.eval_k[0]
-    originals = data.original_user_ids, data.original_item_ids
-    write_per_user(directory / "per_user.parquet", ranking.users, originals[0], per_user, run.groups)
-    write_recommendations(directory / "recommendations.parquet", ranking, *originals, data.item_titles, k)
-    weights = position_weights(k)
-    names = {"reference/popular": "most popular", "test": "this run", "test/reranked": "re-ranked"}
-    exposures = {
-        shown: exposure(rankings[name].topk[:, :k], data.num_items, weights)
-        for name, shown in names.items()
-        if name in rankings
-    }
-    metric = f"valid/{run.protocol.phases[-1].metric}"
-    training_curves(rows, directory / "training", metric=metric, selected_epoch=selection.epoch)
-    exposure_lorenz(exposures, directory / "exposure")
-    return {name: directory / f"{name}.png" for name in ("training", "exposure")}
+def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
+    """Train the epochs that are left of a stage; the weights that validation selected are in place when it ends."""
+    run, training, directory = session.run, session.training, session.directory
+    progress, selection = training.progress, training.selection
+    while not training.over(phase):
+        epoch, started = progress.epoch, time.perf_counter()
+        means = train_epoch(session, sampler, stage)
+        trained = time.perf_counter()
+        row = {"phase": phase.name, "stage": stage, "epoch": epoch}
+        row |= {f"train/{key}": mean for key, mean in means.items()}
+        shown, best = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items()), False
+        if epoch % phase.every == 0 or epoch == phase.epochs:
+            summary = validate(session, phase)
+            best = selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
+            row |= {f"valid/{key}": metric for key, metric in summary.items()}
+            shown += f"; validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}"
+        if run.processes.first:
+            append_jsonl(directory / "metrics.jsonl", row)
+        session.tracker.log(row, epoch)
+        ranked = time.perf_counter()
+        print(
+            f"epoch {epoch}/{phase.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]", flush=True
+        )
+        if best and run.processes.first:
+            save_checkpoint(directory / "checkpoint.pt", run.config, phase.split.fingerprint(), selection)
+        progress.end_epoch(row)
+        if training.over(phase) or epoch % run.config.checkpoint_every == 0:
+            progress.spend("train")
+            session.save()
+    if progress.epoch <= phase.epochs:
+        print(f"no better validation {phase.metric} for {phase.patience} epochs: stopped")
+    if not selection.weights:
+        raise ValueError(f"validation {phase.metric} was never defined; the validation split may be empty")
+    selection.restore(training.backbone, training.method)
 
 
-def execute(config: Config, started: float) -> dict[str, float]:
+def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
+    """Train the stages of a phase with selection on validation (Decision 1), from `saved` where there is a state."""
+    run, training, progress = session.run, session.training, session.training.progress
+    streams = {name: torch_generator(run.seeds[name], run.device) for name in ("order", "negatives", "history")}
+    sampler = batch_sampler(run, phase, training.backbone, training.method)
+    steps = math.ceil(len(sampler.user) / run.config.batch_size)
+    training.method.begin_phase(phase, steps * phase.epochs)
+    training.begin_phase(phase, streams)
+    if saved is not None:
+        training.load(saved)
+    stages = training.method.stages()
+    try:
+        for stage in stages[progress.stage :]:
+            train_stage(session, phase, sampler, stage)
+            progress.stage, progress.epoch = progress.stage + 1, 1
+            if progress.stage < len(stages):
+                training.selection = Selection(phase.patience)
+    except Stopped:
+        progress.spend("train")
+        session.save()
+        raise
+    progress.spend("train")
+
+
+def execute(config: Config, started: float, processes: Processes = ALONE) -> dict[str, float]:
     """Do a whole run: train, select on validation, test once, write and print; gives the metrics by key."""
-    run = prepare(config)
+    directory = config.output_dir / config.run_name
+    if processes.from_first(config.resume and (directory / "result.json").exists()):
+        print(f"{directory} holds a finished run (result.json): nothing is left to do")
+        return {}
+    with processes.first_ahead():
+        run = prepare(config, processes)
     describe(run)
-    backbone, method = build(run)
-    evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
-    read_seconds = time.perf_counter() - started
+    backbone, method, evaluator = build(run)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
         return {}
-    directory = reserve_run_dir(config.output_dir, config.run_name)
-    write_json(directory / "config.json", config.as_json())
-    group = f"{config.dataset}-{config.method}-{config.synthesis_type}"
-    tracker = Tracker(config.wandb_mode, config.wandb_project, config.run_name, config.as_json(), directory, group)
-    results, rows, seconds = {}, [], {"read": read_seconds, "train": 0.0, "test": 0.0}
-    for phase in run.protocol.phases:
-        begun = time.perf_counter()
-        selection, phase_rows = train_phase(run, phase, backbone, method, evaluator, directory, tracker)
-        trained = time.perf_counter()
-        phase_results, rankings, per_user = test_phase(run, phase, method, evaluator)
-        level = f"/{phase.name}" if len(run.protocol.phases) > 1 else ""
-        for key, value in phase_results.items():
-            root, _, rest = key.partition("/")
-            results[f"{root}{level}/{rest}"] = value
-        rows += phase_rows
-        seconds["train"] += trained - begun
-        seconds["test"] += time.perf_counter() - trained
-    images = write_results(run, directory, selection, rows, results, rankings, per_user)
-    seconds["total"] = time.perf_counter() - started
-    write_json(
-        directory / "cost.json",
-        {
-            "seconds": seconds,
-            "epochs": len(rows),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "finished": datetime.now().isoformat(timespec="seconds"),
-            "directory": str(directory),
-            "command": " ".join(sys.argv),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": str(run.device),
-            "threads": torch.get_num_threads(),
-        },
-    )
-    header = {
-        "data set": f"{run.data.name}, {run.data.num_users:,} users, {run.data.num_items:,} items",
-        "method": f"{config.method} on {config.backbone} ({config.synthesis_type}), seed {config.seed}",
-        "protocol": run.protocol.description,
-        "epoch": f"{selection.epoch} of {len(rows)} (validation {phase.metric} {selection.value:.4f})",
-        "sampled": f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking",
-        "files": str(directory),
-    }
-    labels = {name: group.labels for name, group in run.groups.items()}
-    print("\n" + result_table(results, header, labels, config.eval_k[0], DIRECTIONS), flush=True)
-    tracker.finish(results, images)
-    return results
+    with contextlib.ExitStack() as stack:
+        saved = None
+        if processes.first:
+            reserve_run_dir(config.output_dir, config.run_name, config.resume)
+            stack.enter_context(lock_run_dir(directory))
+            saved = read_state(directory / "state.pt", config, run.fingerprint, run.device) if config.resume else None
+            write_json(directory / "config.json", config.as_json())
+        saved = processes.from_first(saved)
+        progress = Progress.of(saved, started, run.device)
+        mode = config.wandb_mode if processes.first else "disabled"
+        group = f"{config.dataset}-{config.method}-{config.synthesis_type}"
+        tracker = Tracker(
+            mode, config.wandb_project, config.run_name, config.as_json(), directory, group, progress.tracker
+        )
+        progress.tracker = tracker.id
+        progress.spend("read")
+        stop = stack.enter_context(StopSignals(processes))
+        training = Training(backbone, method, progress, processes)
+        return train_and_test(Session(run, training, evaluator, stop, directory, tracker), saved)
+
+
+def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
+    """Do what is left of a run, phase by phase; gives the metrics by key."""
+    run, progress, phases = session.run, session.training.progress, session.run.protocol.phases
+    if run.processes.first:
+        # rows after the saved state will come again
+        write_jsonl(session.directory / "metrics.jsonl", progress.rows)
+    if saved is not None:
+        print(f"resumed in epoch {progress.epoch} after {progress.step} of its steps")
+    try:
+        for phase in phases[progress.phase :]:
+            train_phase(session, phase, saved)
+            saved = None
+            with session.stop.at_once():
+                results, rankings, per_user = ask_tests(run, phase, session.training.method, session.evaluator)
+            level = f"/{phase.name}" if len(phases) > 1 else ""
+            for key, value in results.items():
+                root, _, rest = key.partition("/")
+                progress.results[f"{root}{level}/{rest}"] = value
+            progress.spend("test")
+            progress.phase, progress.stage = progress.phase + 1, 0
+    except Stopped as stopped:
+        session.tracker.finish(exit_code=stopped.exit_code)
+        raise
+    if not run.processes.first:
+        return {}
+    images = write_results(run, session.directory, session.training, rankings, per_user)
+    (session.directory / "state.pt").unlink(missing_ok=True)
+    session.tracker.finish(progress.results, images)
+    return progress.results
 
 
 def help_text() -> str:
@@ -444,22 +435,32 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not int(os.environ.get("RANK", 0)):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def main(argv: list[str]) -> None:
     """Run what the flags ask for; a bad request ends with one line and exit code 2."""
     started = time.perf_counter()
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments {argv[1:]}; every setting is a flag, see --help")
-        execute(config_from_flags(), started)
-    except (ValueError, OSError) as error:
-        logging.debug("%s", traceback.format_exc())
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with joined(FLAGS.device) as processes:
+        try:
+            if len(argv) > 1:
+                raise ValueError(f"unexpected arguments {argv[1:]}; every setting is a flag, see --help")
+            execute(processes.from_first(config_from_flags()), started, processes)
+        except Stopped as stopped:
+            if processes.first:
+                print(stopped, file=sys.stderr)
+            sys.exit(stopped.exit_code)
+        except Exception as error:
+            sys.stdout.flush()
+            if not processes.speaks_for_failure():
+                sys.exit(2)
+            if not isinstance(error, ValueError | OSError):
+                raise
+            logging.debug("%s", traceback.format_exc())
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ class Config:
     seed: int
     output_dir: Path
     run_name: str
+    resume: bool
+    checkpoint_every: int
     wandb_mode: str
     wandb_project: str
     dry_run: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -183,6 +184,12 @@ def append_jsonl(path: Path | str, row: Mapping) -> None:
         file.write(line)
 
 
+def write_jsonl(path: Path | str, rows: Sequence[Mapping]) -> None:
+    """Write `rows` as `append_jsonl` would one after the other, in place of what `path` holds, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(map(_line, rows)))
+
+
 def _line(row: Mapping) -> bytes:
     return (json.dumps(_plain(row, "$"), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -257,8 +264,8 @@ def _write_parquet(path: Path | str, frame: pd.DataFrame) -> None:
         frame.to_parquet(temporary, engine="pyarrow", index=False)
 
 
-def reserve_run_dir(output_dir: Path | str, run_name: str) -> Path:
-    """Create `output_dir`/`run_name` for a new run.
+def reserve_run_dir(output_dir: Path | str, run_name: str, resume: bool = False) -> Path:
+    """Create `output_dir`/`run_name` for a new run; with `resume` the folder of an unfinished run will do.
 
     A name that is not a plain folder name, a folder that already holds a run, and a place that cannot be written
     are ValueErrors.
@@ -274,9 +281,29 @@ def reserve_run_dir(output_dir: Path | str, run_name: str) -> Path:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write to {directory} ({error.strerror}); {remedy}") from error
-    for name in ("result.json", "config.json"):
+    for name in ("result.json",) if resume else ("result.json", "config.json"):
         if (directory / name).exists():
             raise ValueError(
                 f"{directory} already holds a run ({name}); {remedy}, continue that run with --resume, or delete it"
             )
     return directory
+
+
+@contextlib.contextmanager
+def lock_run_dir(directory: Path) -> Iterator[Path]:
+    """Hold a run's folder for this process alone; one that another process holds is a ValueError.
+
+    The operating system drops the lock with the process, however that ends.
+    """
+    path = directory / ".lock"
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{directory} is in use by another process; wait for it, or pass another --run_name"
+            ) from error
+        try:
+            yield directory
+        finally:
+            path.unlink(missing_ok=True)

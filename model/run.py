@@ -1,10 +1,19 @@
-"""Set a run up: data, protocol, groups, samplers, backbone and method; say what it is and what it will cost."""
+"""Set a run up: data, protocol, groups, samplers, backbone and method; say what it is, costs and gives."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import platform
+import resource
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,18 +22,24 @@ from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, edge_
 from data.datareader import READERS
 from data.options import ReadOptions, SyntheticOptions
 from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
-from data.structs import Group, InteractionData, ItemLists
+from data.structs import Group, InteractionData, ItemLists, Ranking
+from fairness_utils import DIRECTIONS, exposure, position_weights
 from model import BACKBONES, METHODS, preset
 from model.config import Config, stream_seeds, torch_generator
+from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
 from model.methods.base import Environment, Method
+from model.metrics import evaluate
+from model.plots import exposure_lorenz, training_curves
 from model.probe import held_out_users
-from model.training import update
+from model.report import result_table, write_json, write_per_user, write_recommendations
+from model.training import Progress, Selection, Training, update
 
 
 @dataclasses.dataclass
 class Run:
-    """What every part of a run needs: settings, data, protocol, reported groups, probe users, seeds, device."""
+    """What every part of a run needs: settings, data, protocol, reported groups, probe users, seeds, device, and
+    which of the processes that share the work this is."""
 
     config: Config
     data: InteractionData
@@ -33,16 +48,30 @@ class Run:
     held_out: np.ndarray
     seeds: dict[str, int]
     device: torch.device
+    processes: Processes = ALONE
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data of all phases hash to."""
+        return " ".join(phase.split.fingerprint() for phase in self.protocol.phases)
 
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device=cuda: this machine has no CUDA device; use --device=cpu or --device=auto")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= count:
+        raise ValueError(f"process {local} of this machine has none of its {count} GPUs; lower --nproc_per_node")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Config, processes: Processes = ALONE) -> Run:
     """Read the data, apply the protocol and set the probe's users aside."""
+    if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
+        raise ValueError("--upstream_compat with --synthesis_type=gru draws noise row by row: run it in one process")
     seeds, device = stream_seeds(config.seed), _device(config.device)
     synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
     options = ReadOptions(
@@ -78,7 +107,7 @@ def prepare(config: Config) -> Run:
     )
     groups = {name: data.user_groups[name] for name in config.user_attribute}
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
-    return Run(config, data, protocol, groups, held_out, seeds, device)
+    return Run(config, data, protocol, groups, held_out, seeds, device, processes)
 
 
 def describe(run: Run) -> None:
@@ -109,11 +138,32 @@ def _shown(value) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def build(run: Run) -> tuple[torch.nn.Module, Method]:
-    """Make the backbone and the method that trains it."""
+class SharedEvaluator(Evaluator):
+    """Ranks a part of the users in each process; the whole ranking is the first's, the others have None.
+
+    Vectors of users and items are made whole everywhere, so that draws are those of one process.
+    """
+
+    processes = ALONE
+
+    def _rank(self, score, users, task, top, progress) -> Ranking | None:
+        processes = self.processes
+        progress = progress if processes.first else None
+        if task.candidates is None:
+            own = np.array_split(users, processes.world)[processes.rank]
+            return processes.gather(super()._rank(score, own, task, top, progress))
+        # candidates are drawn user after user: a part of the users would get others
+        return super()._rank(score, users, task, top, progress) if processes.first else None
+
+
+def build(run: Run) -> tuple[torch.nn.Module, Method, Evaluator]:
+    """Make the backbone, the method that trains it and what judges it."""
     backbone = BACKBONES[run.config.backbone](run.data, run.config, run.seeds["initialisation"], run.device)
-    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device)
-    return backbone, METHODS[run.config.method](backbone, environment)
+    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device, run.processes)
+    method = METHODS[run.config.method](backbone, environment)
+    evaluator = SharedEvaluator(backbone, method, run.config, run.seeds, run.device)
+    evaluator.processes = run.processes
+    return backbone, method, evaluator
 
 
 def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Method) -> BatchSampler:
@@ -148,7 +198,7 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
             rows = sampler.sample(batch, generators["negatives"], generators["history"])
             for stage in method.stages():
                 for name in method.passes(stage):
-                    method.train_step(rows, stage, name, update)
+                    method.train_step(rows, stage, name, partial(update, processes=run.processes))
             times.append(time.perf_counter() - started)
             if len(times) == 5:
                 break
@@ -160,3 +210,123 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
             f"{phase.name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
             f"epoch, at most {phase.epochs} epochs = {epoch * phase.epochs / 3600:.2f} h"
         )
+
+
+def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
+    """Ask each test task once under each control: metrics by key, rankings by name, per-user values.
+
+    Of many processes the first gets them, the others nothing.
+    """
+    config, split = run.config, phase.split
+    top = max(*run.protocol.ks, config.rerank_pool if config.rerank_fair else 1)
+    results, rankings, per_user = {}, {}, {}
+
+    def add(prefix: str, ranking: Ranking | None) -> None:
+        if ranking is None:
+            return
+        outcome = evaluate(ranking, split, run.groups, run.protocol.ks)
+        results.update({f"{prefix}/{key}": value for key, value in outcome.summary.items()})
+        per_user.update({f"{prefix}/{key}": value for key, value in outcome.per_user.items()})
+        rankings[prefix] = ranking
+
+    for task in phase.tests:
+        level = "" if len(phase.tests) == 1 else f"/{task.name}"
+        for name, ranking in evaluator.yardsticks(task, split, top).items():
+            add(f"reference/{name}{level}", ranking)
+        for control in method.controls():
+            prefix = f"test{level}" + (f"/{control}" if control else "")
+            ranking = evaluator.rank(task, split.test_histories, split, top, control, progress="test")
+            add(prefix, ranking)
+            if ranking is None:
+                continue
+            if config.rerank_fair:
+                reranked, infeasible = evaluator.rerank(ranking, split)
+                add(f"{prefix}/reranked", reranked)
+                results[f"{prefix}/reranked/infeasible_users"] = infeasible
+            leakage = evaluator.leakage(split, run.groups, run.held_out, control)
+            results.update({f"{prefix}/{key}": value for key, value in leakage.items()})
+    return results, rankings, per_user
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an unpacked archive without git has no commit to name
+
+
+def write_results(
+    run: Run, directory: Path, training: Training, rankings: Mapping[str, Ranking], per_user: Mapping[str, np.ndarray]
+) -> dict[str, Path]:
+    """Write every result file of a finished run and print its table; give the plots by name.
+
+    `result.json` comes last: a folder that holds it is a finished run's.
+    """
+    config, data, progress, selection = run.config, run.data, training.progress, training.selection
+    ranking = rankings["test/reranked" if config.rerank_fair else "test"]
+    k = config.eval_k[0]
+    originals = data.original_user_ids, data.original_item_ids
+    write_per_user(directory / "per_user.parquet", ranking.users, originals[0], per_user, run.groups)
+    write_recommendations(directory / "recommendations.parquet", ranking, *originals, data.item_titles, k)
+    weights = position_weights(k)
+    names = {"reference/popular": "most popular", "test": "this run", "test/reranked": "re-ranked"}
+    exposures = {
+        shown: exposure(rankings[name].topk[:, :k], data.num_items, weights)
+        for name, shown in names.items()
+        if name in rankings
+    }
+    metric = run.protocol.phases[-1].metric
+    training_curves(progress.rows, directory / "training", metric=f"valid/{metric}", selected_epoch=selection.epoch)
+    exposure_lorenz(exposures, directory / "exposure")
+    progress.spend("write")
+    _write_cost(run, directory, progress)
+    write_json(
+        directory / "result.json",
+        {
+            "dataset": data.name,
+            "protocol": run.protocol.name,
+            "description": run.protocol.description,
+            "fingerprint": run.protocol.phases[-1].split.fingerprint(),
+            "method": config.method,
+            "seed": config.seed,
+            "commit": _commit(),
+            "epoch": selection.epoch,
+            "validation": selection.value,
+            "metrics": progress.results,
+        },
+    )
+    header = _header(run, directory, len(progress.rows), selection, metric)
+    labels = {name: group.labels for name, group in run.groups.items()}
+    print("\n" + result_table(progress.results, header, labels, k, DIRECTIONS), flush=True)
+    return {name: directory / f"{name}.png" for name in ("training", "exposure")}
+
+
+def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
+    write_json(
+        directory / "cost.json",
+        {
+            "seconds": {**progress.seconds, "total": sum(progress.seconds.values())},
+            "epochs": len(progress.rows),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "finished": datetime.now().isoformat(timespec="seconds"),
+            "directory": str(directory),
+            "command": " ".join(sys.argv),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": str(run.device),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def _header(run: Run, directory: Path, epochs: int, selection: Selection, metric: str) -> dict[str, str]:
+    config, data = run.config, run.data
+    return {
+        "data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items",
+        "method": f"{config.method} on {config.backbone} ({config.synthesis_type}), seed {config.seed}",
+        "protocol": run.protocol.description,
+        "epoch": f"{selection.epoch} of {epochs} (validation {metric} {selection.value:.4f})",
+        "sampled": f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking",
+        "files": str(directory),
+    }

@@ -29,17 +29,32 @@ class Tracker:
         config: Mapping,
         directory: Path | str,
         group: str | None = None,
+        run_id: str | None = None,
     ):
+        """Start a run of `project`, or go on with its run `run_id`."""
         if mode not in MODES:
             raise ValueError(f"--wandb_mode is {mode!r}; allowed: {', '.join(MODES)}")
         self._run = None
         if mode != "disabled":
-            self._attempt("start", lambda: self._start(mode, project, run_name, dict(config), Path(directory), group))
+            settings = {
+                "project": project,
+                "name": run_name,
+                "config": dict(config),
+                "dir": str(directory),
+                "group": group,
+            }
+            settings |= {"id": run_id, "resume": "allow"} if run_id else {}
+            self._attempt("start", lambda: self._start(mode, settings))
 
     @property
     def active(self) -> bool:
         """Whether rows still reach W&B."""
         return self._run is not None
+
+    @property
+    def id(self) -> str | None:
+        """The run's id on W&B, for a process that goes on with it; None while nothing is logged."""
+        return self._run.id if self.active else None
 
     def log(self, row: Mapping[str, float], step: int | None = None) -> None:
         """Log one row of numbers; undefined ones (NaN) and texts are left out. Steps must not decrease."""
@@ -63,17 +78,13 @@ class Tracker:
             reason = " ".join(str(error).split()) or type(error).__name__
             logging.warning("W&B is off for the rest of this run: it failed to %s (%s)", action, reason)
 
-    def _start(self, mode: str, project: str, run_name: str, config: dict, directory: Path, group: str | None) -> None:
+    def _start(self, mode: str, settings: dict) -> None:
         import wandb
 
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError("no API key is configured; run `wandb login`, or use --wandb_mode=offline")
         self._run = wandb.init(
-            project=project,
-            name=run_name,
-            config=config,
-            dir=str(directory),
-            group=group,
+            **settings,
             mode=mode,
             reinit="create_new",
             settings=wandb.Settings(

@@ -1,10 +1,14 @@
-"""Pieces of the training loop that live apart from it: the one update, epoch selection, checkpoints."""
+"""Pieces of the training loop that live apart from it: the one update, epoch selection, checkpoints, exact resume."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
+import signal
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,21 +16,36 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.protocols import Phase
 from model.config import Config
+from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.report import atomic_path
 
 CHECKPOINT_FORMAT = 1
+STATE_FORMAT = 1
+
+# a resumed run may have other values of these: what it gives does not depend on them
+FREE_SETTINGS = {
+    "cache_dir", "checkpoint_every", "dataset_dir", "device", "dry_run", "eval_block_mb", "output_dir", "resume",
+    "run_name", "wandb_mode", "wandb_project",
+}  # fmt: skip
 
 
-def update(loss: torch.Tensor, *optimisers: torch.optim.Optimizer) -> None:
-    """Take one step of each of `optimisers` on `loss`; a loss that is not finite is a ValueError."""
+def update(
+    loss: torch.Tensor,
+    *optimisers: torch.optim.Optimizer,
+    processes: Processes = ALONE,
+) -> None:
+    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is a ValueError."""
     # asking a GPU for every loss would stall it; there the epoch's mean is checked instead
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise ValueError(f"the training loss is {loss.item()}; lower --lr or the adversarial weights")
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    processes.sum_gradients(parameter for group in groups for parameter in group["params"])
     for optimiser in optimisers:
         optimiser.step()
 
@@ -71,3 +90,215 @@ def save_checkpoint(path: Path, config: Config, fingerprint: str, selection: Sel
     }
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
+
+
+class Stopped(BaseException):
+    """A signal ended the run at a place from which it can go on; not an Exception, as no part may swallow it."""
+
+    def __init__(self, number: int):
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name}; the same command with --resume and this run's --run_name goes on from here"
+        )
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """Within this context SIGINT and SIGTERM wait for `check`, which raises `Stopped`; in `at_once` they raise it.
+
+    Many `processes` stop at the same `check`, and never in between: one that left would leave the others waiting.
+    """
+
+    def __init__(self, processes: Processes):
+        self._processes, self._number, self._at_once = processes, 0, False
+
+    def __enter__(self) -> StopSignals:
+        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame) -> None:
+        self._number = number
+        if self._at_once:
+            raise Stopped(number)
+
+    def check(self) -> None:
+        """Raise `Stopped` if a signal has come to any process."""
+        number = self._processes.any_of(self._number)
+        if number:
+            raise Stopped(number)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise `Stopped` wherever a signal arrives: for work that is done again when the run goes on."""
+        self._at_once = self._processes.world == 1
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what it has gathered.
+
+    `phase`, `stage` and `turn` (a pass of the epoch) are positions, `epoch` counts from 1, `step` steps of the turn
+    are done; `totals` sums the values of the epoch's `count` rows so far, this process's share of it. `seconds`
+    are spent by activity, since the run began; `rows` are those of `metrics.jsonl`, `results` the metrics of earlier
+    phases.
+    """
+
+    phase: int = 0
+    stage: int = 0
+    epoch: int = 1
+    turn: int = 0
+    step: int = 0
+    count: int = 0
+    rows: list[dict] = field(default_factory=list)
+    results: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "train", "test", "write"), 0.0))
+    tracker: str | None = None
+    totals: dict[str, torch.Tensor] = field(default_factory=dict)
+    _since: float = 0.0
+
+    @staticmethod
+    def of(saved: dict | None, started: float, device: torch.device | str = "cpu") -> Progress:
+        """What a saved state says, or the beginning; time counts from `started`."""
+        progress = Progress() if saved is None else Progress(**json.loads(saved["progress"]))
+        progress._since = started
+        if saved is not None:
+            progress.totals = {key: value.to(device) for key, value in saved["totals"].items()}
+        return progress
+
+    def as_json(self) -> str:
+        """Everything but the tensors."""
+        values = {name: value for name, value in vars(self).items() if name not in ("totals", "_since")}
+        return json.dumps(values, default=lambda value: value.item())
+
+    def add(self, values: dict[str, torch.Tensor], rows: int) -> None:
+        """Count a step on `rows` rows and the values that it reports."""
+        for key, value in values.items():
+            self.totals[key] = self.totals.get(key, 0.0) + value.double() * rows
+        self.count += rows
+        self.step += 1
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Mean of each value over the epoch's rows."""
+        return {key: float(value) / self.count for key, value in processes.sum_values(self.totals).items()}
+
+    def end_epoch(self, row: dict) -> None:
+        """Keep the epoch's row and turn to the next epoch."""
+        self.rows.append(row)
+        self.epoch, self.turn, self.step, self.count, self.totals = self.epoch + 1, 0, 0, 0, {}
+
+    def spend(self, activity: str) -> None:
+        """Charge the time since the last call to `activity`."""
+        now = time.perf_counter()
+        self.seconds[activity] += now - self._since
+        self._since = now
+
+
+@dataclass
+class Training:
+    """All that training changes: weights, what the method keeps, random streams, the best epoch and the progress.
+
+    Its state is the same for any number of processes.
+    """
+
+    backbone: nn.Module
+    method: Method
+    progress: Progress
+    processes: Processes
+    selection: Selection = field(init=False)
+    generators: dict[str, torch.Generator] = field(init=False)
+
+    def begin_phase(self, phase: Phase, streams: dict[str, torch.Generator]) -> None:
+        """Take up a phase with fresh random `streams`, beside which a network may have its own."""
+        self.selection = Selection(phase.patience)
+        own = {
+            f"{name}.{key}": value
+            for name, module in self.backbone.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, torch.Generator)
+        }
+        self.generators = {**streams, **own}
+
+    def over(self, phase: Phase) -> bool:
+        """Tell whether the stage has no epoch left."""
+        return self.progress.epoch > phase.epochs or self.selection.exhausted(self.progress.epoch - 1)
+
+    def generator_states(self) -> dict[str, torch.Tensor]:
+        """State of every random stream."""
+        return {name: generator.get_state() for name, generator in self.generators.items()}
+
+    def set_generator_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Put every random stream where `generator_states` found it."""
+        for name, generator in self.generators.items():
+            generator.set_state(states[name])
+
+    def state(self) -> dict[str, Any]:
+        """Everything that going on from here needs: tensors and plain values. All processes must ask."""
+        return {
+            "progress": self.progress.as_json(),
+            "totals": self.processes.sum_values(self.progress.totals),
+            "backbone": self.backbone.state_dict(),
+            "method": self.method.state_dict(),
+            "training": self.method.training_state(),
+            "generators": self.generator_states(),
+            "selection": dict(vars(self.selection)),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave, after `begin_phase`; `Progress.of` reads the progress."""
+        if not self.processes.first:
+            self.progress.totals = {}
+        self.backbone.load_state_dict(state["backbone"])
+        self.method.load_state_dict(state["method"])
+        self.method.load_training_state(state["training"])
+        self.set_generator_states(state["generators"])
+        self.selection = Selection(**state["selection"])
+
+
+def write_state(path: Path, config: Config, fingerprint: str, training: Training) -> None:
+    """Write all that `--resume` needs, whole or not at all; loads with `weights_only=True`.
+
+    `fingerprint` is that of the data, which must be the same when the run goes on. All processes call, one writes.
+    """
+    state = training.state()
+    if not training.processes.first:
+        return
+    header = {
+        "format": STATE_FORMAT,
+        "config": json.dumps(config.as_json(), sort_keys=True),
+        "fingerprint": fingerprint,
+        "device": next(training.backbone.parameters()).device.type,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(header | state, temporary)
+
+
+def read_state(path: Path, config: Config, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
+    """Read what `write_state` wrote, for a run on `device`; None where nothing was written.
+
+    A state of another format, of other data, of a setting that changes results or of another kind of device (whose
+    random streams differ) is a ValueError that shows the difference.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its parts do
+        raise ValueError(f"{path} cannot be read ({error}); delete it to begin again") from error
+    then, now = json.loads(state["config"]), json.loads(json.dumps(config.as_json()))
+    before = {"state format": state["format"], "data fingerprint": state["fingerprint"], "device": state["device"]}
+    after = {"state format": STATE_FORMAT, "data fingerprint": fingerprint, "device": device.type}
+    for name in sorted({*then, *now} - FREE_SETTINGS):
+        before[f"--{name}"], after[f"--{name}"] = then.get(name), now.get(name)
+    changed = [f"{name} was {before[name]}, is {after[name]}" for name in before if before[name] != after[name]]
+    if changed:
+        raise ValueError(f"cannot resume {path}: {'; '.join(changed)}. Pass what it began with, or another --run_name")
+    return state

@@ -63,6 +63,8 @@ SETTINGS = preset("synthetic") | {
     "seed": 0,
     "output_dir": Path("runs"),
     "run_name": "test",
+    "resume": False,
+    "checkpoint_every": 1,
     "wandb_mode": "disabled",
     "wandb_project": "test",
     "dry_run": False,

@@ -166,7 +166,7 @@ def test_rows_of_the_adversaries_carry_their_own_labels_items_and_users(train, t
     backbone, method, _ = train(adversary_input="pair", steps=0)
     history = History(torch.tensor([[3, 4, 0, 0, 0], [9, 0, 0, 0, 0]]), torch.arange(5) < torch.tensor([[2], [1]]))
     batch = Batch(torch.tensor([7, 21]), torch.tensor([5, 6]), torch.tensor([[8, 1], [2, 3]]), history)
-    rows = method._adversary_rows(batch, method.forward(batch))
+    rows = method._adversary_rows(batch, batch, method.forward(batch))
     context = backbone.prepare()
     item = backbone.encode_items(context, torch.tensor([5, 8, 6, 2]))[:, : backbone.vector_width]
     user = backbone.encode_users(context, batch.users, history).repeat_interleave(2, 0)

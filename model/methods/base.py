@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from data.protocols import Phase
-from data.structs import Batch, Group, Histories, HistoryWeights, Split
+from data.structs import Batch, Group, Histories, History, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
 from model.config import Config
+from model.distributed import ALONE, Processes
 from model.losses import LOSSES
 
 Update = Callable[..., None]
@@ -22,13 +23,15 @@ Update = Callable[..., None]
 
 @dataclass(frozen=True)
 class Environment:
-    """What a method may know beside its backbone: settings, user groups, probe users to spare, seeds, device."""
+    """What a method may know beside its backbone: settings, user groups, probe users to spare, seeds, device, and
+    which of the processes that train together this is."""
 
     config: Config
     user_groups: dict[str, Group]
     held_out: np.ndarray
     seeds: dict[str, int]
     device: torch.device
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,22 @@ class Method:
         weights = catalogue_log_weights(histories, split.degree, self.config.sampling_softmax_temp)
         return HistoryWeights(np.zeros(1), weights[None])
 
+    def own_rows(self, batch: Batch) -> Batch:
+        """This process's rows of the global `batch`; where there are none, one that `ranking_loss` weighs 0."""
+        processes, rows = self.environment.processes, len(batch.users)
+        if processes.world == 1:
+            return batch
+        own = slice(processes.rank, rows, processes.world) if processes.own(rows) else slice(0, 1)
+        history = batch.history
+        if history is not None:
+            # a history per row, or one for each of its items
+            history = History(*(part.unflatten(0, (rows, -1))[own].flatten(0, 1) for part in vars(history).values()))
+        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history)
+
+    def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """`--loss` of the global `batch`: the share of this process's `scores`, so that processes add up to it."""
+        return self.loss(scores) * (len(self.environment.processes.own(len(batch.users))) / len(batch.users))
+
     def forward(self, batch: Batch) -> Forward:
         """Score every row's positive and negatives."""
         items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)  # [B, 1 + M]
@@ -117,8 +136,11 @@ class Method:
         return Forward(context, user.float(), scores.float().view(rows, width))
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
-        """Take one step through `update(loss, *optimisers)`; give detached values for the log."""
-        loss = self.loss(self.forward(batch).scores)
+        """Take one step on the global `batch` through `update(loss, *optimisers)`; give detached values for the log.
+
+        Losses and values are this process's share: they add up over processes, as `update` adds gradients up.
+        """
+        loss = self.ranking_loss(self.forward(self.own_rows(batch)).scores, batch)
         update(loss, self.optimiser)
         return {"loss": loss.detach()}
 
@@ -138,3 +160,11 @@ class Method:
         """Take back what `state_dict` gave."""
         if state:
             raise ValueError(f"checkpoint holds {sorted(state)}, which this method does not know")
+
+    def training_state(self) -> dict[str, Any]:
+        """What resuming needs beside the backbone and `state_dict`: tensors and plain values (here the optimiser's)."""
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `training_state` gave, after `begin_phase`."""
+        self.optimiser.load_state_dict(state["optimiser"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from model.methods.base import Environment, Forward, Method, Update
 
 
 class AdversaryRows(NamedTuple):
-    """What the adversaries read in a step, R rows: inputs `[R, D]`, interaction labels and targets (-1 unknown)."""
+    """What the adversaries read in a step of R rows: interaction labels and targets `[R]` (-1 unknown), and inputs
+    `[r, D]` of those rows that are this process's."""
 
     user: torch.Tensor
     item: torch.Tensor
@@ -127,28 +128,53 @@ class FABUHS(Method):
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Step the discriminators on parts of the batch, then backbone and discriminators together on all of it."""
-        forward = self.forward(batch)
-        rows = self._adversary_rows(batch, forward)
+        own = self.own_rows(batch)
+        forward = self.forward(own)
+        rows = self._adversary_rows(batch, own, forward)
+        count = len(rows.label)
         if self.options.discriminator_steps > 1:
-            parts = self.options.discriminator_steps - 1
-            for part in zip(*(value.detach().chunk(parts) for value in rows), strict=True):
-                user_loss, item_loss = self._adversarial_losses(AdversaryRows(*part), 0.0, 0.0)
+            size = -(-count // (self.options.discriminator_steps - 1))
+            for start in range(0, count, size):
+                user_loss, item_loss = self._adversarial_losses(rows, start, min(start + size, count), 0.0, 0.0)
                 update(user_loss + item_loss, self.discriminator_optimiser)
         strength = ramp(self.step, self.total_steps, self.config.adversarial_ramp)
         user_loss, item_loss = self._adversarial_losses(
-            rows, strength * self.config.adversarial_lambda_user, strength * self.config.adversarial_lambda_item
+            rows,
+            0,
+            count,
+            strength * self.config.adversarial_lambda_user,
+            strength * self.config.adversarial_lambda_item,
         )
-        loss = self.loss(forward.scores)
+        loss = self.ranking_loss(forward.scores, batch)
         update(loss + user_loss + item_loss, self.optimiser, self.discriminator_optimiser)
         self.step += 1
         if self.options.reinitialise_every and self.step % self.options.reinitialise_every == 0:
             self._reinitialise(self.step // self.options.reinitialise_every)
-        count = len(self.options.discriminator_widths)
+        discriminators = len(self.options.discriminator_widths)
         return {
             "loss": loss.detach(),
-            "adversary/user": user_loss.detach() / count,
-            "adversary/item": item_loss.detach() / count,
+            "adversary/user": user_loss.detach() / discriminators,
+            "adversary/item": item_loss.detach() / discriminators,
         }
+
+    def _adversarial_parts(self) -> dict[str, Any]:
+        return {
+            "user_adversary": self.user_adversary,
+            "item_adversary": self.item_adversary,
+            "discriminator_optimiser": self.discriminator_optimiser,
+        }
+
+    def training_state(self) -> dict[str, Any]:
+        """Add the adversaries, their optimiser and the step, which times their re-initialisation and the ramp."""
+        parts = {name: part.state_dict() for name, part in self._adversarial_parts().items()}
+        return {**super().training_state(), **parts, "step": self.step}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `training_state` gave."""
+        super().load_training_state(state)
+        self.step = state["step"]
+        for name, part in self._adversarial_parts().items():
+            part.load_state_dict(state[name])
 
     def _reinitialise(self, turn: int) -> None:
         for adversary in (self.user_adversary, self.item_adversary):
@@ -157,11 +183,14 @@ class FABUHS(Method):
                 # moments of the old parameters would throw the fresh ones off
                 self.discriminator_optimiser.state.pop(parameter, None)
 
-    def _adversary_rows(self, batch: Batch, forward: Forward) -> AdversaryRows:
+    def _adversary_rows(self, batch: Batch, own: Batch, forward: Forward) -> AdversaryRows:
         """Two rows per positive, its own (label 1) and its first negative's (label 0), for both sides."""
-        rows = len(batch.users)
-        shown = torch.stack([batch.positives, batch.negatives[:, 0]], dim=1)
-        item = self.backbone.encode_items(forward.context, shown)[..., : self.backbone.vector_width].float()
+
+        def shown(part: Batch) -> torch.Tensor:
+            return torch.stack([part.positives, part.negatives[:, 0]], dim=1)
+
+        rows = len(own.users)
+        item = self.backbone.encode_items(forward.context, shown(own))[..., : self.backbone.vector_width].float()
         # with a shared history both labels see one user vector; with one per row each has its own
         user = forward.user.view(rows, -1, forward.user.shape[-1])[:, :2].expand(-1, 2, -1)
         item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)
@@ -170,11 +199,29 @@ class FABUHS(Method):
         return AdversaryRows(
             user=torch.cat([user, user * item], dim=1) if self.config.adversary_input == "pair" else user,
             item=item,
-            label=torch.arange(1, 2 * rows + 1, device=item.device) % 2,  # 1, 0, 1, 0, ...
+            label=torch.arange(1, len(target) + 1, device=item.device) % 2,  # 1, 0, 1, 0, ...
             user_target=target,
-            item_target=target if by_user else self.item_target[shown].flatten(),
+            item_target=target if by_user else self.item_target[shown(batch)].flatten(),
         )
 
-    def _adversarial_losses(self, rows: AdversaryRows, user_scale: float, item_scale: float):
-        user_loss = self.user_adversary.loss(rows.user, rows.label, rows.user_target, user_scale)
-        return user_loss, self.item_adversary.loss(rows.item, rows.label, rows.item_target, item_scale)
+    def _adversarial_losses(self, rows: AdversaryRows, start: int, stop: int, user_scale: float, item_scale: float):
+        """Losses of both sides on `rows` from `start` to `stop`: the share of those that are this process's."""
+        processes = self.environment.processes
+
+        def held_before(row: int) -> int:
+            pairs, odd = divmod(row, 2)
+            return 2 * len(processes.own(pairs)) + odd * (pairs % processes.world == processes.rank)
+
+        def held(target: torch.Tensor) -> torch.Tensor:
+            return target.view(-1, 2)[processes.rank :: processes.world].flatten()[own]
+
+        own = slice(held_before(start), held_before(stop))
+        losses = []
+        for adversary, vectors, target, scale in (
+            (self.user_adversary, rows.user, rows.user_target, user_scale),
+            (self.item_adversary, rows.item, rows.item_target, item_scale),
+        ):
+            # the weights of all processes' rows: a mean over some rows only would not add up
+            mass = adversary.mass(rows.label[start:stop], target[start:stop])
+            losses.append(adversary.loss(vectors[own], held(rows.label), held(target), scale, mass))
+        return losses

@@ -1,0 +1,294 @@
+"""Many processes give what one gives: gradients, values, lists, loss curves and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import main
+from data.dataloader import BatchSampler, HistorySampler, NegativeSampler
+from data.structs import ItemLists, Ranking
+from fairness_utils import ConditionalAdversary
+from model import METHODS, build_sparsenn
+from model.config import stream_seeds, torch_generator
+from model.distributed import ALONE, Processes, join_rankings
+from model.methods.base import Environment
+from model.probe import held_out_users
+from model.run import SharedEvaluator
+from model.training import update
+from tests.test_main import TINY, one_thread, run_main  # noqa: F401 (a fixture)
+from tests.test_resume import at_call, terminate
+
+CPU = torch.device("cpu")
+FAIR = {"enable_fairness": True, "fairness_sampling": True, "method_option": ["reinitialise_every=3"]}
+
+
+SEEDING = threading.Lock()  # threads share torch's global seed, which new layers are drawn from
+
+
+class Board:
+    """Where threads that stand for processes meet."""
+
+    def __init__(self, world):
+        self.slots, self.barrier = [None] * world, threading.Barrier(world, timeout=60)
+
+    def exchange(self, rank, value):
+        self.slots[rank] = value
+        self.barrier.wait()
+        values = list(self.slots)
+        self.barrier.wait()
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreadProcesses(Processes):
+    """A process that is a thread."""
+
+    board: Board | None = None
+
+    def sum(self, tensor):
+        return tensor.copy_(sum(self.board.exchange(self.rank, tensor.clone())))
+
+    def gather(self, part):
+        parts = self.board.exchange(self.rank, part)
+        return join_rankings(parts) if self.first else None
+
+
+def together(world, work):
+    """Run `work(processes)` in `world` threads; give what each gives."""
+    if world == 1:
+        return [work(ALONE)]
+    board = Board(world)
+
+    def alone_in_thread(rank):
+        try:
+            return work(ThreadProcesses(rank, world, board=board))
+        except BaseException:
+            board.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(alone_in_thread, range(world)))
+
+
+@given(world=st.integers(1, 5), count=st.integers(0, 12))
+def test_every_row_is_one_process_s_own(world, count):
+    shares = [list(Processes(rank, world).own(count)) for rank in range(world)]
+    assert sorted(row for share in shares for row in share) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_gradients_add_up_and_a_missing_one_counts_as_zero():
+    def work(processes):
+        module = nn.ParameterList([torch.zeros(2), torch.zeros(1), torch.zeros(3)])
+        module[0].grad = torch.full((2,), 1.0 + processes.rank)
+        if processes.rank == 1:
+            module[2].grad = torch.arange(3.0)
+        processes.sum_gradients(module)
+        return [parameter.grad for parameter in module]
+
+    for gradients in together(2, work):
+        assert torch.equal(gradients[0], torch.full((2,), 3.0))
+        # an optimiser passes over a parameter that no process has a gradient for
+        assert gradients[1] is None
+        assert torch.equal(gradients[2], torch.arange(3.0))
+
+
+@pytest.fixture(scope="module")
+def train(tiny_data, tiny_phase, make_config):
+    """A function: world, sizes of the batches, method and settings -> per process, (weights, logged sums)."""
+    held_out = held_out_users(tiny_data.user_groups["gender"].codes, seed=1)
+
+    def run(world, sizes, name, **changes):
+        config = make_config(**changes)
+        seeds = stream_seeds(config.seed)
+
+        def work(processes):
+            environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU, processes)
+            with SEEDING:
+                backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
+                method = METHODS[name](backbone, environment)
+                method.begin_phase(tiny_phase, 100)
+            parts = [backbone]
+            # Adam blows rounding up where a gradient is next to 0
+            method.optimiser = torch.optim.SGD(backbone.parameters(), lr=0.05)
+            if name == "fabuhs":
+                parts += [method.user_adversary, method.item_adversary]
+                adversaries = [*parts[1].parameters(), *parts[2].parameters()]
+                method.discriminator_optimiser = torch.optim.SGD(adversaries, lr=0.05)
+            split = tiny_phase.split
+            negatives = NegativeSampler(split.train, split.num_items, config.num_negatives, 1, CPU)
+            history = None
+            if backbone.history_kind is not None:
+                weights = method.history_weights(split.histories, split)
+                history = HistorySampler(split.histories, weights, config.sample_size, CPU)
+            sampler = BatchSampler(split.train, negatives, history, history_per_row=config.upstream_compat)
+            generator, step, values = torch_generator(3), partial(update, processes=processes), []
+            for size in sizes:
+                edges = torch.randint(len(sampler.user), (size,), generator=generator)
+                batch = sampler.sample(edges, generator, generator)
+                values.append(processes.sum_values(method.train_step(batch, "method", "train", step)))
+            return [part.state_dict() for part in parts], values
+
+        return together(world, work)
+
+    return run
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("none", {"synthesis_type": "none"}),
+        ("none", {"synthesis_type": "attention", "upstream_compat": True}),
+        ("none", {"synthesis_type": "gru"}),
+        ("fabuhs", {"adversary_input": "pair", "method_option": ("discriminator_steps=4", "reinitialise_every=2")}),
+        ("fabuhs", {"upstream_compat": True, "item_adversary": "user_attribute"}),
+    ],
+)
+def test_processes_train_as_one_does(train, monkeypatch, world, name, changes):
+    def one_at_a_time(self, turn, reinitialise=ConditionalAdversary.reinitialise):
+        with SEEDING:
+            return reinitialise(self, turn)
+
+    monkeypatch.setattr(ConditionalAdversary, "reinitialise", one_at_a_time)
+    # batches that do not divide evenly, among them one with fewer rows than processes
+    sizes = (16, 7, 1, 5)
+    changes = {"adversarial_ramp": 0.0, "adversarial_lambda_user": 1.0, **changes}
+    ((parts, values),) = train(1, sizes, name, **changes)
+    for own_parts, own_values in train(world, sizes, name, **changes):
+        for one, many in zip(values, own_values, strict=True):
+            assert one.keys() == many.keys()
+            assert [float(many[key]) for key in one] == pytest.approx([float(one[key]) for key in one], rel=1e-5)
+        for one, many in zip(parts, own_parts, strict=True):
+            for key, value in one.items():
+                torch.testing.assert_close(many[key], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_rankings_are_joined_in_order():
+    def part(users, lengths):
+        relevant = ItemLists(np.concatenate([[0], np.cumsum(lengths)]), np.arange(sum(lengths)))
+        shape = (len(users), 2)
+        return Ranking(
+            np.array(users), relevant, 1 + relevant.item, np.ones(shape, int), np.ones(shape), np.ones(shape[0])
+        )
+
+    whole = join_rankings([part([4, 5], [2, 0]), part([7], [3])])
+    assert whole.users.tolist() == [4, 5, 7]
+    assert whole.relevant.indptr.tolist() == [0, 2, 2, 5]
+    assert whole.ranks.tolist() == [1, 2, 1, 2, 3]
+    assert whole.topk.shape == whole.scores.shape == (3, 2)
+
+
+@pytest.mark.parametrize("candidates", [None, 8])
+def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidates):
+    config = make_config()
+    seeds = stream_seeds(0)
+    task = dataclasses.replace(tiny_phase.tests[0], candidates=candidates)
+
+    def work(processes):
+        with SEEDING:
+            backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
+        environment = Environment(config, tiny_data.user_groups, np.zeros(60, bool), seeds, CPU, processes)
+        evaluator = SharedEvaluator(backbone, METHODS["none"](backbone, environment), config, seeds, CPU)
+        evaluator.processes = processes
+        return evaluator.rank(task, tiny_phase.split.test_histories, tiny_phase.split, 10)
+
+    (one,) = together(1, work)
+    many, *others = together(3, work)
+    assert others == [None, None]
+    for field in ("users", "ranks", "topk", "candidates"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(many, field), err_msg=field)
+    np.testing.assert_allclose(one.scores, many.scores, rtol=1e-5, atol=1e-6)
+
+
+def run_many(folder, stop_after=None, **values):
+    """Run `main.py` in two processes under torchrun, ended by SIGTERM when it prints `stop_after`; how it went."""
+    values = {**TINY, "output_dir": folder, **values}
+    shown = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    arguments = [f"--{name}={','.join(map(str, value))}" for name, value in shown.items() if value != [None]]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", main.__file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*launcher, *arguments], env=environment, **pipes)
+    if stop_after is not None:
+        next(line for line in process.stdout if line.startswith(stop_after))
+        process.terminate()
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+def metrics(folder):
+    """Loss curve and test metrics of a finished run, undefined ones left out."""
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    curve = {f"{row['epoch']}/{key}": value for row in rows for key, value in row.items() if key.startswith("train/")}
+    tests = json.loads((folder / "run" / "result.json").read_text())["metrics"]
+    return {key: value for key, value in {**curve, **tests}.items() if value is not None}
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    # probes stop where their own optimisers are content, so rounding shows there
+    exact = [key for key in first if "leakage" not in key]
+    assert [second[key] for key in exact] == pytest.approx([first[key] for key in exact], rel=1e-5, abs=1e-9)
+
+
+def test_two_processes_give_the_same_run(tmp_path):
+    run_main(tmp_path / "one")
+    done = run_many(tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    # one process prints
+    assert done.stdout.count("epoch 2/2") == 1
+    assert metrics(tmp_path / "two")["2/train/loss"] > 0
+    same(metrics(tmp_path / "one"), metrics(tmp_path / "two"))
+
+
+def cut_off_in_the_second_epoch(monkeypatch, folder, **values):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(main, "update", at_call(31, terminate, main.update))
+        run_main(folder, **values)
+
+
+def test_two_processes_go_on_with_what_one_began(tmp_path, monkeypatch):
+    values = {**FAIR, "rerank_fair": True}
+    run_main(tmp_path / "whole", **values)
+    cut_off_in_the_second_epoch(monkeypatch, tmp_path / "cut", **values)
+    done = run_many(tmp_path / "cut", **values, resume=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed in epoch 2 after 4" in done.stdout
+    same(metrics(tmp_path / "whole"), metrics(tmp_path / "cut"))
+
+
+@pytest.mark.slow
+def test_a_failure_is_one_message_from_all_processes(tmp_path):
+    for values in (
+        {"user_attribute": "height"},
+        {"rerank_alpha": 2},
+        {"synthesis_type": "gru", "upstream_compat": True},
+    ):
+        done = run_many(tmp_path, **values)
+        assert done.returncode != 0
+        assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_what_two_began(tmp_path):
+    values = {**FAIR, "epochs": 12, "patience": 12}
+    run_main(tmp_path / "whole", **values)
+    done = run_many(tmp_path / "cut", stop_after="epoch 3/12", **values)
+    assert "stopped by SIGTERM" in done.stderr and (tmp_path / "cut" / "run" / "state.pt").exists()
+    run_main(tmp_path / "cut", **values, resume=True)
+    same(metrics(tmp_path / "whole"), metrics(tmp_path / "cut"))

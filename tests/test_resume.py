@@ -1,0 +1,305 @@
+"""A run that is cut off anywhere goes on to the same results, byte for byte."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from absl.testing import flagsaver
+
+import main
+from model import report, run
+from model.training import Progress
+from tests.test_main import TINY, one_thread, refused, run_main  # noqa: F401 (a fixture)
+
+ROOT = Path(__file__).parent.parent
+# seven steps an epoch; a discriminator is made anew within each
+FAIR = {
+    "enable_fairness": True,
+    "fairness_sampling": True,
+    "adversary_input": "pair",
+    "method_option": ["reinitialise_every=3", "discriminator_widths=4,8"],
+}
+KINDS = {
+    "none": {"synthesis_type": "none", "user_hidden": None, "item_hidden": None},
+    "mean": {"synthesis_type": "mean", **FAIR, "epochs": 3},
+    "attention": {"synthesis_type": "attention", **FAIR},
+    "gru": {"synthesis_type": "gru", "upstream_compat": True, "num_negatives": 1, "sample_size": 3},
+}
+# updates of a step: the discriminators' two and the joint one
+UPDATES = {"none": 1, "mean": 3, "attention": 3, "gru": 1}
+STEPS = 7
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Leave pictures and probes out: they are made from what a finished run holds."""
+    for name in ("training_curves", "exposure_lorenz"):
+        monkeypatch.setattr(run, name, lambda *arguments, **options: None)
+    monkeypatch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
+
+
+class CutOff(Exception):
+    """Ends a run as a crash does: nothing is saved on the way out."""
+
+
+KNOWN = {}
+
+
+@pytest.fixture
+def whole(tmp_path_factory):
+    """A function: kind of run -> the result bytes of a run that nothing cut off."""
+
+    def result(kind):
+        if kind not in KNOWN:
+            folder = tmp_path_factory.mktemp(kind)
+            run_main(folder, **KINDS[kind])
+            KNOWN[kind] = outputs(folder)
+        return KNOWN[kind]
+
+    return result
+
+
+def outputs(folder):
+    names = ("result.json", "recommendations.parquet", "per_user.parquet", "metrics.jsonl")
+    return {name: (folder / "run" / name).read_bytes() for name in names}
+
+
+def at_call(number, action, function):
+    """`function`, with `action` called before its call of that number (from 1) and never again."""
+    calls = 0
+
+    def wrapped(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            action()
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+def crash():
+    raise CutOff
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def cut_off(monkeypatch, folder, kind, owner, name, number, action, **values):
+    """Run until call `number` of `owner.name` does `action`; give how the run ended."""
+    with monkeypatch.context() as patch, pytest.raises((CutOff, SystemExit)) as caught:
+        patch.setattr(owner, name, at_call(number, action, getattr(owner, name)))
+        run_main(folder, **{**KINDS[kind], **values})
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("action", [crash, terminate])
+def test_a_run_cut_off_at_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch, whole, kind, action):
+    number = random.Random(f"{kind} {action.__name__}").randrange(1, 2 * STEPS * UPDATES[kind])
+    ended = cut_off(monkeypatch, tmp_path, kind, main, "update", number, action)
+    assert not (tmp_path / "run" / "result.json").exists()
+    if action is terminate:
+        assert ended.code == 128 + signal.SIGTERM
+        progress = Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0)
+        # the step in hand is finished, and nothing after it
+        assert (progress.epoch - 1) * STEPS + progress.step == (number - 1) // UPDATES[kind] + 1
+    run_main(tmp_path, **KINDS[kind], resume=True)
+    assert outputs(tmp_path) == whole(kind)
+    assert not list((tmp_path / "run").glob("state.pt")) and not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "name", "number", "action"),
+    [
+        # validation of the first epoch and of the second; the test; in each the network may have drawn
+        ("gru", main.Evaluator, "_rank", 1, terminate),
+        ("mean", main.Evaluator, "_rank", 2, crash),
+        ("mean", main.Evaluator, "_rank", 2, terminate),
+        ("gru", main.Evaluator, "_rank", 5, terminate),
+        ("none", main.Evaluator, "leakage", 1, crash),
+        # while a state, a checkpoint or the results are written
+        ("mean", torch, "save", 1, crash),
+        ("mean", torch, "save", 2, crash),
+        ("mean", torch, "save", 4, terminate),
+        ("none", report.os, "replace", 3, crash),
+        ("none", main, "append_jsonl", 2, terminate),
+        ("none", main, "write_results", 1, crash),
+    ],
+)
+def test_a_run_cut_off_elsewhere_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, whole, kind, owner, name, number, action
+):
+    cut_off(monkeypatch, tmp_path, kind, owner, name, number, action)
+    run_main(tmp_path, **KINDS[kind], resume=True)
+    assert outputs(tmp_path) == whole(kind)
+
+
+def test_a_run_may_be_cut_off_many_times(tmp_path, monkeypatch, whole):
+    for number in (5, 1, 2, 11):
+        cut_off(monkeypatch, tmp_path, "mean", main, "update", number, terminate, resume=True)
+    run_main(tmp_path, **KINDS["mean"], resume=True)
+    assert outputs(tmp_path) == whole("mean")
+
+
+def test_a_state_is_tensors_and_plain_values(tmp_path, monkeypatch):
+    cut_off(monkeypatch, tmp_path, "mean", main, "update", 3 * STEPS + 2, terminate)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    progress = json.loads(state["progress"])
+    assert (progress["epoch"], progress["step"]) == (2, 1)
+    assert [row["epoch"] for row in progress["rows"]] == [1]
+    assert progress["seconds"]["train"] > 0
+
+
+def test_states_may_be_further_apart(tmp_path, monkeypatch, whole):
+    cut_off(monkeypatch, tmp_path, "mean", main, "update", 2 * 3 * STEPS + 2, crash, checkpoint_every=2)
+    assert Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0).epoch == 3
+    # how often states are written may change
+    run_main(tmp_path, **KINDS["mean"], resume=True, checkpoint_every=1)
+    assert outputs(tmp_path) == whole("mean")
+    cut_off(monkeypatch, tmp_path / "late", "mean", main, "update", 2 * 3 * STEPS, crash, checkpoint_every=2)
+    assert not (tmp_path / "late" / "run" / "state.pt").exists()
+
+
+def test_a_phase_of_two_stages_and_two_passes_goes_on_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(main.METHODS["none"], "stages", lambda self: ("first", "second"))
+    monkeypatch.setattr(main.METHODS["none"], "passes", lambda self, stage: ("one", "two"))
+    run_main(tmp_path / "whole", **KINDS["none"])
+    # second pass of the first epoch, end of the first stage, second stage
+    for number in (STEPS + 3, 4 * STEPS, 7 * STEPS + 2):
+        folder = tmp_path / str(number)
+        cut_off(monkeypatch, folder, "none", main, "update", number, terminate)
+        run_main(folder, **KINDS["none"], resume=True)
+        assert outputs(folder) == outputs(tmp_path / "whole")
+
+
+def test_resume_without_a_state_begins(tmp_path, monkeypatch, whole):
+    run_main(tmp_path / "new", **KINDS["none"], resume=True)
+    assert outputs(tmp_path / "new") == whole("none")
+    cut_off(monkeypatch, tmp_path, "none", main, "update", 3, crash)
+    assert not (tmp_path / "run" / "state.pt").exists()
+    assert "--resume" in refused_like(tmp_path, "none")
+    run_main(tmp_path, **KINDS["none"], resume=True)
+    assert outputs(tmp_path) == whole("none")
+
+
+def test_a_finished_run_says_so_and_stays(tmp_path, capsys):
+    run_main(tmp_path, **KINDS["none"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    run_main(tmp_path, **KINDS["none"], resume=True)
+    assert "holds a finished run" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def refused_like(folder, kind, **values):
+    """Run `main`, which must end with exit code 2; give its one line."""
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+        error = []
+        with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **KINDS[kind], **values}):
+            try:
+                main.execute(main.config_from_flags(), time.perf_counter())
+            except ValueError as refusal:
+                error.append(str(refusal))
+    assert len(error) == 1
+    return error[0]
+
+
+def test_other_settings_or_data_are_refused_with_the_difference(tmp_path, monkeypatch):
+    cut_off(monkeypatch, tmp_path, "mean", main, "update", 4, terminate)
+    state = (tmp_path / "run" / "state.pt").read_bytes()
+    error = refused_like(tmp_path, "mean", resume=True, lr=0.5, seed=1)
+    assert "--lr was 0.001, is 0.5" in error and "--seed was 0, is 1" in error and "fingerprint" in error
+    assert "--resume" not in error.split("cannot resume")[1].split(";")[0]
+    assert "already holds a run" in refused_like(tmp_path, "mean")
+    assert (tmp_path / "run" / "state.pt").read_bytes() == state
+    (tmp_path / "run" / "state.pt").write_bytes(state[:1000])
+    assert "delete it" in refused_like(tmp_path, "mean", resume=True)
+
+
+def test_one_folder_serves_one_process_at_a_time(tmp_path, monkeypatch):
+    cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
+    with open(tmp_path / "run" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "in use by another process" in refused_like(tmp_path, "none", resume=True)
+    run_main(tmp_path, **KINDS["none"], resume=True)
+
+
+def test_the_tracker_goes_on_with_its_run(tmp_path, monkeypatch):
+    started = []
+
+    class FakeTracker:
+        def __init__(self, *arguments):
+            started.append(arguments[-1])
+            self.id = "abc"
+
+        def log(self, row, step):
+            pass
+
+        def finish(self, *arguments, **options):
+            pass
+
+    monkeypatch.setattr(main, "Tracker", FakeTracker)
+    cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
+    run_main(tmp_path, **KINDS["none"], resume=True)
+    assert started == [None, "abc"]
+
+
+LONG = {"epochs": 12, "patience": 12}  # long enough that no signal comes too late
+
+
+def command(folder, kind):
+    """A command line of its own process for a run of that kind."""
+    values = {**TINY, **KINDS[kind], **LONG, "output_dir": folder, "resume": True}
+    shown = {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    options = [f"--method_option={value}" for value in values.get("method_option", [])]
+    rest = [f"--{name}={value}" for name, value in shown.items() if name != "method_option" and value is not None]
+    return [sys.executable, str(ROOT / "main.py"), *rest, *options]
+
+
+def end_by_signal(folder, number, seed):
+    """Start or resume a run and send it a signal at a random moment of its training; give its standard error."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(folder, "mean"), env=environment, **pipes)
+    for line in process.stdout:
+        if line.startswith(("epoch", "resumed")):
+            break
+    time.sleep(random.Random(seed).uniform(0.0, 0.1))
+    process.send_signal(number)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    return error
+
+
+def test_a_run_survives_signals_at_random_moments(tmp_path):
+    values = {**KINDS["mean"], **LONG}
+    run_main(tmp_path / "whole", **values)
+    end_by_signal(tmp_path / "cut", signal.SIGKILL, "first")
+    error = end_by_signal(tmp_path / "cut", signal.SIGTERM, "second")
+    assert error.startswith("stopped by SIGTERM") and "--resume" in error and error.count("\n") == 1
+    run_main(tmp_path / "cut", **values, resume=True)
+    assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_a_run_survives_many_signals_at_random_moments(tmp_path, seed):
+    values = {**KINDS["mean"], **LONG}
+    run_main(tmp_path / "whole", **values)
+    for turn, number in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)):
+        end_by_signal(tmp_path / "cut", number, f"{seed} {turn}")
+    run_main(tmp_path / "cut", **values, resume=True)
+    assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")
