@@ -91,7 +91,7 @@ def test_ranks_do_not_depend_on_the_size_of_blocks(make_evaluator, tiny_phase, s
 @pytest.mark.parametrize("pairs", [1, 7, 100])
 def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, monkeypatch, pairs):
     whole = rank(make_evaluator(), tiny_phase)
-    monkeypatch.setattr(evaluation, "TILE_PAIRS", pairs)
+    monkeypatch.setattr(evaluation, "CACHE_FLOATS", pairs)
     assert_same(whole, rank(make_evaluator(), tiny_phase))
 
 
