@@ -21,7 +21,8 @@ USER_BLOCK = 4096
 # float32 numbers handled at a time on a CPU: they stay in its cache, and the allocator hands the same memory out again
 # instead of asking the system for fresh pages
 CACHE_FLOATS = 1 << 22
-TILE_ITEMS = 1 << 10
+# a tile of users x items is at least this wide
+TILE_ITEMS = 1 << 8
 
 
 class Evaluator:
@@ -79,12 +80,12 @@ class Evaluator:
         position = np.full(int(users.max(initial=0)) + 1, -1)
         position[users] = np.arange(len(users))
         pairs = max(1, int(self._floats_at_a_time() // self.backbone.floats_per_pair))
-        width = min(len(items), TILE_ITEMS, pairs)
-        height = max(1, pairs // width)
 
         @torch.no_grad()
         def score(block: np.ndarray) -> torch.Tensor:
             rows = vectors[torch.from_numpy(position[block]).to(self.device)]
+            height = max(1, min(len(rows), pairs // min(TILE_ITEMS, len(items))))
+            width = max(1, pairs // height)
             scores = rows.new_empty((len(block), len(items)))
             for top in range(0, len(rows), height):
                 for left in range(0, len(items), width):
