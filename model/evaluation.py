@@ -18,8 +18,11 @@ from model.probe import leakage_auc, linear_erasure
 from model.ranking import block_users_for, popularity_scores, random_scores, rank_catalogue, sample_candidates
 
 USER_BLOCK = 4096
-# pairs scored at a time: small enough that the scorer's hidden layers stay in the processor's cache
-TILE_PAIRS, TILE_ITEMS = 1 << 13, 1 << 10
+# float32 numbers handled at a time on a CPU: they stay in its cache, and the allocator hands the same memory out again
+# instead of asking the system for fresh pages
+CACHE_FLOATS = 1 << 22
+# a tile of users x items is at least this wide
+TILE_ITEMS = 1 << 8
 
 
 class Evaluator:
@@ -48,7 +51,11 @@ class Evaluator:
         The draws have a generator of their own that starts afresh each time (Decision 6).
         """
         self.backbone.eval()
-        context = self.backbone.prepare()
+        vectors = self._represent(self.backbone.prepare(), users, histories, split, control)
+        self.backbone.train()
+        return vectors
+
+    def _represent(self, context, users, histories: Histories, split: Split, control: str) -> torch.Tensor:
         generator = torch_generator(self.seeds["evaluation"], self.device)
         reads = self.backbone.history_kind is not None
         draws = self.config.eval_history_draws if reads else 1
@@ -62,22 +69,23 @@ class Evaluator:
                 blocks.append(self.method.transform_users(vectors, block, control))
             vectors = torch.cat(blocks)
             total = vectors if total is None else total + vectors
-        self.backbone.train()
         return total / draws
 
-    @torch.no_grad()
-    def _score_block(self, users: np.ndarray, vectors: torch.Tensor):
-        items = self.backbone.encode_items(self.backbone.prepare(), torch.arange(self.num_items, device=self.device))
+    def _floats_at_a_time(self) -> float:
+        """Numbers that the scorer may keep, and as many again the ranking: each has half of `--eval_block_mb`."""
+        budget = self.config.eval_block_mb * 2**20 / (2 * 4)
+        return min(budget, CACHE_FLOATS) if self.device.type == "cpu" else budget
+
+    def _score_block(self, users: np.ndarray, vectors: torch.Tensor, items: torch.Tensor):
         position = np.full(int(users.max(initial=0)) + 1, -1)
         position[users] = np.arange(len(users))
-        budget = int(self.config.eval_block_mb * 2**20 // (4 * self.backbone.floats_per_pair))
-        pairs = max(1, min(TILE_PAIRS, budget))
-        width = min(len(items), TILE_ITEMS, pairs)
-        height = max(1, pairs // width)
+        pairs = max(1, int(self._floats_at_a_time() // self.backbone.floats_per_pair))
 
         @torch.no_grad()
         def score(block: np.ndarray) -> torch.Tensor:
             rows = vectors[torch.from_numpy(position[block]).to(self.device)]
+            height = max(1, min(len(rows), pairs // min(TILE_ITEMS, len(items))))
+            width = max(1, pairs // height)
             scores = rows.new_empty((len(block), len(items)))
             for top in range(0, len(rows), height):
                 for left in range(0, len(items), width):
@@ -100,7 +108,7 @@ class Evaluator:
                     block, relevant.take(rows), task.excluded, self.num_items, task.candidates, rng
                 )
 
-        block_users = block_users_for(self.num_items, self.config.eval_block_mb)
+        block_users = block_users_for(self.num_items, 4 * self._floats_at_a_time() / 2**20)
         return rank_catalogue(
             score, users, relevant, task.excluded, self.num_items, top, block_users, candidates, progress
         )
@@ -110,13 +118,21 @@ class Evaluator:
         """Size of the catalogue."""
         return self.backbone.num_items
 
+    @torch.no_grad()
     def rank(
         self, task: Task, histories: Histories, split: Split, top: int, control: str = "", progress: str | None = None
     ) -> Ranking:
         """Rank `task` for every user whom it asks about, keeping the best `top` items of each."""
         users = np.flatnonzero(task.relevant.lengths > 0)
-        vectors = self.represent(users, histories, split, control)
-        return self._rank(self._score_block(users, vectors), users, task, top, progress)
+        self.backbone.eval()
+        context = self.backbone.prepare()
+        vectors = self._represent(context, users, histories, split, control)
+        items = self.backbone.encode_items(context, torch.arange(self.num_items, device=self.device))
+        # the items' features, several times their vectors, are done with
+        del context
+        ranking = self._rank(self._score_block(users, vectors, items), users, task, top, progress)
+        self.backbone.train()
+        return ranking
 
     def yardsticks(self, task: Task, split: Split, top: int) -> dict[str, Ranking]:
         """The same task ranked by train popularity and at random."""

@@ -62,21 +62,27 @@ def rank_catalogue(
         entries = slice(relevant.indptr[rows[0]], relevant.indptr[rows[-1] + 1])
         wanted = relevant.take(rows)
         allowed = _block_candidates(candidates, rows)
-        masked, count = _score_candidates(score_block, users[rows], wanted, excluded, allowed, num_items)
+        masked, dropped = _score_candidates(score_block, users[rows], wanted, excluded, allowed, num_items)
+        extremes = torch.stack(masked.aminmax())
+        masked[dropped] = -torch.inf
         row, item = _coordinates(wanted, masked.device)
         value = masked[row, item]
-        above = _count_at_least(masked, row, value)
-        best, best_score = _top_items(masked, width)
-        # The next block is scored while these names still hold this one: let go of what is large.
-        del masked
-        for target, place, result in (
-            (topk, rows, best),
-            (scores, rows, best_score),
-            (counts, rows, count),
-            (at_least, entries, above),
-            (own_score, entries, value),
-        ):
-            target[place] = result.cpu().numpy()
+        results = (
+            extremes,
+            *masked.topk(min(width + 1, num_items), dim=1),
+            _count(masked > -torch.inf),
+            _count_at_least(masked, row, value),
+            value,
+        )
+        # The one place where a block waits for the device, as long as no tie crosses the end of a list.
+        extremes, best_score, best, count, above, value = (result.cpu().numpy() for result in results)
+        if not np.isfinite(extremes).all():
+            _raise_not_finite(masked, dropped, users[rows])
+        _check_conflict(value, wanted, users[rows])
+        topk[rows], scores[rows] = _settle_ties(masked, best, best_score, width)
+        counts[rows], at_least[entries], own_score[entries] = count, above, value
+        # The next block is scored while this name still holds this one: let go of what is large.
+        del masked, dropped, results
     ranks = 1 + at_least - _tied_from_here(relevant.owner, own_score)
     return Ranking(users, relevant, ranks, topk, scores, counts)
 
@@ -201,34 +207,38 @@ def _score_candidates(
     excluded: ItemLists,
     allowed: ItemLists | None,
     num_items: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score a block: `[b, I]` with -inf wherever an item is not a candidate, and the candidates of each row `[b]`."""
+) -> tuple[torch.Tensor, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
+    """Score a block: `[b, I]` with 0 wherever an item is not a candidate, and the index of these places."""
     raw = score_block(users)
     if raw.shape != (len(users), num_items):
         raise ValueError(f"scores are {list(raw.shape)}: need [{len(users)}, {num_items}] (users, items)")
-    dropped = torch.full(raw.shape, allowed is not None, dtype=torch.bool, device=raw.device)
-    relevant_at = _coordinates(relevant, raw.device)
+    dropped = _coordinates(excluded.take(users), raw.device)
     if allowed is not None:
+        barred, dropped = dropped, torch.ones(raw.shape, dtype=torch.bool, device=raw.device)
         dropped[_coordinates(allowed, raw.device)] = False
-        dropped[relevant_at] = False
-    dropped[_coordinates(excluded.take(users), raw.device)] = True
-    conflict = dropped[relevant_at]
-    if conflict.any():
-        entry = int(conflict.nonzero()[0])
-        user, item = users[relevant.owner[entry]], relevant.item[entry]
-        raise ValueError(f"item {item} of user {user} is both relevant and excluded: take it out of one of the two")
+        dropped[_coordinates(relevant, raw.device)] = False
+        dropped[barred] = True
     # Adding 0 copies the scorer's tensor and turns -0.0 into 0.0, which radix selection on a GPU tells apart.
     masked = raw.float().add(0.0)
-    del raw
-    low, high = masked.masked_fill_(dropped, 0.0).aminmax()
-    if not (low.isfinite() and high.isfinite()):
-        row, item = (int(index) for index in (~masked.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"user {users[row]}, item {item}: the score is {masked[row, item].item()}; ranking needs finite scores "
-            "(the model may have diverged: lower the learning rate)"
-        )
-    masked.masked_fill_(dropped, -torch.inf)
-    return masked, num_items - _count(dropped)
+    masked[dropped] = 0.0
+    return masked, dropped
+
+
+def _raise_not_finite(masked: torch.Tensor, dropped, users: np.ndarray) -> None:
+    masked[dropped] = 0.0
+    row, item = (~masked.isfinite()).nonzero()[0].tolist()
+    raise ValueError(
+        f"user {users[row]}, item {item}: the score is {masked[row, item].item()}; ranking needs finite scores "
+        "(the model may have diverged: lower the learning rate)"
+    )
+
+
+def _check_conflict(own_score: np.ndarray, relevant: ItemLists, users: np.ndarray) -> None:
+    """Raise ValueError where a relevant item is not a candidate: its score, finite until then, became -inf."""
+    conflict = np.flatnonzero(own_score == -np.inf)
+    if len(conflict):
+        user, item = users[relevant.owner[conflict[0]]], relevant.item[conflict[0]]
+        raise ValueError(f"item {item} of user {user} is both relevant and excluded: take it out of one of the two")
 
 
 def _count(flags: torch.Tensor) -> torch.Tensor:
@@ -258,19 +268,25 @@ def _tied_from_here(owner: np.ndarray, score: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _top_items(masked: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take the best `width` items of each row by (score descending, id ascending): ids and scores `[b, width]`."""
-    probe = min(width + 1, masked.shape[1])
-    value, item = masked.topk(probe, dim=1)
-    item = item[:, :width]
-    if probe > width:
+def _settle_ties(
+    masked: torch.Tensor, item: np.ndarray, score: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put the best items `[b, width or one more]` of each row in order of (score descending, id ascending)."""
+    if item.shape[1] > width:
         # topk picks freely among equal scores: a tie that crosses the boundary must be settled by item id.
-        crossing = (value[:, width] == value[:, width - 1]) & (value[:, width - 1] > -torch.inf)
-        rows = crossing.nonzero()[:, 0]
-        item[rows] = _lowest_ids(masked[rows], value[rows, width - 1], width)
-    item = item.sort(dim=1).values
-    score, order = masked.gather(1, item).sort(dim=1, descending=True, stable=True)
-    return item.gather(1, order).masked_fill(score == -torch.inf, -1), score
+        boundary = score[:, width - 1]
+        item, score, next_score = item[:, :width], score[:, :width], score[:, width]
+        crossing = np.flatnonzero((next_score == boundary) & (boundary > -np.inf))
+        if len(crossing):
+            rows = masked[torch.from_numpy(crossing).to(masked.device)]
+            lowest = _lowest_ids(rows, rows.new_tensor(boundary[crossing]), width)
+            item[crossing], score[crossing] = lowest.cpu().numpy(), rows.gather(1, lowest).cpu().numpy()
+    tied = np.flatnonzero((score[:, 1:] >= score[:, :-1]).any(1))
+    order = np.lexsort((item[tied], -score[tied]), axis=1)
+    for values in (item, score):
+        values[tied] = np.take_along_axis(values[tied], order, axis=1)
+    item[score == -np.inf] = -1
+    return item, score
 
 
 def _lowest_ids(rows: torch.Tensor, boundary: torch.Tensor, width: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from model.evaluation import Evaluator
 from model.methods.base import Environment
 from model.metrics import evaluate
 from model.probe import held_out_users
+from model.ranking import ENGINE_FLOATS
 
 CPU = torch.device("cpu")
 TOP = 10
@@ -91,8 +92,44 @@ def test_ranks_do_not_depend_on_the_size_of_blocks(make_evaluator, tiny_phase, s
 @pytest.mark.parametrize("pairs", [1, 7, 100])
 def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, monkeypatch, pairs):
     whole = rank(make_evaluator(), tiny_phase)
-    monkeypatch.setattr(evaluation, "TILE_PAIRS", pairs)
+    monkeypatch.setattr(evaluation, "CACHE_FLOATS", pairs)
     assert_same(whole, rank(make_evaluator(), tiny_phase))
+
+
+@pytest.mark.parametrize("block_mb", [0.05, 0.2])
+def test_scorer_and_engine_together_keep_to_the_budget(make_evaluator, tiny_phase, monkeypatch, block_mb):
+    evaluator = make_evaluator(eval_block_mb=block_mb)
+    blocks, tiles = [], []
+    engine, scorer = evaluation.rank_catalogue, evaluator.backbone.score_catalogue
+
+    def watch_engine(score, *arguments):
+        return engine(lambda users: blocks.append(len(users)) or score(users), *arguments)
+
+    def watch_scorer(user, item):
+        tiles.append(len(user) * len(item))
+        return scorer(user, item)
+
+    monkeypatch.setattr(evaluation, "rank_catalogue", watch_engine)
+    monkeypatch.setattr(evaluator.backbone, "score_catalogue", watch_scorer)
+    for on_cpu in (True, False):
+        if on_cpu:
+            monkeypatch.setattr(evaluation, "CACHE_FLOATS", 3000)
+        rank(evaluator, tiny_phase)
+        used = max(blocks) * 40 * ENGINE_FLOATS + max(tiles) * evaluator.backbone.floats_per_pair
+        limit = min(block_mb * 2**20 / 4, 2 * 3000 if on_cpu else np.inf)
+        assert limit / 3 < used <= limit
+        monkeypatch.setattr(evaluation, "CACHE_FLOATS", 1 << 40)
+        blocks.clear()
+        tiles.clear()
+
+
+def test_the_catalogue_is_encoded_once_a_ranking(make_evaluator, tiny_phase, monkeypatch):
+    evaluator, modes = make_evaluator(), []
+    prepare = evaluator.backbone.prepare
+    monkeypatch.setattr(evaluator.backbone, "prepare", lambda: modes.append(evaluator.backbone.training) or prepare())
+    rank(evaluator, tiny_phase)
+    assert modes == [False]
+    assert evaluator.backbone.training
 
 
 def ask_some(task, users):

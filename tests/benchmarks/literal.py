@@ -1,8 +1,7 @@
-"""The two-tower step written row by row, as published code does it: the twin that the benchmarks compare with.
+"""Upstream's evaluation as a literal loop over users: what `tests.benchmarks.ranking` compares the program with.
 
-Every scored row (the positive and each negative of each positive) draws a history of its own in Python, carries its own
-user, item and history features, and goes through both towers and the literal dot_compress, `X (X^T W + b)` with
-X = [u; v]. Nothing is shared between rows.
+Written from the public code's structure: per user a feature row for every candidate, both towers and the scorer's
+formula on each row, a sort, then metrics in plain Python.
 """
 
 from __future__ import annotations
@@ -10,94 +9,46 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.structs import History, Split
-from fairness_utils import catalogue_log_weights
-from model.config import Config
-from model.losses import margin_ranking_loss
+from data.protocols import Task
+from data.structs import Split
+from fairness_utils import gini
+from model.evaluation import Evaluator
+from tests.test_layers import literal
+from tests.test_metrics import twin_accuracy, twin_dtr, twin_exposure, twin_in_list, twin_mean, twin_parity
 
 
-class LiteralStep:
-    """A training step over rows, with the parameters of a given two-tower `backbone`."""
+@torch.no_grad()
+def literal_ranking(
+    evaluator: Evaluator, task: Task, user: int, past: torch.Tensor, top: int
+) -> tuple[list, np.ndarray]:
+    """One user as upstream's evaluation goes about it: both towers and the scorer's formula on a row per candidate."""
+    backbone, items = evaluator.backbone, torch.arange(evaluator.num_items)
+    features = backbone.user_encoder(torch.full_like(items, user))
+    history = backbone.item_encoder(past).mean(0).expand(len(items), -1)
+    vectors = backbone.user_tower(torch.cat([features, history], dim=1))
+    candidates = backbone.item_tower(backbone.item_encoder(items))
+    scores = literal(backbone.scorer, vectors, candidates[:, None])[:, 0].numpy()
+    scores[task.excluded[user]] = -np.inf
+    ranks = [int((scores >= scores[item]).sum()) for item in task.relevant[user]]
+    return ranks, np.argsort(-scores, kind="stable")[:top]
 
-    def __init__(self, backbone, split: Split, config: Config):
-        self.backbone, self.split, self.config = backbone, split, config
-        self.optimiser = torch.optim.Adam(backbone.parameters(), lr=config.lr)
-        self.log_weights = catalogue_log_weights(split.histories, split.degree, config.sampling_softmax_temp)
-        self.rng = np.random.default_rng(0)
 
-    def draw_history(self, user: int, target: int) -> np.ndarray:
-        """Draw up to N of the user's items without replacement, not the target."""
-        entries = slice(self.split.histories.indptr[user], self.split.histories.indptr[user + 1])
-        items, log_weights = self.split.histories.item[entries], self.log_weights[entries]
-        allowed = items != target
-        items, log_weights = items[allowed], log_weights[allowed]
-        if not len(items):
-            return items
-        keys = log_weights + self.rng.gumbel(size=len(items))
-        return items[np.sort(np.argsort(-keys)[: self.config.sample_size])]
-
-    def row_features(self, user: int, item: int, history: np.ndarray) -> tuple[dict, ...]:
-        """What one row carries: table rows of the user, of the item and of every history item, column by column."""
-        tables = []
-        for encoder, rows in (
-            (self.backbone.user_encoder, [user]),
-            (self.backbone.item_encoder, [item]),
-            (self.backbone.item_encoder, [*history, *[0] * (self.config.sample_size - len(history))]),
-        ):
-            tables.append({name: getattr(encoder, f"table_{name}")[torch.tensor(rows)] for name in encoder.columns})
-        return tuple(tables)
-
-    @staticmethod
-    def embed(encoder, columns: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Features `[..., F]` of table rows that were gathered before."""
-        return torch.cat([module(columns[name]) for name, module in encoder.columns.items()], dim=-1)
-
-    def scores(self, users: torch.Tensor, items: torch.Tensor, history: History | None) -> torch.Tensor:
-        """Scores of `items [B, 1 + M]` (positive first); a row without given `history [B, N]` draws one per score."""
-        rows, masks = [], []
-        for row, user in enumerate(users.tolist()):
-            for item in items[row].tolist():
-                if history is None:
-                    past = self.draw_history(user, int(items[row, 0]))
-                else:
-                    past = history.items[row][history.mask[row]].numpy()
-                rows.append(self.row_features(user, item, past))
-                masks.append(torch.arange(self.config.sample_size) < len(past))
-        user_side, item_side, past_side = (
-            {name: torch.stack([part[name] for part in side]) for name in side[0]} for side in zip(*rows, strict=True)
-        )
-        return self.forward(user_side, item_side, past_side, torch.stack(masks)).view(items.shape)
-
-    def forward(self, user_side: dict, item_side: dict, past_side: dict, mask: torch.Tensor) -> torch.Tensor:
-        """Scores `[R]` of R rows with their own features."""
-        backbone = self.backbone
-        user = self.embed(backbone.user_encoder, user_side)[:, 0]
-        if backbone.synthesis is not None:
-            past = self.embed(backbone.item_encoder, past_side)  # [R, N, F]
-            place = torch.arange(mask.numel()).view(mask.shape)
-            user = torch.cat([user, backbone.synthesis(user, past.flatten(0, 1), place, mask)], dim=1)
-        user = backbone.user_tower(user)
-        item = backbone.item_tower(self.embed(backbone.item_encoder, item_side)[:, 0])
-        scorer, pair = backbone.scorer, torch.stack([user, item], dim=1)  # [R, 2, D]
-        product = pair @ (pair.transpose(1, 2) @ scorer.weight + scorer.bias)  # [R, 2, C]
-        return scorer.mlp(product.flatten(1)).squeeze(-1)
-
-    def train(self, sampler, edges: torch.Tensor) -> None:
-        """Take one step on the train edges `edges [B]`: negatives, rows, forward, backward, Adam."""
-        users, positives = sampler.user[edges], sampler.item[edges]
-        known = [set(self.split.train[user].tolist()) for user in users.tolist()]
-        items = []
-        for row, positive in enumerate(positives.tolist()):
-            negatives: list[int] = []
-            while len(negatives) < self.config.num_negatives:
-                item = int(self.rng.integers(self.split.num_items))
-                if item not in known[row]:
-                    negatives.append(item)
-            others = [item for item in positives.tolist() if item not in known[row]]
-            fill = self.config.in_batch_negatives
-            negatives += self.rng.choice(others or negatives, size=fill).tolist()
-            items.append([positive, *negatives])
-        loss = margin_ranking_loss(self.scores(users, torch.tensor(items), None))
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
+def literal_metrics(ranks: list, topk: np.ndarray, codes: np.ndarray, is_tail: np.ndarray, split: Split, ks) -> dict:
+    """Accuracy user by user and exposure entry by entry in Python; user t has one test item, `is_tail [t]` or not."""
+    tail, degree, result = split.item_groups["popularity"].codes == 1, split.degree, {}
+    slices = (("head", ~is_tail), ("tail", is_tail), ("gender/M", codes == 0), ("gender/F", codes == 1))
+    for k in ks:
+        lists, users = topk[:, :k], [twin_accuracy(row, k) for row in ranks]
+        for name in ("hr", "ndcg", "mrr"):
+            result[f"{name}@{k}"] = twin_mean([user[name] for user in users])
+            for label, chosen in slices:
+                values = [user[name] for user, member in zip(users, chosen, strict=True) if member]
+                result[f"{name}@{k}/{label}"] = twin_mean(values)
+        discounted = twin_exposure(lists, split.num_items, True)
+        counts = twin_exposure(lists, split.num_items, False)
+        result[f"gini@{k}"], result[f"gini_count@{k}"] = gini(np.array(discounted)), gini(np.array(counts))
+        result[f"coverage@{k}"] = sum(count > 0 for count in counts) / split.num_items
+        result[f"arp@{k}"], result[f"aplt@{k}"] = twin_in_list(lists, degree), twin_in_list(lists, tail)
+        result[f"dtr@{k}"] = twin_dtr(discounted, tail, degree)
+        result[f"dp@{k}/gender"] = twin_parity(lists, codes, split.num_items)
+    return result

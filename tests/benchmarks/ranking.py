@@ -1,106 +1,261 @@
-"""Time and memory of the ranking engine against a literal loop over users, both in one run on one machine.
+"""Time and memory of full-catalogue ranking and all metrics, each ratio from one run on one machine.
 
-    python -m tests.benchmarks.ranking [--users 6040] [--items 3883] [--block_mb 64] [--top 100]
+    python -m tests.benchmarks.ranking [--only=loop|engine|memory|large] [--dataset_dir=./datasets] [--threads=1]
 
-Scores are a matrix product of random vectors, at the size of MovieLens-1M unless told otherwise. Only ratios are
-worth quoting: the times are this machine's. Memory is the growth of the process's peak resident set.
+loop: BUHS (mean) at the size of MovieLens-1M (its own data with --dataset_dir), `Evaluator.rank` and `evaluate` for
+every user against the literal loop over users of upstream's evaluation, timed on a sample and scaled. engine:
+`rank_catalogue` alone on scores that are a matrix product. memory: growth of the resident set at 270,000 items, a
+process per setting. large: time per score at BookCrossing's size against the rate of a matrix product. Weights are
+random, which changes neither times nor memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.structs import ItemLists
-from model.ranking import ENGINE_FLOATS, ScoreBlock, block_users_for, rank_catalogue
+from data.datareader import read_movielens
+from data.options import ReadOptions, SyntheticOptions
+from data.protocols import Phase, ProtocolOptions, leave_one_out
+from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, Ranking
+from data.synthetic import read_synthetic
+from model import build_sparsenn, evaluation, preset
+from model.config import Config, stream_seeds, torch_generator
+from model.evaluation import Evaluator
+from model.methods.base import Environment, Method
+from model.metrics import evaluate
+from model.ranking import ENGINE_FLOATS, rank_catalogue
+from tests.benchmarks.literal import literal_metrics, literal_ranking
+from tests.conftest import SETTINGS
+from tests.test_evaluation import ask_some
 
-HISTORY = 160
-DIMENSION = 64
+TOP, KS = 100, (10, 20, 50)
+CPU = torch.device("cpu")
+MIB = 2**20
+# multiplications and additions that one dot_compress score needs: u.v and the 5-128-64-1 map, of vectors of 128
+FLOPS = 2 * 128 + 2 * (5 * 128 + 128 * 64 + 64)
+LARGE_USERS, LARGE_ITEMS = 50_000, 270_000
 
 
-def peak_bytes() -> int:
-    """Read the process's peak resident set in bytes (Linux reports KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def make_evaluator(data: InteractionData, block_mb: float) -> tuple[Evaluator, Phase]:
+    """An untrained BUHS (mean, MovieLens's widths) and the data's leave-one-out phase."""
+    changes = {"sample_size": 15, "eval_block_mb": block_mb, "mask_sensitive_feature": False}
+    config = Config(**(SETTINGS | preset("ml") | changes))
+    seeds = stream_seeds(config.seed)
+    backbone = build_sparsenn(data, config, seeds["initialisation"], CPU)
+    held_out = np.zeros(data.num_users, bool)
+    method = Method(backbone, Environment(config, data.user_groups, held_out, seeds, CPU))
+    options = ProtocolOptions(config.warm_threshold, KS, epochs=1, patience=1)
+    phase = leave_one_out(data, options, np.random.default_rng(seeds["split"])).phases[0]
+    return Evaluator(backbone, method, config, seeds, CPU), phase
 
 
-def make_questions(users: int, items: int, generator: np.random.Generator) -> tuple[ItemLists, ItemLists]:
-    """Give every user one test item and up to `HISTORY` excluded ones, never the test item."""
-    test_item = generator.integers(items, size=users)
-    excluded = generator.integers(1, items, size=(users, min(HISTORY, items - 1)))
-    excluded += test_item[:, None]
-    excluded %= items
-    return (
-        ItemLists(np.arange(users + 1), test_item),
-        ItemLists(np.arange(users + 1) * excluded.shape[1], excluded.ravel()),
+def movielens(arguments: argparse.Namespace) -> InteractionData:
+    """MovieLens-1M, or synthetic data of its size."""
+    size = SyntheticOptions(*arguments.size)
+    options = ReadOptions(arguments.dataset_dir or Path(), "hash", Path("unused"), synthetic=size)
+    return read_movielens(options) if arguments.dataset_dir else read_synthetic(options)
+
+
+def bookcrossing(users: int, items: int) -> InteractionData:
+    """Random data with BookCrossing's item columns but its titles, and 20 interactions per user."""
+    generator = np.random.default_rng(0)
+
+    def table(rows: int, **sizes: int) -> FeatureTable:
+        drawn = {name: torch.from_numpy(generator.integers(size, size=rows)) for name, size in sizes.items()}
+        schema = tuple(FeatureSpec(name, "categorical", size) for name, size in {"id": rows, **sizes}.items())
+        return FeatureTable(schema, {"id": torch.arange(rows), **drawn})
+
+    per_user = np.sort(generator.integers(items - 20, size=(users, 20)), axis=1) + np.arange(20)
+    return InteractionData(
+        name="random",
+        users=table(users, age=100, location=60),
+        items=table(items, author=items // 3, year=100, publisher=items // 16),
+        user_id=np.repeat(np.arange(users), 20),
+        item_id=per_user.ravel(),
+        rating=np.ones(users * 20),
+        time=None,
+        user_groups={"gender": Group("gender", np.arange(users) % 2, ("M", "F"))},
+        original_user_ids=np.arange(users),
+        original_item_ids=np.arange(items),
+        item_titles=np.full(items, ""),
     )
 
 
-def literal_loop(score_block: ScoreBlock, relevant: ItemLists, excluded: ItemLists, top: int) -> tuple[list, list]:
-    """Score, mask, sort and rank one user at a time."""
-    ranks, lists = [], []
-    for user in range(len(relevant.indptr) - 1):
-        scores = score_block(np.array([user]))[0].numpy().copy()
+class Watch:
+    """Time and memory of the part of `Evaluator.rank` that follows the towers: scoring and ranking."""
+
+    def __init__(self, evaluator: Evaluator):
+        self.rank, self.seconds = evaluator._rank, 0.0
+        evaluator._rank = self
+
+    def __call__(self, *arguments) -> Ranking:
+        self.towers, self.before = memory("VmHWM"), forget_peak()
+        start = time.perf_counter()
+        ranking = self.rank(*arguments)
+        self.seconds, self.grown = time.perf_counter() - start, memory("VmHWM") - self.before
+        return ranking
+
+
+def memory(field: str) -> int:
+    """The process's resident set in bytes: now (VmRSS) or at its peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def forget_peak() -> int:
+    """Make the peak start afresh, as Linux offers; the resident set in bytes. An earlier peak would hide later ones."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def report_loop(arguments: argparse.Namespace) -> None:
+    """Print the ratio of the literal loop's time to the program's, and how far their results agree."""
+    data = movielens(arguments)
+    evaluator, phase = make_evaluator(data, arguments.block_mb)
+    task, split, watch = phase.tests[0], phase.split, Watch(evaluator)
+    users = np.sort(np.random.default_rng(0).choice(data.num_users, arguments.sample, replace=False))
+    checked = evaluator.rank(ask_some(task, users), split.test_histories, split, TOP)
+    ours = evaluate(checked, split, data.user_groups, KS).summary
+    # the program's own draws: the loop gets them for nothing
+    generator = torch_generator(evaluator.seeds["evaluation"])
+    drawn = evaluator._sampler(split.test_histories, split).sample(torch.from_numpy(users), None, generator)
+    pasts = [items[mask] for items, mask in zip(drawn.items, drawn.mask, strict=True)]
+
+    start = time.perf_counter()
+    ranking = evaluator.rank(task, split.test_histories, split, TOP)
+    ranked = time.perf_counter()
+    evaluate(ranking, split, data.user_groups, KS)
+    program, metrics = time.perf_counter() - start, time.perf_counter() - ranked
+
+    start = time.perf_counter()
+    answers = [literal_ranking(evaluator, task, int(user), past, TOP) for user, past in zip(users, pasts, strict=True)]
+    ranks, lists = [answer[0] for answer in answers], np.stack([answer[1] for answer in answers])
+    halfway = time.perf_counter()
+    is_tail = split.item_groups["popularity"].codes[checked.relevant.item] == 1
+    theirs = literal_metrics(ranks, lists, data.user_groups["gender"].codes[users], is_tail, split, KS)
+    scale = len(ranking.users) / len(users)
+    loop, judging = scale * (time.perf_counter() - start), scale * (time.perf_counter() - halfway)
+
+    print(f"{data.name}: {len(ranking.users):,} users x {data.num_items:,} items, all metrics at K = {KS}")
+    print(
+        f"  program {program:.2f} s: towers {program - metrics - watch.seconds:.2f} s, scores and ranks "
+        f"{watch.seconds:.2f} s, metrics {metrics:.2f} s"
+    )
+    print(f"  literal loop {loop:,.0f} s ({len(users)} users, scaled), {judging:,.0f} s of it metrics")
+    print(f"  ratio {loop / program:.0f}")
+    same, same_lists = np.mean(np.concatenate(ranks) == checked.ranks), np.mean((lists == checked.topk).all(1))
+    difference = max(
+        abs(ours[name] - value) / max(abs(value), 1e-12) for name, value in theirs.items() if value == value
+    )
+    print(
+        f"  agreement: {same:.1%} of ranks, {same_lists:.1%} of top-{TOP} lists, metrics to {difference:.0e} (relative)"
+    )
+
+
+@torch.no_grad()
+def report_engine(arguments: argparse.Namespace) -> None:
+    """Print the ratio for ranking alone: a loop that scores, masks and sorts one user at a time."""
+    data = movielens(arguments)
+    evaluator, phase = make_evaluator(data, arguments.block_mb)
+    backbone, excluded, everyone = evaluator.backbone, phase.tests[0].excluded, np.arange(data.num_users)
+    relevant = phase.tests[0].relevant.take(everyone)
+    vectors = evaluator.represent(everyone, phase.split.test_histories, phase.split)
+    items = backbone.prepare().scored[:, : backbone.vector_width].contiguous()
+
+    def score_block(ids: np.ndarray) -> torch.Tensor:
+        return vectors[torch.from_numpy(ids)] @ items.T
+
+    block = max(1, evaluation.CACHE_FLOATS // (ENGINE_FLOATS * data.num_items))
+    rank_catalogue(score_block, everyone[:2], relevant.take(everyone[:2]), excluded, data.num_items, TOP, 2)
+    start = time.perf_counter()
+    ranking = rank_catalogue(score_block, everyone, relevant, excluded, data.num_items, TOP, block)
+    middle, same = time.perf_counter(), 0
+    for user in everyone:
+        scores = score_block(everyone[user : user + 1])[0].numpy()
         scores[excluded[user]] = -np.inf
-        item = relevant[user][0]
-        ranks.append((scores >= scores[item]).sum())
-        lists.append(np.argsort(-scores, kind="stable")[:top])
-    return ranks, lists
+        same += ranking.ranks[user] == (scores >= scores[relevant[user][0]]).sum()
+        np.argsort(-scores, kind="stable")[:TOP]
+    engine, loop = middle - start, time.perf_counter() - middle
+    print("ranking alone, scores a matrix product of the same vectors")
+    print(f"  engine {engine:.2f} s, loop over users {loop:.2f} s: ratio {loop / engine:.1f}")
+    print(f"  agreement: {same / len(everyone):.1%} of ranks")
+
+
+def peak(block_mb: float, capped: bool) -> tuple[int, int, int]:
+    """Resident bytes of a ranking, in a process of its own: the towers' peak, their result, the ranking's peak."""
+    torch.set_num_threads(1)
+    if not capped:
+        evaluation.CACHE_FLOATS = 1 << 40
+    evaluator, phase = make_evaluator(bookcrossing(2000, LARGE_ITEMS), block_mb)
+    watch = Watch(evaluator)
+    for users in (1, 64):
+        before = forget_peak()
+        task = ask_some(phase.tests[0], np.arange(users))
+        evaluator.rank(task, phase.split.test_histories, phase.split, TOP)
+    return watch.towers - before, watch.before - before, watch.grown
+
+
+def report_memory(arguments: argparse.Namespace) -> None:
+    """Print how much memory scoring and ranking take at 270,000 items, for several budgets."""
+    print(f"memory: 64 users x {LARGE_ITEMS:,} items, growth of the resident set in MiB")
+    for capped, block_mb in ((True, 16), (True, 64), (True, 256), (False, 64), (False, 256)):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            towers, vectors, grown = (size / MIB for size in pool.submit(peak, block_mb, capped).result())
+        print(
+            f"  --eval_block_mb={block_mb}{'' if capped else ', blocks beyond the cache'}: scoring and ranking "
+            f"{grown:.0f}; towers {towers:.0f}, of which vectors that stay {vectors:.0f}"
+        )
+
+
+def report_large(arguments: argparse.Namespace) -> None:
+    """Print the time per score at BookCrossing's size, and what all users would take."""
+    evaluator, phase = make_evaluator(bookcrossing(LARGE_USERS, LARGE_ITEMS), arguments.block_mb)
+    split, watch = phase.split, Watch(evaluator)
+    task = ask_some(phase.tests[0], np.arange(0, LARGE_USERS, LARGE_USERS // 500))
+    start = time.perf_counter()
+    evaluator.rank(task, split.test_histories, split, TOP)
+    whole = time.perf_counter() - start
+    matrix, times = torch.randn(2048, 2048), []
+    for _ in range(5):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    fastest = 2 * 2048**3 / min(times)
+    per_score = watch.seconds / (500 * LARGE_ITEMS)
+    print(f"large: 500 of {LARGE_USERS:,} users x {LARGE_ITEMS:,} items in {whole:.1f} s")
+    print(
+        f"  {1e9 * per_score:.0f} ns per score = {FLOPS / per_score / 1e9:.0f} GFLOP/s, "
+        f"{FLOPS / per_score / fastest:.0%} of a matrix product's {fastest / 1e9:.0f} GFLOP/s"
+    )
+    print(f"  memory grew by {watch.grown / MIB:.0f} MiB while ranking (--eval_block_mb={arguments.block_mb:g})")
+    full = whole - watch.seconds + per_score * LARGE_USERS * LARGE_ITEMS
+    print(f"  all {LARGE_USERS:,} users would take {full / 60:.0f} min on {torch.get_num_threads()} thread(s)")
+
+
+REPORTS = {"loop": report_loop, "engine": report_engine, "memory": report_memory, "large": report_large}
 
 
 def main() -> None:
-    """Print the ratio of the times, the share that is pure scoring, and the peak memory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--users", type=int, default=6040)
-    parser.add_argument("--items", type=int, default=3883)
-    parser.add_argument("--block_mb", type=float, default=64)
-    parser.add_argument("--top", type=int, default=100)
-    options = parser.parse_args()
-    generator = np.random.default_rng(0)
-    user_vectors, item_vectors = (
-        torch.from_numpy(generator.standard_normal((rows, DIMENSION), dtype=np.float32))
-        for rows in (options.users, options.items)
-    )
-    relevant, excluded = make_questions(options.users, options.items, generator)
-    users = np.arange(options.users)
-    block = block_users_for(options.items, options.block_mb)
-
-    def score_block(ids: np.ndarray) -> torch.Tensor:
-        return user_vectors[torch.from_numpy(ids)] @ item_vectors.T
-
-    # The first call loads libraries, which is no cost of ranking.
-    rank_catalogue(score_block, users[:2], relevant.take(users[:2]), excluded, options.items, options.top, 2)
-    before = peak_bytes()
-    start = time.perf_counter()
-    ranking = rank_catalogue(score_block, users, relevant, excluded, options.items, options.top, block)
-    engine = time.perf_counter() - start
-    grown = peak_bytes() - before
-
-    start = time.perf_counter()
-    for first in range(0, len(users), block):
-        score_block(users[first : first + block])
-    scoring = time.perf_counter() - start
-
-    start = time.perf_counter()
-    ranks, lists = literal_loop(score_block, relevant, excluded, options.top)
-    literal = time.perf_counter() - start
-    # One row at a time is another order of summation, so a near-tie may swap: count the differences, do not hide them.
-    same_ranks = float(np.mean(ranking.ranks == np.array(ranks)))
-    same_lists = float(np.mean(np.all(ranking.topk == np.stack(lists), axis=1)))
-
-    result = ranking.topk.nbytes + ranking.scores.nbytes + ranking.ranks.nbytes + ranking.candidates.nbytes
-    per_score = (grown - result) / (4 * min(block, options.users) * options.items)
-    print(f"{options.users:,} users x {options.items:,} items, top {options.top}, blocks of {block:,} users")
-    print(f"engine {engine:.2f} s, literal loop {literal:.2f} s: {literal / engine:.1f} times as fast")
-    print(f"pure scoring is {scoring / engine:.0%} of the engine's time")
-    print(f"equal to the loop: {same_ranks:.2%} of ranks, {same_lists:.2%} of top-{options.top} lists")
-    print(
-        f"peak memory grew by {grown / 2**20:.0f} MiB (result {result / 2**20:.0f} MiB, block {options.block_mb:g} "
-        f"MiB): {per_score:.1f} float32 numbers per score, engine's allowance {ENGINE_FLOATS}"
-    )
+    """Print the chosen reports, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=REPORTS, help="one report instead of all")
+    parser.add_argument("--dataset_dir", type=Path, help="where ml-1m is; synthetic data of its size without")
+    size = {"nargs": 3, "type": int, "default": (6040, 3883, 1_000_209), "metavar": ("USERS", "ITEMS", "INTERACTIONS")}
+    parser.add_argument("--size", **size, help="of the synthetic data")
+    parser.add_argument("--sample", type=int, default=60, help="users whom the literal loop is timed on")
+    parser.add_argument("--block_mb", type=float, default=256, help="--eval_block_mb")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in [arguments.only] if arguments.only else REPORTS:
+        REPORTS[name](arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from data.structs import Batch
 from model.config import Config, torch_generator
 from model.run import batch_sampler, build, prepare
 from model.training import update
-from tests.benchmarks.literal import LiteralStep
+from tests.benchmarks.literal_step import LiteralStep
 
 STREAMS = ("order", "negatives", "history")
 LITERAL_POSITIVES = 16
