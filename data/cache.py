@@ -7,10 +7,10 @@ cleared, or a version counted up, when any of them changes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple
 from importlib.metadata import version
@@ -74,12 +74,12 @@ def _key(name: str, files: Sequence[Path], options: ReadOptions) -> str | None:
 
 
 def _load(path: Path) -> InteractionData | None:
-    if not os.access(path, os.R_OK):
-        return None
     try:
         # Reading a member of the archive compares its checksum, so that no wrong value comes through.
         with np.load(path, allow_pickle=False) as entry:
             return _unpack({name: entry[name] for name in entry.files})
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
     except Exception as error:  # broken bytes can fail anywhere, and the raw files are still there
         reason = (str(error).splitlines() or [""])[0]
         logging.warning("data cache %s cannot be used (%s: %s); reading anew", path, type(error).__name__, reason)
@@ -89,9 +89,10 @@ def _load(path: Path) -> InteractionData | None:
 def _store(path: Path, data: InteractionData) -> None:
     try:
         write_whole(path, lambda handle: np.savez(handle, **_pack(data)))
-        entries = sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
-        for entry in entries[:-KEPT]:
-            entry.unlink(missing_ok=True)
+        # Another process may move or remove files of the folder meanwhile; the next entry's writer tidies up then.
+        with contextlib.suppress(FileNotFoundError):
+            for entry in sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)[:-KEPT]:
+                entry.unlink()
     except OSError as error:
         _warn_unwritable(path.parent, str(error.strerror))
 

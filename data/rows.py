@@ -101,8 +101,7 @@ def parse_integers(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def matches(text: np.ndarray, pattern: str) -> np.ndarray:
     """Tell which str objects `[N]` match the regular expression as a whole."""
-    codes, distinct = pd.factorize(text)
-    return pd.Series(distinct, dtype=object).str.fullmatch(pattern).to_numpy(dtype=bool)[codes]
+    return pd.Series(text, dtype=object).str.fullmatch(pattern).to_numpy(dtype=bool)
 
 
 def is_repeated(*keys: np.ndarray) -> np.ndarray:

@@ -279,15 +279,14 @@ def test_many_may_read_and_write_one_entry(tmp_path, warnings):
     reader = cached("ml", lambda _: fresh, datareader._movielens_files)
 
     def start(_):
-        for path in entries(tmp_path):
+        for path in (tmp_path / "cache").rglob("*.npz"):
             path.unlink(missing_ok=True)
         return reader(options(tmp_path))
 
     with ThreadPoolExecutor(8) as pool:
         for data in pool.map(start, range(80)):
             assert_same(data, fresh)
-    assert not [text for text in warnings if "cannot be used" in text]
-    assert len(entries(tmp_path)) <= 1
+    assert warnings == [] and len(entries(tmp_path)) <= 1
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_stored(tmp_path):
