@@ -73,7 +73,7 @@ def _define_choice(
 # --- Data ---
 _define_choice("dataset", "ml", READERS, "Data set: ml = MovieLens-1M, bx = BookCrossing, synthetic = generated.")
 flags.DEFINE_string("dataset_dir", "./datasets", "Folder that holds the data sets' folders (datasets/README.md shows the trees).")
-flags.DEFINE_string("cache_dir", "~/.cache/fabuhs", "Folder for title vectors that are reused between runs.")
+flags.DEFINE_string("cache_dir", "~/.cache/fabuhs", "Folder for data as read and title vectors, reused between runs.")
 flags.DEFINE_string("title_encoder", None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in). None: preset.")
 flags.DEFINE_float("max_bad_rows", 0.001, "Largest fraction of malformed rows of a file, in [0, 1]; above it the run stops.", 0, 1)
 flags.DEFINE_bool("keep_incomplete_users", False, "BookCrossing: keep users with a missing age or country, as unknown.")

@@ -89,7 +89,8 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
     """
     users, items = data.user_id, data.item_id
     key = rng.permutation(len(users)) if data.time is None else data.time
-    order = np.lexsort((key, users))
+    # one stable sort of one key takes a third of a lexsort's time
+    order = np.argsort(users * (int(np.ptp(key)) + 1) + (key - key.min()), kind="stable")
     count = np.bincount(users, minlength=data.num_users)
     end = np.cumsum(count)[users[order]]
     from_end = np.empty(len(users), dtype=np.int64)
@@ -97,8 +98,10 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
     enough = count[users] >= 3
     is_test, is_valid = enough & (from_end == 0), enough & (from_end == 1)
     is_train = ~(is_test | is_valid)
-    time = None if data.time is None else data.time[is_train]
-    train = Histories.build(users[is_train], items[is_train], time, data.num_users)
+    # rows that are in order already are sorted again in no time; without times, file order is the order
+    rows = np.flatnonzero(is_train) if data.time is None else order[is_train[order]]
+    time = None if data.time is None else data.time[rows]
+    train = Histories.build(users[rows], items[rows], time, data.num_users)
     valid = _lists(users[is_valid], items[is_valid], data.num_users)
     test = _lists(users[is_test], items[is_test], data.num_users)
     degree = np.bincount(train.item, minlength=data.num_items)

@@ -267,7 +267,7 @@ class Split:
             )
             _check_ids(name, lists.item, num_items)
         keys = [getattr(self, name).owner * num_items + getattr(self, name).item for name in ("train", "valid", "test")]
-        joined = np.sort(np.concatenate(keys))
+        joined = np.sort(np.concatenate(keys), kind="stable")  # timsort: much of it is sorted already
         repeated = joined[1:][joined[1:] == joined[:-1]]
         pairs = [divmod(int(key), num_items) for key in repeated[:3]]
         _require(not pairs, f"(user, item) pairs {pairs} occur twice in train, valid and test; drop repeats")

@@ -276,6 +276,7 @@ def test_the_movielens_reader_runs_on_files_in_its_format(tmp_path):
     write_movielens(data, tmp_path)
     unset = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
     values = {**unset, "dataset": "ml", "dataset_dir": str(tmp_path), "title_encoder": "hash", "warm_threshold": 0.2}
+    values["cache_dir"] = str(tmp_path / "cache")
     result = run_main(tmp_path / "ml", **values)
     own = run_main(tmp_path / "synthetic", lr=2e-4)
     assert result["fingerprint"] == own["fingerprint"]
