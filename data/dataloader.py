@@ -13,6 +13,10 @@ import torch
 
 from data.structs import Batch, Histories, History, HistoryWeights, ItemLists
 
+NEWTON_STEPS = 20
+EARLY_ROWS = 64  # rows of similar length that share a pass: few, so that little is padded and all stays in the cache
+BLOCK_KEYS = 1 << 24  # numbers that whole rows may take at a time, to bound memory
+
 
 def edge_batches(num_edges: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Yield shuffled edge indices `[B]`, each of `num_edges` once; the last batch may be smaller."""
@@ -23,8 +27,8 @@ def edge_batches(num_edges: int, batch_size: int, generator: torch.Generator) ->
 class NegativeSampler:
     """Uniform and in-batch negatives that the user has not interacted with in `known` (Decision 10).
 
-    A uniform draw is exact and needs no rejection: the r-th unknown item of a user is found by one binary search,
-    since in a sorted list of known items `known[j] - j` counts the unknown items before `known[j]`.
+    A draw from the items that a user does not know is exact and needs no second try: the r-th unknown item is found by
+    one binary search, since in a sorted list of known items `known[j] - j` counts the unknown items before `known[j]`.
     """
 
     def __init__(self, known: ItemLists, num_items: int, num_uniform: int, num_in_batch: int, device: torch.device):
@@ -32,7 +36,7 @@ class NegativeSampler:
         owner, item = np.divmod(keys, num_items)
         count = np.bincount(owner, minlength=len(known.lengths))
         indptr = np.concatenate([[0], np.cumsum(count)])
-        self.num_items, self.num_uniform, self.num_in_batch = num_items, num_uniform, num_in_batch
+        self.num_items, self.num_uniform, self.num_in_batch, self.device = num_items, num_uniform, num_in_batch, device
         # a last key that no pair has, so that every search ends inside
         self.keys = torch.from_numpy(np.append(keys, np.iinfo(np.int64).max)).to(device)
         position = np.arange(len(item)) - indptr[owner]
@@ -43,13 +47,37 @@ class NegativeSampler:
         # A user who knows every item gets negatives from the whole catalogue: there is no other item to draw.
         self.knows_all = torch.from_numpy(unknown == 0).to(device)
         self.num_unknown = torch.from_numpy(np.where(unknown == 0, num_items, unknown)).to(device)
+        if device.type == "cpu":
+            self._build_filter(owner, item, count)
+
+    def _build_filter(self, owner: np.ndarray, item: np.ndarray, count: np.ndarray) -> None:
+        """Mark each user's known items in a bitmap of their own: one bit per item, folded over to 64 bits per pair."""
+        exponent = np.ceil(np.log2(np.minimum(self.num_items, 64 * count).clip(min=64))).astype(np.int64)
+        size = np.left_shift(1, exponent)
+        first = np.cumsum(size) - size
+        bit = first[owner] + (item & (size - 1)[owner])
+        words = np.zeros(size.sum() // 64, dtype=np.int64)
+        np.bitwise_or.at(words, bit // 64, np.left_shift(1, bit % 64))
+        self.filter_words, self.filter_first = torch.from_numpy(words), torch.from_numpy(first)
+        self.filter_mask = torch.from_numpy(size - 1)
+        self.filter_is_exact = torch.from_numpy(size >= self.num_items)
 
     def is_known(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Tell for `users [B]` and `items [B, M]` which pairs are known: `[B, M]` bool."""
-        wanted = users[:, None] * self.num_items + items
+        if self.device.type != "cpu":
+            return self._search(users[:, None], items)
+        # a bitmap costs a fifth of a search; only a hit in one that is folded over needs the search
+        bit = self.filter_first[users][:, None] + (items & self.filter_mask[users][:, None])
+        known = (self.filter_words[bit >> 6] >> (bit & 63) & 1).bool()
+        row, column = torch.nonzero(known & ~self.filter_is_exact[users][:, None], as_tuple=True)
+        known[row, column] = self._search(users[row], items[row, column])
+        return known
+
+    def _search(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        wanted = users * self.num_items + items
         return self.keys[torch.searchsorted(self.keys, wanted)] == wanted
 
-    def uniform(self, users: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    def unknown(self, users: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Draw `count` unknown items for each of `users [B]`, uniformly with replacement: `[B, count]`."""
         limit = self.num_unknown[users][:, None]
         draw = torch.rand((len(users), count), generator=generator, device=users.device, dtype=torch.float64)
@@ -58,32 +86,51 @@ class NegativeSampler:
         below = torch.searchsorted(self.gap_keys, wanted, right=True) - self.indptr[users][:, None]
         return torch.where(self.knows_all[users][:, None], rank, rank + below)
 
-    def in_batch(self, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def uniform(self, users: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw from the whole catalogue: items `[B, num_uniform]` and which of them are known.
+
+        With the known ones drawn again from the unknown items, every unknown item is equally likely.
+        """
+        shape = (len(users), self.num_uniform)
+        items = torch.randint(self.num_items, shape, generator=generator, device=users.device)
+        return items, self.is_known(users, items)
+
+    def in_batch(
+        self, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take other rows' positives, each row once, that the user does not know: `[B, num_in_batch]`.
 
-        Candidates are the rows at a few random distinct offsets, the same for the whole batch; where too few of
-        them are unknown to the user, uniform negatives fill the gap.
+        Candidates are the rows at a few random distinct offsets, the same for the whole batch; the second tensor marks
+        places for which too few of them are unknown to the user.
         """
         rows, wanted = len(users), self.num_in_batch
         offsets = torch.randperm(rows - 1, generator=generator, device=users.device)[: 3 * wanted] + 1
-        fill = self.uniform(users, wanted, generator)
-        if len(offsets) < wanted:
-            offsets = torch.cat([offsets, offsets.new_zeros(wanted - len(offsets))])
-        index = (torch.arange(rows, device=users.device)[:, None] + offsets) % rows
-        candidates = positives[index]
-        refused = self.is_known(users, candidates) | (offsets == 0)
-        refused, order = torch.sort(refused.byte(), dim=1, stable=True)
-        chosen = candidates.gather(1, order[:, :wanted])
-        return torch.where(refused[:, :wanted].bool(), fill, chosen)
+        # twice in a row, the positives need no index modulo rows
+        candidates = positives.repeat(2)[torch.arange(rows, device=users.device)[:, None] + offsets]
+        accepted = ~self.is_known(users, candidates)
+        place = accepted.cumsum(1)
+        # what is refused or comes too late goes to a last column, which is dropped
+        place = torch.where(accepted & (place <= wanted), place - 1, wanted)
+        chosen = positives.new_zeros((rows, wanted + 1)).scatter_(1, place, candidates)[:, :wanted]
+        missing = torch.arange(wanted, device=users.device) >= accepted.sum(1, keepdim=True)
+        return chosen, missing
 
     def sample(self, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw the negatives of `users [B]`: uniform ones first, then in-batch ones, `[B, M]`."""
+        """Draw the negatives of `users [B]`: uniform ones first, then in-batch ones, `[B, M]`.
+
+        Where a draw failed, an item drawn uniformly from the user's unknown ones takes its place.
+        """
         parts = []
         if self.num_uniform:
-            parts.append(self.uniform(users, self.num_uniform, generator))
+            parts.append(self.uniform(users, generator))
         if self.num_in_batch:
             parts.append(self.in_batch(users, positives, generator))
-        return torch.cat(parts, dim=1)
+        items, failed = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        if self.device.type != "cpu":
+            return torch.where(failed, self.unknown(users, items.shape[1], generator), items)
+        row, column = torch.nonzero(failed, as_tuple=True)
+        items[row, column] = self.unknown(users[row], 1, generator).squeeze(1)
+        return items
 
 
 def _normalised(log_weights: np.ndarray, lists: ItemLists) -> tuple[np.ndarray, np.ndarray]:
@@ -107,8 +154,43 @@ def _normalised(log_weights: np.ndarray, lists: ItemLists) -> tuple[np.ndarray, 
     return log_p, np.where(dominant, without, np.log1p(-np.where(dominant, 0.0, p)))
 
 
+def _arrival_limits(log_p: np.ndarray, lists: ItemLists, kept: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the times until which about `kept` entries of each list arrive, at rates `exp(log_p) [E]`.
+
+    Gives the limits `[N]` (infinite for lists of up to `kept` entries) and each entry's chance to arrive in time,
+    `[E]` float64. The expected number is concave in the limit, so that Newton's method climbs to it from below; where
+    it stops early, fewer entries arrive, which costs time and nothing else.
+    """
+    owner, rate, number = lists.owner, np.exp(log_p), len(lists.lengths)
+    limit = np.full(number, float(kept))
+    for _ in range(NEWTON_STEPS):
+        late = np.exp(-rate * limit[owner])
+        arrived = lists.lengths - np.bincount(owner, late, minlength=number)
+        slope = np.bincount(owner, rate * late, minlength=number)
+        limit += np.divide(kept - arrived, slope, where=(slope > 1e-200) & (lists.lengths > kept), out=np.zeros(number))
+    limit[lists.lengths <= kept] = np.inf
+    # a rate may be zero to float64 rounding, and zero times infinity is no number
+    return limit, -np.expm1(-np.maximum(rate, 1e-300) * limit[owner])
+
+
+def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Read `values[index]` from one column four times as fast as indexing does."""
+    return values.index_select(0, index.flatten()).view_as(index)
+
+
+def _unit(draw: torch.Tensor) -> torch.Tensor:
+    """Map two-byte numbers, `-2 ** 15` up to `2 ** 15`, to 0 up to 1."""
+    return (draw + 2.0**15) / 2.0**16
+
+
 class HistorySampler:
-    """Draw N items of each user's history without replacement by Gumbel top-k in log space (Decision 3)."""
+    """Draw N items of each user's history without replacement (Decision 3).
+
+    Each item arrives after an exponentially distributed time of rate p, and the first N are the sample: Gumbel top-k,
+    in log space. On the host only items that arrive early are looked at, a tenth of a long history: whether one does
+    costs two random bytes, its exact time is drawn when it does, and the row is finished in full where the early ones
+    do not settle it.
+    """
 
     def __init__(
         self,
@@ -130,68 +212,154 @@ class HistorySampler:
         parts = [(mix + log_p, rest) for mix, (log_p, rest) in zip(weights.log_mix, normalised, strict=True)]
         self.log_p = torch.from_numpy(np.stack([part[0] for part in parts]).astype(np.float32)).to(device)
         self.log_rest = torch.from_numpy(np.stack([part[1] for part in parts]).astype(np.float32)).to(device)
+        if device.type == "cpu":
+            # enough that hardly ever fewer than N of them arrive early
+            kept = length + 3 * length**0.5 + 3
+            self._limit_arrivals(np.logaddexp.reduce([part[0] for part in parts]), histories, kept)
+
+    def _limit_arrivals(self, log_p: np.ndarray, histories: ItemLists, kept: float) -> None:
+        """Let about `kept` entries of each list arrive early; their chances become thresholds of two random bytes."""
+        limit, chance = _arrival_limits(log_p, histories, kept)
+        self.log_limit = torch.from_numpy(np.log(limit))
+        # early while the draw is at most this; a chance is rounded up, and rows are read beyond the last entry
+        threshold = np.ceil(chance * 2**16).clip(min=1) - 1 - 2**15
+        threshold = np.append(threshold.astype(np.int16), np.zeros(self.longest, dtype=np.int16))
+        self.threshold = torch.from_numpy(threshold)
 
     def _log_probability(self, index: torch.Tensor, exclude: torch.Tensor | None) -> torch.Tensor:
-        """Mixture log probability of the entries `index [b, L]`; components are renormalised without `exclude [b]`."""
+        """Mixture log probability of the entries `index`; components are renormalised without `exclude`, like it."""
         total = None
         for log_p, log_rest in zip(self.log_p, self.log_rest, strict=True):
-            part = log_p[index]
+            part = _take(log_p, index)
             if exclude is not None:
-                part = part - log_rest[exclude][:, None]
+                part = part - _take(log_rest, exclude)
             total = part if total is None else torch.logaddexp(total, part)
         return total
 
-    def _draw(self, users, exclude, pad: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw from rows no longer than `pad`: CSR positions `[b, N]` in time order, padding last, and their mask."""
-        start, end = self.indptr[users][:, None], self.indptr[users + 1][:, None]
-        position = start + torch.arange(pad, device=users.device)
-        allowed = position < end
-        if exclude is not None:
-            allowed &= position != exclude[:, None]
-        index = position.clamp(max=len(self.item) - 1)
-        log_p = self._log_probability(index, exclude)
-        # log of an exponential draw; torch's own exponential_ takes four times as long
-        noise = torch.empty_like(log_p).uniform_(generator=generator).clamp_(min=1e-30).log_().neg_().log_()
-        keys = log_p.sub_(noise).masked_fill_(~allowed, -torch.inf)
-        best, place = keys.topk(min(self.length, pad), dim=1)
-        last = len(self.item)
-        chosen = torch.where(best > -torch.inf, start + place, last)
-        if chosen.shape[1] < self.length:
-            chosen = torch.nn.functional.pad(chosen, (0, self.length - chosen.shape[1]), value=last)
-        if self.with_replacement:
-            chosen = self._repeat_short(chosen, index, exclude, allowed, generator)
-        chosen = chosen.sort(dim=1).values
-        return chosen, chosen < last
+    def _first(self, users, exclude, generator, early=None) -> torch.Tensor:
+        """Draw from whole rows, padded to the longest: CSR positions `[b, N]`, E as padding at the end.
 
-    def _repeat_short(self, chosen, index, exclude, allowed, generator) -> torch.Tensor:
-        """Replace the draws of rows with fewer than N items by N draws with replacement (upstream's rule)."""
-        count = allowed.sum(1)
-        short = torch.nonzero((count < self.length) & (count > 0)).squeeze(1)
-        if not len(short):
-            return chosen
-        log_p = self._log_probability(index[short], None if exclude is None else exclude[short])
-        probability = log_p.masked_fill(~allowed[short], -torch.inf).softmax(1)
-        draws = torch.multinomial(probability, self.length, replacement=True, generator=generator)
-        chosen[short] = index[short].gather(1, draws)
+        `early` are rows, positions and arrival times of entries already drawn; all others then arrive later than that.
+        """
+        start, end = self.indptr[users][:, None], self.indptr[users + 1][:, None]
+        position = start + torch.arange(max(self.longest, self.length), device=users.device)
+        index = position.clamp(max=len(self.item) - 1)
+        forbidden = position >= end
+        if exclude is not None:
+            exclude = exclude[:, None]
+            forbidden |= position == exclude
+        keys = self._log_probability(index, exclude)
+        # torch's own exponential_ takes four times as long
+        arrival = torch.empty_like(keys).uniform_(generator=generator).clamp_(min=1e-30).log_().neg_()
+        if early is not None:
+            row, place, drawn = early
+            # time that is left has no memory: it is the limit and another exponential
+            arrival -= torch.log1p(-_unit(_take(self.threshold, index) + 1.0))
+            arrival[row, place - start[row, 0]] = drawn
+        keys = keys.sub_(arrival.log_()).masked_fill_(forbidden, -torch.inf)
+        best, place = keys.topk(self.length, dim=1)
+        return torch.where(best > -torch.inf, start + place, len(self.item))
+
+    def _early(self, users, generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Entries of `users`, in order of length, that arrive early: rows in order, CSR positions, arrival times."""
+        rows, positions, bytes_drawn = [], [], []
+        start = self.indptr[users]
+        length = (self.indptr[users + 1] - start).int()
+        for first in range(0, len(users), EARLY_ROWS):
+            block = slice(first, first + EARLY_ROWS)
+            shortest, pad = int(length[block][0]), max(int(length[block][-1]), 1)
+            threshold = self.threshold.as_strided((len(self.item) + 1, pad), (1, 1)).index_select(0, start[block])
+            # four draws of two bytes from each of eight
+            drawn = torch.empty((len(threshold), -(-pad // 4)), dtype=torch.int64)
+            drawn = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)
+            is_early = drawn[:, :pad] <= threshold
+            is_early[:, shortest:] &= torch.arange(shortest, pad, dtype=torch.int32) < length[block, None]
+            # numpy finds and divides in a fraction of torch's time
+            found = np.flatnonzero(is_early.numpy())
+            row = torch.from_numpy(found // pad)
+            column = torch.from_numpy(found) - row * pad
+            bytes_drawn.append(_take(drawn.view(-1), row * drawn.shape[1] + column))
+            rows.append(row.add_(first))
+            positions.append(_take(start, row) + column)
+        drawn = torch.cat(bytes_drawn)
+        # added to what is near zero, not to -2 ** 15, the rest of the number keeps its digits
+        chance = _unit(drawn) + torch.rand(len(drawn), generator=generator) / 2**16
+        return torch.cat(rows), torch.cat(positions), -torch.log1p(-chance.clamp_(1e-30, 1 - 2**-24))
+
+    def _first_early(self, users, exclude, generator) -> torch.Tensor:
+        """Draw for `users`, in order of length, by the entries that arrive early: CSR positions as from `_first`."""
+        row, index, arrival = self._early(users, generator)
+        rest = None if exclude is None else _take(exclude, row)
+        key = self._log_probability(index, rest).sub_(arrival.log())
+        if exclude is not None:
+            key.masked_fill_(index == rest, -torch.inf)
+        first = torch.searchsorted(row, torch.arange(len(users) + 1))
+        slot = torch.arange(len(row)) - _take(first, row)
+        width = max(int(first.diff().amax()), self.length)
+        place = row * width + slot
+        keys = torch.full((len(users), width), -torch.inf)
+        keys.view(-1)[place] = key
+        entries = torch.empty((len(users), width), dtype=torch.int64)
+        entries.view(-1)[place] = index
+        best, place = keys.topk(self.length, dim=1)
+        chosen = torch.where(best > -torch.inf, entries.gather(1, place), len(self.item))
+        # no later entry can have a larger key than this
+        ceiling = -self.log_limit[users]
+        if exclude is not None:
+            ceiling = ceiling - self.log_rest[:, exclude].amin(0)
+        unsettled = torch.nonzero(best[:, -1] < ceiling).squeeze(1)
+        if len(unsettled):
+            self._settle(chosen, unsettled, users, exclude, (row, index, arrival), generator)
         return chosen
+
+    def _settle(self, chosen, unsettled, users, exclude, early, generator) -> None:
+        """Finish the rows `unsettled` of `chosen` in full, given what arrived early."""
+        row, index, arrival = early
+        for block in self._blocks(unsettled):
+            local = torch.full((len(users),), -1)
+            local[block] = torch.arange(len(block))
+            local = local[row]
+            mine = torch.nonzero(local >= 0).squeeze(1)
+            drawn = local[mine], index[mine], arrival[mine]
+            rest = None if exclude is None else exclude[block]
+            chosen[block] = self._first(users[block], rest, generator, drawn)
+
+    def _blocks(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Split `rows` so that as many of them padded to the longest history keep to `BLOCK_KEYS` keys."""
+        return rows.split(max(1, BLOCK_KEYS // max(self.longest, self.length)))
+
+    def _repeat_short(self, chosen, users, exclude, generator) -> torch.Tensor:
+        """Replace the draws of rows with fewer than N items by N draws with replacement (upstream's rule)."""
+        # the items of such a row are among its first N entries
+        position = self.indptr[users][:, None] + torch.arange(self.length, device=users.device)
+        allowed = position < self.indptr[users + 1][:, None]
+        rest = None if exclude is None else exclude[:, None]
+        if exclude is not None:
+            allowed &= position != rest
+        log_p = self._log_probability(position.clamp(max=len(self.item) - 1), rest)
+        log_p = log_p.masked_fill(~allowed, -torch.inf)[:, None, :].expand(-1, self.length, -1)
+        noise = torch.empty_like(log_p).uniform_(generator=generator).clamp_(min=1e-30).log_().neg_().log_()
+        repeated = position.gather(1, (log_p - noise).argmax(2))
+        short = (chosen[:, :1] < len(self.item)) & (chosen[:, -1:] == len(self.item))
+        return torch.where(short, repeated, chosen)
 
     def sample(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> History:
         """Draw a history for each of `users [B]` without the target at CSR position `exclude [B]`."""
-        if self.device.type == "cuda":
-            # one padded pass: buckets would ask the host for their sizes
-            chosen, mask = self._draw(users, exclude, self.longest, generator)
-        else:
+        if self.device.type == "cpu":
+            order = torch.argsort(self.indptr[users + 1] - self.indptr[users])
             chosen = users.new_empty((len(users), self.length))
-            mask = torch.empty((len(users), self.length), dtype=torch.bool)
-            length = (self.indptr[users + 1] - self.indptr[users]).clamp(min=1)
-            # rows of similar length share a pass, so that padding at most doubles the work
-            bucket = torch.ceil(torch.log2(length.double())).long()
-            for size in torch.unique(bucket).tolist():
-                rows = torch.nonzero(bucket == size).squeeze(1)
-                pad = int(length[rows].max())
-                rest = None if exclude is None else exclude[rows]
-                chosen[rows], mask[rows] = self._draw(users[rows], rest, pad, generator)
-        items = torch.where(mask, self.item[chosen.clamp(max=len(self.item) - 1)], 0)
+            chosen[order] = self._first_early(users[order], None if exclude is None else exclude[order], generator)
+        else:
+            # blocks of sizes that the host knows: asking the device for others would stall it
+            parts = self._blocks(users)
+            rests = [None] * len(parts) if exclude is None else self._blocks(exclude)
+            drawn = [self._first(part, rest, generator) for part, rest in zip(parts, rests, strict=True)]
+            chosen = torch.cat(drawn)
+        if self.with_replacement:
+            chosen = self._repeat_short(chosen, users, exclude, generator)
+        chosen = chosen.sort(dim=1).values
+        mask = chosen < len(self.item)
+        items = torch.where(mask, _take(self.item, chosen.clamp(max=len(self.item) - 1)), 0)
         return History(items, mask)
 
 

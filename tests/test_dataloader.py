@@ -1,6 +1,6 @@
 """Samplers: exact distributions by enumeration, validity by naive loops."""
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import chisquare, poisson
 
-from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, _normalised, edge_batches
+from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, _arrival_limits, _normalised, edge_batches
 from data.structs import Histories, HistoryWeights
 from fairness_utils import catalogue_log_weights
+from tests.no_host_sync import NoHostSync
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -39,11 +40,20 @@ def uniform_weights(histories):
     return weigh(np.zeros(len(histories.item)))
 
 
-def make_sampler(histories, weights, length, one_pass=False, **options):
+# How a sampler works: "device" takes the branch of an accelerator, whole rows, with the tensors still on the host;
+# "host" looks at early arrivals first, of which the lists here are too short to leave any out; a number of entries
+# that are to arrive early makes it leave some out and finish some rows in full.
+WAYS = ["device", "host", 0.5, 3.0]
+
+
+def make_sampler(histories, weights, length, way="host", **options):
     sampler = HistorySampler(histories, weights, length, CPU, **options)
-    if one_pass:
-        # takes the branch of an accelerator, one padded pass for all rows, with the tensors still on the host
+    if way == "device":
         sampler.device = torch.device("cuda")
+    elif way != "host":
+        parts = zip(weights.log_mix, weights.log_weights, strict=True)
+        log_p = np.logaddexp.reduce([mix + _normalised(row, histories)[0] for mix, row in parts])
+        sampler._limit_arrivals(log_p, histories, way)
     return sampler
 
 
@@ -105,20 +115,21 @@ USERS = [[7], [30, 10, 50, 20, 40], [1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 13], [60, 6
 START = 1  # CSR position of the second user's first entry
 
 
-@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("excluded", [None, 3])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_draws_follow_sequential_sampling_without_replacement(size, excluded, one_pass):
+def test_draws_follow_sequential_sampling_without_replacement(size, excluded, way):
     histories, rng = make_histories(USERS), np.random.default_rng(5)
     weights = weigh(*rng.normal(size=(2, len(histories.item))), mix=(0.3, 0.7))
     keep = [n for n in range(5) if n != excluded]
     log_p = mixture(weights, [START + n for n in keep])
     exclude = None if excluded is None else START + excluded
-    check_sets(make_sampler(histories, weights, size, one_pass), USERS, 1, keep, log_p, exclude, seed=size)
+    check_sets(make_sampler(histories, weights, size, way), USERS, 1, keep, log_p, exclude, seed=size)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_draws_do_not_underflow_at_a_low_temperature(size):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_draws_do_not_underflow_at_a_low_temperature(size, way):
     histories = make_histories(USERS)
     degree = np.full(62, 3000)
     degree[[30, 10, 50, 20, 40]] = [1, 1, 60, 200, 3000]
@@ -128,11 +139,12 @@ def test_draws_do_not_underflow_at_a_low_temperature(size):
     # in float32, as a naive port would hold it, all but two of the five have no mass or next to none
     assert np.sum(np.exp(rows.astype(np.float32)) > np.finfo(np.float32).tiny) == 2
     log_p = mixture(weights, list(range(START, START + 5)))
-    check_sets(make_sampler(histories, weights, size), USERS, 1, range(5), log_p, None, seed=size)
+    check_sets(make_sampler(histories, weights, size, way), USERS, 1, range(5), log_p, None, seed=size)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("excluded_log_rest", [np.log(1e-12), -60.0, -100.0])
-def test_mixture_is_renormalised_without_a_target_that_held_all_the_mass(excluded_log_rest):
+def test_mixture_is_renormalised_without_a_target_that_held_all_the_mass(excluded_log_rest, way):
     histories = make_histories(USERS)
     target = 2  # of five: the others share exp(excluded_log_rest) of the first component, 1 : 3 : 1 : 5
     log_weights = np.zeros((2, len(histories.item)))
@@ -144,7 +156,7 @@ def test_mixture_is_renormalised_without_a_target_that_held_all_the_mass(exclude
     entries = [START + n for n in keep]
     expected = 0.6 * np.array([1, 3, 1, 5]) / 10 + 0.4 * np.array([8, 1, 1, 1]) / 11
     assert np.exp(mixture(weights, entries)) == pytest.approx(expected, rel=1e-9)
-    sampler = make_sampler(histories, weights, 1)
+    sampler = make_sampler(histories, weights, 1, way)
     found = sampler._log_probability(torch.tensor([entries]), torch.tensor([START + target]))
     assert found[0].exp().numpy() == pytest.approx(expected, rel=2e-5)
     check_sets(sampler, USERS, 1, keep, np.log(expected), START + target, seed=3)
@@ -179,9 +191,9 @@ def assert_valid(lists, users, exclude, length, history):
         assert items[:size] == [item for item in allowed if item in items[:size]], "in time order, each once"
 
 
-@given(LISTS, st.integers(1, 7), st.booleans(), st.booleans(), st.data())
-@settings(max_examples=80, deadline=None)
-def test_histories_are_valid_for_any_mixture_of_lengths(lists, length, excludes, one_pass, data):
+@given(LISTS, st.integers(1, 7), st.booleans(), st.sampled_from(WAYS), st.data())
+@settings(max_examples=120, deadline=None)
+def test_histories_are_valid_for_any_mixture_of_lengths(lists, length, excludes, way, data):
     lists = [[item + 1 for item in row] for row in lists]  # item 0 is then padding alone
     histories = make_histories(lists)
     seed = data.draw(st.integers(0, 2**32 - 1))
@@ -192,15 +204,15 @@ def test_histories_are_valid_for_any_mixture_of_lengths(lists, length, excludes,
     position = (
         torch.tensor([histories.indptr[u] + n for u, n in zip(users, exclude, strict=True)]) if excludes else None
     )
-    sampler = make_sampler(histories, weights, length, one_pass)
+    sampler = make_sampler(histories, weights, length, way)
     history = sampler.sample(torch.tensor(users), position, generator(seed))
     assert_valid(lists, users, exclude, length, history)
 
 
-@pytest.mark.parametrize("one_pass", [False, True])
-def test_users_without_an_item_left_get_an_empty_history(one_pass):
+@pytest.mark.parametrize("way", WAYS)
+def test_users_without_an_item_left_get_an_empty_history(way):
     lists = [[], [5], [6, 7], []]
-    sampler = make_sampler(make_histories(lists), weigh([0, 0, -3], [0, 2, 1]), 2, one_pass)
+    sampler = make_sampler(make_histories(lists), weigh([0, 0, -3], [0, 2, 1]), 2, way)
     history = sampler.sample(torch.tensor([0, 3, 1, 2]), None, generator())
     assert history.mask.tolist() == [[False, False], [False, False], [True, False], [True, True]]
     assert history.items.tolist() == [[0, 0], [0, 0], [5, 0], [6, 7]]
@@ -228,14 +240,14 @@ def test_weights_of_other_histories_are_refused():
         HistorySampler(histories, weigh([0.0, 0.0]), 2, CPU)
 
 
-@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("excludes", [False, True])
-def test_with_replacement_short_rows_repeat_their_own_items(excludes, one_pass):
+def test_with_replacement_short_rows_repeat_their_own_items(excludes, way):
     lists = [[5], [6, 7, 8], [11, 12, 13, 14], [], [9, 10], [15, 16, 17, 18, 19]]
     histories = make_histories(lists)
     log_weights = np.zeros(len(histories.item))
     log_weights[8:10] = np.log([1, 3])
-    sampler = make_sampler(histories, weigh(log_weights), 4, one_pass, with_replacement=True)
+    sampler = make_sampler(histories, weigh(log_weights), 4, way, with_replacement=True)
     users = torch.tensor([0, 1, 2, 4, 5] if excludes else [0, 1, 2, 3, 4, 5]).repeat(2000)
     exclude = histories.indptr[users.numpy()] if excludes else None
     history = sampler.sample(users, torch.from_numpy(exclude) if excludes else None, generator(4))
@@ -251,11 +263,66 @@ def test_with_replacement_short_rows_repeat_their_own_items(excludes, one_pass):
         assert_counts([(drawn == 9).sum(), (drawn == 10).sum()], [0.25, 0.75])
 
 
+def test_a_step_of_rows_too_many_for_one_block_is_the_same_draw(monkeypatch):
+    histories = make_histories(USERS)
+    sampler = make_sampler(histories, uniform_weights(histories), 3, "device")
+    users = torch.tensor([1, 2, 0, 3, 2, 1, 2])
+    whole = sampler.sample(users, None, generator(1))
+    monkeypatch.setattr("data.dataloader.BLOCK_KEYS", 25)  # two rows of eleven
+    blocks = sampler.sample(users, None, generator(1))
+    # the draws are made row by row, so that blocks see the numbers that the whole saw
+    assert torch.equal(whole.items, blocks.items) and torch.equal(whole.mask, blocks.mask)
+
+
+@given(LISTS, st.floats(0.3, 25), st.floats(0.1, 30), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_the_expected_number_arrives_early(lists, kept, spread, seed):
+    histories = make_histories(lists)
+    log_weights = np.random.default_rng(seed).normal(scale=spread, size=len(histories.item))
+    log_p = _normalised(log_weights, histories)[0]
+    limit, chance = _arrival_limits(log_p, histories, kept)
+    for n, (start, stop) in enumerate(pairwise(histories.indptr)):
+        if stop - start <= kept:
+            assert np.isinf(limit[n]) and (chance[start:stop] == 1).all()
+        else:
+            assert chance[start:stop] == pytest.approx(-np.expm1(-np.exp(log_p[start:stop]) * limit[n]), abs=1e-12)
+            assert chance[start:stop].sum() <= kept * (1 + 1e-9)
+            if spread < 3:
+                assert chance[start:stop].sum() == pytest.approx(kept, rel=1e-3)
+
+
+def test_few_rows_of_a_long_tail_are_finished_in_full():
+    rng = np.random.default_rng(2)
+    lists = [rng.permutation(3000)[:size].tolist() for size in rng.integers(1, 600, size=300)]
+    histories = make_histories(lists)
+    weights = weigh(catalogue_log_weights(histories, rng.zipf(1.3, 3000).clip(1, 3000), temperature=0.01))
+    sampler = make_sampler(histories, weights, 15)
+    settle, finished = sampler._settle, []
+
+    def count(chosen, unsettled, *rest):
+        finished.append(len(unsettled))
+        settle(chosen, unsettled, *rest)
+
+    sampler._settle = count
+    users = torch.from_numpy(histories.lengths.argsort()).repeat_interleave(20)
+    row, *_ = sampler._early(users, generator())
+    assert len(row) < 0.15 * len(histories.item) * 20, "most of the entries are never looked at"
+    sampler.sample(users, None, generator())
+    assert sum(finished) < 0.02 * len(users)
+
+
 # --- Negatives ---
 
 
-def make_negatives(known, num_items, num_uniform=3, num_in_batch=3):
-    return NegativeSampler(make_histories(known), num_items, num_uniform, num_in_batch, CPU)
+def make_negatives(known, num_items, num_uniform=3, num_in_batch=3, way="host"):
+    sampler = NegativeSampler(make_histories(known), num_items, num_uniform, num_in_batch, CPU)
+    if way == "device":
+        sampler.device = torch.device("cuda")
+    return sampler
+
+
+def draw_uniform(known, num_items, users, count, way, seed):
+    return make_negatives(known, num_items, count, 0, way).sample(users, users, generator(seed))
 
 
 def kth_missing(known, num_items, rank):
@@ -264,25 +331,43 @@ def kth_missing(known, num_items, rank):
 
 @given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
-def test_uniform_negatives_equal_the_kth_missing_item(known, seed):
+def test_unknown_items_equal_the_kth_missing_item(known, seed):
     num_items, rng = 8, np.random.default_rng(seed)
     sampler = make_negatives([rng.permutation(sorted(row)).tolist() for row in known], num_items)
     users = torch.arange(len(known)).repeat(3)
-    found = sampler.uniform(users, 5, generator(seed))
+    found = sampler.unknown(users, 5, generator(seed))
     draw = torch.rand((len(users), 5), generator=generator(seed), dtype=torch.float64).tolist()
     for user, row, drawn in zip(users.tolist(), found.tolist(), draw, strict=True):
         missing = set() if len(known[user]) == num_items else known[user]
         unknown = num_items - len(missing)
         assert row == [kth_missing(missing, num_items, int(value * unknown)) for value in drawn]
-    pairs = torch.arange(num_items).expand(len(known), -1)
-    known_table = sampler.is_known(torch.arange(len(known)), pairs).tolist()
-    assert known_table == [[item in row for item in range(num_items)] for row in known]
 
 
+@given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.sampled_from(["device", "host"]))
+@settings(max_examples=40, deadline=None)
+def test_known_items_are_told_from_others(num_items, seed, way):
+    # short lists of a large catalogue are folded over in the bitmaps, long ones are not
+    rng = np.random.default_rng(seed)
+    known = [rng.permutation(num_items)[: rng.integers(0, 12)].tolist() for _ in range(6)]
+    sampler = make_negatives(known, num_items, way=way)
+    users = torch.tensor([3, 0, 1, 2, 5, 4, 0])
+    table = sampler.is_known(users, torch.arange(num_items).expand(len(users), -1)).numpy()
+    for user, row in zip(users.tolist(), table, strict=True):
+        assert sorted(known[user]) == np.flatnonzero(row).tolist()
+
+
+def test_bitmaps_are_no_larger_than_the_data():
+    known = [list(range(5)), [], list(range(0, 100_000, 10))]
+    sampler = make_negatives(known, 100_000)
+    assert sampler.filter_words.numel() <= 2 * sum(map(len, known)) + len(known)
+    assert sampler.filter_is_exact.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("way", ["device", "host"])
 @pytest.mark.parametrize("known", [[], [0], [6], [0, 1, 5, 6], [1, 3, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6]])
-def test_uniform_negatives_are_uniform_over_unknown_items(known):
-    sampler = make_negatives([[2, 3], known, [0, 6]], 7)
-    drawn = sampler.uniform(torch.ones(2000, dtype=torch.int64), 10, generator(1)).flatten().numpy()
+def test_uniform_negatives_are_uniform_over_unknown_items(known, way):
+    users = torch.ones(2000, dtype=torch.int64)
+    drawn = draw_uniform([[2, 3], known, [0, 6]], 7, users, 10, way, seed=1).flatten().numpy()
     unknown = [item for item in range(7) if item not in known] or list(range(7))
     count = np.bincount(drawn, minlength=7)
     assert count.sum() == count[unknown].sum(), "no known item is drawn, unless there is no other"
@@ -292,26 +377,26 @@ def test_uniform_negatives_are_uniform_over_unknown_items(known):
 def test_negatives_where_nobody_knows_anything_or_interactions_repeat():
     nothing = make_negatives([[], []], 4)
     assert not nothing.is_known(torch.tensor([0, 1]), torch.arange(4).expand(2, -1)).any()
-    assert set(nothing.uniform(torch.tensor([0, 1]), 50, generator()).flatten().tolist()) == {0, 1, 2, 3}
-    repeated = make_negatives([[2, 0, 2, 2], [1, 1]], 4)
-    drawn = repeated.uniform(torch.tensor([0, 1]), 300, generator())
+    users = torch.tensor([0, 1])
+    assert set(draw_uniform([[], []], 4, users, 50, "host", 0).flatten().tolist()) == {0, 1, 2, 3}
+    drawn = draw_uniform([[2, 0, 2, 2], [1, 1]], 4, users, 300, "host", 0)
     assert [sorted(set(row)) for row in drawn.tolist()] == [[1, 3], [0, 2, 3]]
 
 
-@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(["device", "host"]))
 @settings(max_examples=80, deadline=None)
-def test_in_batch_negatives_are_other_rows_that_the_user_does_not_know(rows, wanted, seed):
+def test_in_batch_negatives_are_other_rows_that_the_user_does_not_know(rows, wanted, seed, way):
     rng, num_items = np.random.default_rng(seed), 40
     known = [rng.permutation(num_items)[: rng.integers(1, 30)].tolist() for _ in range(4)]
-    sampler = make_negatives(known, num_items, 0, wanted)
+    sampler = make_negatives(known, num_items, 0, wanted, way)
     users = torch.from_numpy(rng.integers(0, 4, rows))
     positives = torch.from_numpy(rng.integers(0, num_items, rows))  # a row's own need not be known
-    drawn = sampler.in_batch(users, positives, generator(seed))
+    drawn = sampler.sample(users, positives, generator(seed))
     assert tuple(drawn.shape) == (rows, wanted)
     assert not sampler.is_known(users, drawn).any()
-    # a fill that is known nowhere shows how many came from the batch
-    sampler.uniform = lambda users, count, generator: torch.full((len(users), count), num_items)
-    marked = sampler.in_batch(users, positives, generator(seed)).tolist()
+    # an item that does not exist shows how many came from the batch
+    sampler.unknown = lambda users, count, generator: torch.full((len(users), count), num_items)
+    marked = sampler.sample(users, positives, generator(seed)).tolist()
     offered = min(rows - 1, 3 * wanted)
     for row, items in enumerate(marked):
         user = int(users[row])
@@ -336,6 +421,15 @@ def test_tiny_batches_take_what_the_batch_has(rows):
         assert sorted(items[2 : 1 + rows]) == [n for n in range(rows) if n != row]
 
 
+def test_in_batch_candidates_are_taken_in_the_order_of_the_offsets():
+    # nobody knows another row's item: the offsets drawn first are the ones taken, the same for all rows
+    sampler = make_negatives([[n] for n in range(30)], 30, 0, 4)
+    users = torch.arange(30)
+    drawn = sampler.sample(users, users, generator(5))
+    offsets = torch.randperm(29, generator=generator(5))[:4] + 1
+    assert torch.equal(drawn, (users[:, None] + offsets) % 30)
+
+
 def test_fill_is_used_when_the_batch_holds_known_items_only():
     sampler = make_negatives([[0, 1, 2, 3], [0, 1, 2, 3]], 6, 0, 3)
     users, positives = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 2, 3])
@@ -346,7 +440,7 @@ def test_in_batch_offsets_reach_every_other_row():
     sampler = make_negatives([[n] for n in range(6)], 6, 0, 1)
     users = torch.arange(6)
     state = generator(3)
-    drawn = torch.cat([sampler.in_batch(users, users, state) for _ in range(3000)], dim=1)
+    drawn = torch.cat([sampler.sample(users, users, state) for _ in range(3000)], dim=1)
     for row in range(6):
         count = np.bincount(drawn[row].numpy(), minlength=6)
         assert count[row] == 0
@@ -440,3 +534,61 @@ def test_negatives_and_histories_have_streams_of_their_own():
     assert torch.equal(first.negatives, second.negatives) and not torch.equal(first.negatives, third.negatives)
     assert torch.equal(first.history.items, third.history.items)
     assert not torch.equal(first.history.items, second.history.items)
+
+
+# --- The branch of an accelerator ---
+
+
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("exclude_target", [True, False])
+def test_a_batch_on_a_device_keeps_the_host_going(compat, exclude_target):
+    rng = np.random.default_rng(3)
+    lists = [rng.permutation(np.arange(1, 60))[: rng.integers(1, 12)].tolist() for _ in range(30)]
+    train = make_histories(lists)
+    weights = weigh(*rng.normal(size=(2, len(train.item))), mix=(0.3, 0.7))
+    samplers = {
+        way: BatchSampler(
+            train,
+            make_negatives(lists, 60, 2, 3, way),
+            make_sampler(train, weights, 4, way, with_replacement=compat),
+            exclude_target=exclude_target,
+            history_per_row=compat,
+        )
+        for way in ("device", "host")
+    }
+    with NoHostSync():
+        edges = next(edge_batches(len(train.item), 64, generator()))
+        batch = samplers["device"].sample(edges, generator(1), generator(2))
+    known = [lists[user] for user in batch.users.tolist()]
+    assert not any(item in row for row, items in zip(known, batch.negatives.tolist(), strict=True) for item in items)
+    with pytest.raises(AssertionError, match="makes the host wait"), NoHostSync():
+        samplers["host"].sample(edges, generator(1), generator(2))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.tolist(),
+        lambda x: x[0].item(),
+        lambda x: int(x[0]),
+        lambda x: bool(x[0] > 0),
+        lambda x: x.numpy(),
+        lambda x: x[x > 0],
+        lambda x: torch.nonzero(x),
+        lambda x: torch.unique(x),
+        lambda x: torch.masked_select(x, x > 0),
+        lambda x: torch.repeat_interleave(x, x),
+        lambda x: x.index_put_((x > 0,), torch.tensor(1)),
+    ],
+)
+def test_no_host_sync_refuses_what_waits(call):
+    with pytest.raises(AssertionError, match="makes the host wait"), NoHostSync():
+        call(torch.tensor([0, 1, 2]))
+
+
+def test_no_host_sync_lets_the_rest_pass():
+    with NoHostSync():
+        x = torch.arange(6).view(2, 3)
+        y = torch.where(x > 2, x, 0)[torch.tensor([1, 0])].sort(1).values.topk(2, 1).values
+        z = x.repeat_interleave(2, dim=0).cumsum(1)
+    assert y.tolist() == [[5, 4], [0, 0]] and z[1].tolist() == [0, 1, 3]
