@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data.dataloader import BatchSampler, edge_batches
 from data.datareader import READERS
 from data.protocols import PROTOCOLS, Phase
-from model import BACKBONES, METHODS, preset
+from model import BACKBONES, METHODS, RECIPES, preset
 from model.config import Config, torch_generator
 from model.distributed import ALONE, Processes, joined
 from model.evaluation import Evaluator
@@ -114,6 +114,7 @@ flags.DEFINE_integer("rerank_pool", 100, "Candidates per user that re-ranking ma
 flags.DEFINE_enum("rerank_target", "catalogue", ["catalogue", "train"], "Target exposure of a group: its share of the catalogue, or of train interactions.")
 
 # --- Optimisation ---
+_define_choice("recipe", "upstream", RECIPES, "Presets of this group's flags: upstream = the published ones, tuned = softmax loss, large batches.")
 flags.DEFINE_integer("epochs", None, "Largest number of epochs, >= 1. None: preset.", 1)
 flags.DEFINE_integer("batch_size", None, "Positives per step, >= 2. None: preset.", 2)
 flags.DEFINE_float("lr", None, "Learning rate of Adam, > 0. None: preset.", 0)
@@ -154,7 +155,7 @@ GROUPS = {
     "backbone": "Model and history synthesis",
     "enable_fairness": "Fairness",
     "rerank_fair": "Re-ranking",
-    "epochs": "Optimisation",
+    "recipe": "Optimisation",
     "protocol": "Evaluation",
     "seed": "Run",
 }
@@ -210,7 +211,7 @@ def _integers(name: str, value) -> tuple[int, ...]:
 def config_from_flags() -> Config:
     """Fill presets into the flags that were left open and check what belongs together."""
     _check_combinations()
-    defaults = preset(FLAGS.dataset)
+    defaults = preset(FLAGS.dataset, FLAGS.recipe)
     values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Config)}
     values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
     for name in ("eval_k", "user_hidden", "item_hidden"):

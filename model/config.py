@@ -70,6 +70,7 @@ class Config:
     rerank_pool: int
     rerank_target: str
     # optimisation
+    recipe: str
     epochs: int
     batch_size: int
     lr: float

@@ -130,7 +130,7 @@ def describe(run: Run) -> None:
             f"({100 * split.degree[split.item_groups['popularity'].codes == 1].sum() / split.degree.sum():.1f} % of "
             f"train); fingerprint {split.fingerprint()}"
         )
-    names = [*sorted(preset(config.dataset)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
+    names = [*sorted(preset(config.dataset, config.recipe)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
     print("settings: " + ", ".join(f"{name}={_shown(getattr(config, name))}" for name in names))
 
 

@@ -48,6 +48,7 @@ SETTINGS = preset("synthetic") | {
     "exposure_floor": 0.1,
     "rerank_pool": 20,
     "rerank_target": "catalogue",
+    "recipe": "upstream",
     "batch_size": 64,
     "num_negatives": 2,
     "in_batch_negatives": 2,

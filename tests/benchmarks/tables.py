@@ -9,7 +9,6 @@ Each kept run is its result.json (the numbers, protocol, seed and commit) and ru
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import torch
 from tabulate import tabulate
 
 from model.config import Config
-from model.evaluation import Evaluator
 from model.run import build, prepare
 
 FOLDER = Path(__file__).parent / "results"
@@ -62,18 +60,14 @@ def keep(run: Path, dataset_dir: Path) -> None:
 def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
     """Leakage of a finished run's checkpoint by today's probes, keys as in result.json."""
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
-    known = {field.name for field in dataclasses.fields(Config)}
-    stored = {name: value for name, value in json.loads(checkpoint["config"]).items() if name in known}
-    # settings that the run's program did not have yet do not touch what is probed
-    config = Config.from_json({"eval_every": 1, **stored, "dataset_dir": dataset_dir, "device": "cpu"})
+    config = Config.from_json(json.loads(checkpoint["config"]) | {"dataset_dir": str(dataset_dir), "device": "cpu"})
     setting = prepare(config)
-    backbone, method = build(setting)
+    backbone, method, evaluator = build(setting)
     backbone.load_state_dict(checkpoint["backbone"])
     method.load_state_dict(checkpoint["method"])
     split = setting.protocol.phases[0].split
     if split.fingerprint() != checkpoint["fingerprint"]:
         raise ValueError(f"{run}: the data in {dataset_dir} are not those of the run")
-    evaluator = Evaluator(backbone, method, config, setting.seeds, setting.device)
     found = evaluator.leakage(split, setting.groups, setting.held_out)
     return {f"test/{key}": value for key, value in found.items()}
 
