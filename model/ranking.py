@@ -16,7 +16,7 @@ ScoreBlock = Callable[[np.ndarray], torch.Tensor]
 CandidateLists = Callable[[np.ndarray], ItemLists]
 """Candidates on demand: row numbers (positions in `users`) `[b]` -> one list per row."""
 
-# The engine's own peak of float32 numbers per score: 2.3 where few scores tie, 5.3 where a tie crosses every top-K.
+# The engine's own peak of float32 numbers per score: 2.4 where few scores tie, 5.3 where a tie crosses every top-K.
 ENGINE_FLOATS = 6
 
 # Random keys that the candidate sampler holds at once (about 17 bytes each).
