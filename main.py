@@ -122,6 +122,7 @@ flags.DEFINE_integer("num_negatives", None, "Uniform negatives per positive, >= 
 flags.DEFINE_integer("in_batch_negatives", None, "Other positives of the batch as further negatives per positive, >= 0. None: as many as --num_negatives.", 0)
 _define_choice("loss", None, LOSSES, "Ranking loss of a positive against its negatives. None: preset.")
 flags.DEFINE_integer("patience", None, "Epochs without a better validation score before stopping, >= 1. None: preset.", 1)
+flags.DEFINE_bool("sparse_updates", False, "Update only those rows of user tables that a step reads: faster with many users, not exact (other rows' momentum waits).")
 flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda"], "Where to compute; cuda without a GPU is an error.")
 flags.DEFINE_enum("precision", "fp32", ["fp32", "bf16"], "Arithmetic of the training step's matrix products; evaluation is always fp32.")
 

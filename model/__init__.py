@@ -73,6 +73,7 @@ def build_sparsenn(data: InteractionData, config: Config, seed: int, device: tor
         scorer=config.scorer,
         user_hidden=config.user_hidden,
         item_hidden=config.item_hidden,
+        sparse_users=config.sparse_updates,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

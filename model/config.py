@@ -78,6 +78,7 @@ class Config:
     in_batch_negatives: int
     loss: str
     patience: int
+    sparse_updates: bool
     device: str
     precision: str
     # evaluation

@@ -33,13 +33,14 @@ def mlp(widths: Sequence[int], affine_norm: bool = True) -> nn.Sequential:
 class FeatureEncoder(nn.Module):
     """Embed every column of a feature table with `dim` numbers and concatenate them: `[n, len(schema) * dim]`."""
 
-    def __init__(self, table: FeatureTable, dim: int):
+    def __init__(self, table: FeatureTable, dim: int, sparse: bool = False):
+        """`sparse` gives embeddings gradients of the rows read alone, which need an optimiser that takes them."""
         super().__init__()
         self.width = len(table.schema) * dim
         self.columns = nn.ModuleDict()
         for spec in table.schema:
             if spec.kind == "categorical":
-                self.columns[spec.name] = nn.Embedding(spec.size, dim)
+                self.columns[spec.name] = nn.Embedding(spec.size, dim, sparse=sparse)
                 nn.init.normal_(self.columns[spec.name].weight, std=EMBEDDING_STD)
             else:
                 # a multi-hot row times a matrix is the sum of its categories' embeddings, hence no bias there

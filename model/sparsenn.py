@@ -41,6 +41,7 @@ class SparseNNOptions:
     user_hidden: tuple[int, ...] = (512, 256, 128)
     item_hidden: tuple[int, ...] = (256, 128)
     base_hidden: tuple[int, ...] = (128, 64)
+    sparse_users: bool = False
 
 
 class SparseNN(nn.Module):
@@ -50,7 +51,7 @@ class SparseNN(nn.Module):
 
     def __init__(self, users: FeatureTable, items: FeatureTable, options: SparseNNOptions):
         super().__init__()
-        self.user_encoder = FeatureEncoder(users, options.embedding_dim)
+        self.user_encoder = FeatureEncoder(users, options.embedding_dim, options.sparse_users)
         self.item_encoder = FeatureEncoder(items, options.embedding_dim)
         self.num_items = items.num_rows
         width, base = self.user_encoder.width, options.synthesis_type == "none"

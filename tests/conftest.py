@@ -53,6 +53,7 @@ SETTINGS = preset("synthetic") | {
     "num_negatives": 2,
     "in_batch_negatives": 2,
     "loss": "margin",
+    "sparse_updates": False,
     "device": "cpu",
     "precision": "fp32",
     "protocol": "loo",

@@ -124,7 +124,7 @@ def train(tiny_data, tiny_phase, make_config):
                 method.begin_phase(tiny_phase, 100)
             parts = [backbone]
             # Adam blows rounding up where a gradient is next to 0
-            method.optimiser = torch.optim.SGD(backbone.parameters(), lr=0.05)
+            method.optimisers = (torch.optim.SGD(backbone.parameters(), lr=0.05),)
             if name == "fabuhs":
                 parts += [method.user_adversary, method.item_adversary]
                 adversaries = [*parts[1].parameters(), *parts[2].parameters()]

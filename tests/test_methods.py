@@ -12,6 +12,7 @@ from data.structs import Batch, Group, History
 from fairness_utils import fairness_history_weights
 from model import METHODS, build_sparsenn
 from model.config import stream_seeds, torch_generator
+from model.distributed import ALONE, Processes
 from model.methods.base import Environment, Method, parse_options
 from model.methods.fabuhs import FABUHS
 from model.probe import held_out_users
@@ -30,12 +31,12 @@ def held_out(tiny_data):
 def train(tiny_data, tiny_phase, make_config, held_out):
     """A function: method, groups and settings -> (backbone, method, logged values) after a few steps."""
 
-    def run(name="fabuhs", groups=None, steps=STEPS, **changes):
+    def run(name="fabuhs", groups=None, steps=STEPS, processes=ALONE, **changes):
         config = make_config(**changes)
         seeds = stream_seeds(config.seed)
         backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
         groups = tiny_data.user_groups if groups is None else groups
-        method = METHODS[name](backbone, Environment(config, groups, held_out, seeds, CPU))
+        method = METHODS[name](backbone, Environment(config, groups, held_out, seeds, CPU, processes))
         sampler = make_sampler(tiny_phase, config, method, backbone)
         generators = [torch_generator(seeds[stream]) for stream in ("order", "negatives", "history")]
         method.begin_phase(tiny_phase, 100)
@@ -230,7 +231,7 @@ def test_discriminators_step_on_parts_of_the_batch_before_the_joint_step_on_all_
     spy_loss("item", method.item_adversary)
     method.train_step(batch, "method", "train", spy_update)
     assert updates[:-1] == [(method.discriminator_optimiser,)] * (steps - 1)
-    assert updates[-1] == (method.optimiser, method.discriminator_optimiser)
+    assert updates[-1] == (*method.optimisers, method.discriminator_optimiser)
     for side, scale in (("user", 2.0), ("item", 3.0)):
         assert [arguments[3] for arguments in seen[side]] == [0.0] * (steps - 1) + [scale]
         assert len(seen[side][-1][0]) == 18
@@ -345,3 +346,25 @@ def test_the_baseline_takes_no_options_and_keeps_no_state(train):
     method.load_state_dict(method.state_dict())
     with pytest.raises(ValueError, match="level"):
         method.load_state_dict({"level": torch.zeros(1)})
+
+
+def test_sparse_updates_move_only_the_users_of_the_step_and_those_as_adam_does(train):
+    """After one step rows that were read are Adam's to rounding, all others are as they began."""
+    fresh, _, _ = train("none", steps=0)
+    exact, _, _ = train("none", steps=1, batch_size=8)
+    lazy, method, _ = train("none", steps=1, batch_size=8, sparse_updates=True)
+    assert [type(optimiser).__name__ for optimiser in method.optimisers] == ["Adam", "SparseAdam"]
+    # steps are of size 1e-3; the two differ in what they add to a denominator near zero
+    assert_close(lazy.state_dict(), exact.state_dict(), rtol=0, atol=2e-4)
+    before, after = (part.user_encoder.columns["id"].weight for part in (fresh, lazy))
+    moved = (before != after).any(1)
+    assert 1 <= moved.sum() <= 8
+    # afterwards they differ: Adam goes on moving rows that the second step does not read
+    exact, lazy = (train("none", steps=2, batch_size=8, sparse_updates=sparse)[0] for sparse in (False, True))
+    difference = exact.user_encoder.columns["id"].weight - lazy.user_encoder.columns["id"].weight
+    assert difference.abs().max() > 1e-4
+
+
+def test_sparse_updates_refuse_several_processes(train):
+    with pytest.raises(ValueError, match=r"--sparse_updates works in one process"):
+        train("none", steps=0, sparse_updates=True, processes=Processes(0, 2))

@@ -74,6 +74,18 @@ def _parse_value(text: str, default: Any) -> Any:
     return type(default)(text)
 
 
+def make_optimisers(module: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, ...]:
+    """Adam for `module`, and its sparse variant for embeddings with sparse gradients, where there are any.
+
+    The sparse one moves only rows with a gradient, and their momentum with them (Decision 26).
+    """
+    lazy = [part.weight for part in module.modules() if isinstance(part, nn.Embedding) and part.sparse]
+    own = {id(weight) for weight in lazy}
+    dense = [parameter for parameter in module.parameters() if id(parameter) not in own]
+    optimisers = [torch.optim.Adam(dense, lr=lr, fused=True)]
+    return (*optimisers, torch.optim.SparseAdam(lazy, lr=lr)) if lazy else tuple(optimisers)
+
+
 class Method:
     """How a backbone is trained. This class trains it plainly (`--fairness_method=none`); others override a part."""
 
@@ -87,7 +99,9 @@ class Method:
         self.backbone, self.environment, self.config = backbone, environment, environment.config
         self.loss = LOSSES[self.config.loss]
         self.options = parse_options(self.Options, self.config.method_option)
-        self.optimiser = torch.optim.Adam(backbone.parameters(), lr=self.config.lr, fused=True)
+        self.optimisers = make_optimisers(backbone, self.config.lr)
+        if len(self.optimisers) > 1 and environment.processes.world > 1:
+            raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Get ready for a phase of at most `total_steps` steps; weights and optimisers persist from phase to phase."""
@@ -141,7 +155,7 @@ class Method:
         Losses and values are this process's share: they add up over processes, as `update` adds gradients up.
         """
         loss = self.ranking_loss(self.forward(self.own_rows(batch)).scores, batch)
-        update(loss, self.optimiser)
+        update(loss, *self.optimisers)
         return {"loss": loss.detach()}
 
     def controls(self) -> tuple[str, ...]:
@@ -162,9 +176,10 @@ class Method:
             raise ValueError(f"checkpoint holds {sorted(state)}, which this method does not know")
 
     def training_state(self) -> dict[str, Any]:
-        """What resuming needs beside the backbone and `state_dict`: tensors and plain values (here the optimiser's)."""
-        return {"optimiser": self.optimiser.state_dict()}
+        """What resuming needs beside the backbone and `state_dict`: tensors and plain values (here the optimisers')."""
+        return {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Take back what `training_state` gave, after `begin_phase`."""
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)

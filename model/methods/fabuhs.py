@@ -146,7 +146,7 @@ class FABUHS(Method):
             strength * self.config.adversarial_lambda_item,
         )
         loss = self.ranking_loss(forward.scores, batch)
-        update(loss + user_loss + item_loss, self.optimiser, self.discriminator_optimiser)
+        update(loss + user_loss + item_loss, *self.optimisers, self.discriminator_optimiser)
         self.step += 1
         if self.options.reinitialise_every and self.step % self.options.reinitialise_every == 0:
             self._reinitialise(self.step // self.options.reinitialise_every)

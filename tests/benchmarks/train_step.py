@@ -112,10 +112,12 @@ def stages(backbone, method, sampler, make_batch: Callable[[], Batch], repeats: 
             scores = backbone.score(context, user, items)
         loss = method.loss(scores.float())
         mark()
-        method.optimiser.zero_grad(set_to_none=True)
+        for optimiser in method.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         mark()
-        method.optimiser.step()
+        for optimiser in method.optimisers:
+            optimiser.step()
         mark()
         names = ("sampling", "item tower", "user tower", "scoring", "backward", "optimiser")
         for name, before, after in zip(names, marks, marks[1:], strict=False):
