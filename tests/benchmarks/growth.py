@@ -158,9 +158,9 @@ def draw(points: list[dict[str, float]], stem: Path) -> None:
     panels[1].minorticks_off()
     for panel in panels:
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        figure.savefig(stem.with_suffix(f".{kind}"), dpi=150, metadata=metadata)
+        figure.savefig(stem.with_name(f"{stem.name}.{kind}"), dpi=150, metadata=metadata)
 
 
 def summary(points: list[dict[str, float]]) -> str:
@@ -204,7 +204,7 @@ def main() -> None:
         points.append(in_own_process(millions, options))
         print(json.dumps(points[-1]), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.with_suffix(".csv").open("w", newline="") as file:
+    with options.output.with_name(f"{options.output.name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(points[0]))
         writer.writeheader()
         writer.writerows(points)
