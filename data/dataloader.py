@@ -168,8 +168,12 @@ def _arrival_limits(log_p: np.ndarray, lists: ItemLists, kept: float) -> tuple[n
     for _ in range(NEWTON_STEPS):
         late = np.exp(-rate * limit[owner])
         arrived = lists.lengths - np.bincount(owner, late, minlength=number)
-        slope = np.bincount(owner, rate * late, minlength=number)
-        limit += np.divide(kept - arrived, slope, where=(slope > 1e-200) & (lists.lengths > kept), out=np.zeros(number))
+        missing = np.where(lists.lengths > kept, kept - arrived, 0)
+        if missing.max(initial=0) < 0.01 * kept:
+            break
+        late *= rate
+        slope = np.bincount(owner, late, minlength=number)
+        limit += np.divide(missing, slope, where=slope > 1e-200, out=np.zeros(number))
     limit[lists.lengths <= kept] = np.inf
     # a rate may be zero to float64 rounding, and zero times infinity is no number
     return limit, -np.expm1(-np.maximum(rate, 1e-300) * limit[owner])

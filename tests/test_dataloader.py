@@ -288,7 +288,7 @@ def test_the_expected_number_arrives_early(lists, kept, spread, seed):
             assert chance[start:stop] == pytest.approx(-np.expm1(-np.exp(log_p[start:stop]) * limit[n]), abs=1e-12)
             assert chance[start:stop].sum() <= kept * (1 + 1e-9)
             if spread < 3:
-                assert chance[start:stop].sum() == pytest.approx(kept, rel=1e-3)
+                assert chance[start:stop].sum() >= 0.99 * kept
 
 
 def test_few_rows_of_a_long_tail_are_finished_in_full():

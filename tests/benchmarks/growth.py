@@ -7,7 +7,7 @@ Synthetic data of 1 to 25 million interactions, users and items growing with the
 A step's time is split into sampling, the item tower (`prepare` and its backward pass, timed apart on the step's items),
 the optimiser (dense Adam over every id) and the rest. Exponents are least squares in log-log: 0 means that a positive
 costs the same whatever the size. Writes OUTPUT.csv, OUTPUT.png and OUTPUT.svg. On a machine that is shared, take
-`--clock=cpu` with OMP_NUM_THREADS=1, which counts the process's own time.
+`--clock=cpu` with OMP_NUM_THREADS=1, which counts the process's own time. Other flags go to the program.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(millions: float, steps: int, warm_up: int, clock_name: str) -> dict[str, float]:
-    """Make data of one size, train for `warm_up + steps` steps and time the latter: medians in seconds a step."""
+def measure(millions: float, steps: int, warm_up: int, clock_name: str, flags: list[str]) -> dict[str, float]:
+    """Make data of one size, train for `warm_up + steps` steps and time the latter: medians in microseconds a positive.
+
+    `flags` are further ones of the program.
+    """
     # a process that only starts others needs no torch, whose memory they would inherit in their peak
     import torch
 
@@ -68,6 +71,7 @@ def measure(millions: float, steps: int, warm_up: int, clock_name: str) -> dict[
             "--lr=2e-4",
             "--device=cpu",
             "--run_name=growth",
+            *flags,
         ]
     )
     started = clock()
@@ -125,10 +129,10 @@ def measure(millions: float, steps: int, warm_up: int, clock_name: str) -> dict[
     }
 
 
-def in_own_process(millions: float, options: argparse.Namespace) -> dict[str, float]:
+def in_own_process(millions: float, options: argparse.Namespace, flags: list[str]) -> dict[str, float]:
     """Measure one size in a fresh process, whose peak memory is its own."""
     command = [sys.executable, "-m", __spec__.name, f"--one={millions}", f"--steps={options.steps}"]
-    command += [f"--warm_up={options.warm_up}", f"--clock={options.clock}"]
+    command += [f"--warm_up={options.warm_up}", f"--clock={options.clock}", *flags]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -158,9 +162,9 @@ def draw(points: list[dict[str, float]], stem: Path) -> None:
     panels[1].minorticks_off()
     for panel in panels:
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        figure.savefig(stem.with_suffix(f".{kind}"), dpi=150, metadata=metadata)
+        figure.savefig(stem.with_name(f"{stem.name}.{kind}"), dpi=150, metadata=metadata)
 
 
 def summary(points: list[dict[str, float]]) -> str:
@@ -195,16 +199,16 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--output", type=Path, default=Path("growth"), help="path of the files, without their endings")
     parser.add_argument("--one", type=float, help="measure this size alone and print it as JSON")
-    options = parser.parse_args()
+    options, flags = parser.parse_known_args()
     if options.one:
-        print(json.dumps(measure(options.one, options.steps, options.warm_up, options.clock)))
+        print(json.dumps(measure(options.one, options.steps, options.warm_up, options.clock, flags)))
         return
     points = []
     for millions in sorted(options.sizes):
-        points.append(in_own_process(millions, options))
+        points.append(in_own_process(millions, options, flags))
         print(json.dumps(points[-1]), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.with_suffix(".csv").open("w", newline="") as file:
+    with options.output.with_name(f"{options.output.name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(points[0]))
         writer.writeheader()
         writer.writerows(points)
