@@ -144,7 +144,9 @@ class SharedEvaluator(Evaluator):
     Vectors of users and items are made whole everywhere, so that draws are those of one process.
     """
 
-    processes = ALONE
+    def __init__(self, run: Run, backbone: torch.nn.Module, method: Method):
+        super().__init__(backbone, method, run.config, run.seeds, run.device)
+        self.processes = run.processes
 
     def _rank(self, score, users, task, top, progress) -> Ranking | None:
         processes = self.processes
@@ -156,14 +158,11 @@ class SharedEvaluator(Evaluator):
         return super()._rank(score, users, task, top, progress) if processes.first else None
 
 
-def build(run: Run) -> tuple[torch.nn.Module, Method, Evaluator]:
-    """Make the backbone, the method that trains it and what judges it."""
+def build(run: Run) -> tuple[torch.nn.Module, Method]:
+    """Make the backbone and the method that trains it."""
     backbone = BACKBONES[run.config.backbone](run.data, run.config, run.seeds["initialisation"], run.device)
     environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device, run.processes)
-    method = METHODS[run.config.method](backbone, environment)
-    evaluator = SharedEvaluator(backbone, method, run.config, run.seeds, run.device)
-    evaluator.processes = run.processes
-    return backbone, method, evaluator
+    return backbone, METHODS[run.config.method](backbone, environment)
 
 
 def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Method) -> BatchSampler:

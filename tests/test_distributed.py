@@ -27,7 +27,7 @@ from model.config import stream_seeds, torch_generator
 from model.distributed import ALONE, Processes, join_rankings
 from model.methods.base import Environment
 from model.probe import held_out_users
-from model.run import SharedEvaluator
+from model.run import Run, SharedEvaluator
 from model.training import update
 from tests.test_main import TINY, one_thread, run_main  # noqa: F401 (a fixture)
 from tests.test_resume import at_call, terminate
@@ -197,14 +197,14 @@ def test_rankings_are_joined_in_order():
 def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidates):
     config = make_config()
     seeds = stream_seeds(0)
-    task = dataclasses.replace(tiny_phase.tests[0], candidates=candidates)
+    task, held_out = dataclasses.replace(tiny_phase.tests[0], candidates=candidates), np.zeros(60, bool)
 
     def work(processes):
         with SEEDING:
             backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
-        environment = Environment(config, tiny_data.user_groups, np.zeros(60, bool), seeds, CPU, processes)
-        evaluator = SharedEvaluator(backbone, METHODS["none"](backbone, environment), config, seeds, CPU)
-        evaluator.processes = processes
+        environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU, processes)
+        run = Run(config, tiny_data, None, tiny_data.user_groups, held_out, seeds, CPU, processes)
+        evaluator = SharedEvaluator(run, backbone, METHODS["none"](backbone, environment))
         return evaluator.rank(task, tiny_phase.split.test_histories, tiny_phase.split, 10)
 
     (one,) = together(1, work)
