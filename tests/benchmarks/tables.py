@@ -16,6 +16,7 @@ import torch
 from tabulate import tabulate
 
 from model.config import Config
+from model.evaluation import Evaluator
 from model.run import build, prepare
 
 FOLDER = Path(__file__).parent / "results"
@@ -66,12 +67,13 @@ def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
         | {"dataset_dir": str(dataset_dir), "device": "cpu"}
     )
     setting = prepare(config)
-    backbone, method, evaluator = build(setting)
+    backbone, method = build(setting)
     backbone.load_state_dict(checkpoint["backbone"])
     method.load_state_dict(checkpoint["method"])
     split = setting.protocol.phases[0].split
     if split.fingerprint() != checkpoint["fingerprint"]:
         raise ValueError(f"{run}: the data in {dataset_dir} are not those of the run")
+    evaluator = Evaluator(backbone, method, config, setting.seeds, setting.device)
     found = evaluator.leakage(split, setting.groups, setting.held_out)
     return {f"test/{key}": value for key, value in found.items()}
 

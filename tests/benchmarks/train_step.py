@@ -134,7 +134,7 @@ def measure(options: argparse.Namespace, synthesis: str) -> dict:
     for adversaries in (False, True):
         config = settings(options, f"--synthesis_type={synthesis}", *(ADVERSARIES if adversaries else ()))
         run = prepare(config)
-        backbone, method, _ = build(run)
+        backbone, method = build(run)
         phase = run.protocol.phases[0]
         sampler = batch_sampler(run, phase, backbone, method)
         method.begin_phase(phase, 1000)
