@@ -38,7 +38,7 @@ from model.layers import SCORERS
 from model.losses import LOSSES
 from model.metrics import evaluate
 from model.report import append_jsonl, lock_run_dir, reserve_run_dir, write_json, write_jsonl
-from model.run import Run, SharedEvaluator, ask_tests, batch_sampler, build, describe, estimate, prepare, write_results
+from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, prepare, write_results
 from model.synthesis import SYNTHESIZERS
 from model.tracking import Tracker
 from model.training import (
@@ -360,7 +360,7 @@ def execute(config: Config, started: float, processes: Processes = ALONE) -> dic
         run = prepare(config, processes)
     describe(run)
     backbone, method = build(run)
-    evaluator = SharedEvaluator(run, backbone, method)
+    evaluator = Evaluator(backbone, method, config, run.seeds, run.device, processes)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
         return {}

@@ -13,6 +13,7 @@ from data.protocols import Task
 from data.structs import Group, Histories, Ranking, Split
 from fairness_utils import rerank_ranking, target_shares
 from model.config import Config, torch_generator
+from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.probe import leakage_auc, linear_erasure
 from model.ranking import block_users_for, popularity_scores, random_scores, rank_catalogue, sample_candidates
@@ -26,10 +27,23 @@ TILE_ITEMS = 1 << 8
 
 
 class Evaluator:
-    """Ranks tasks with the current weights; the same weights always give the same numbers."""
+    """Ranks tasks with the current weights; the same weights always give the same numbers.
 
-    def __init__(self, backbone: nn.Module, method: Method, config: Config, seeds: Mapping[str, int], device):
+    Of many `processes` each ranks a part of the users; the whole ranking is the first's, the others have None. Vectors
+    of users and items are made whole everywhere, so that draws are those of one process.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        method: Method,
+        config: Config,
+        seeds: Mapping[str, int],
+        device: torch.device,
+        processes: Processes = ALONE,
+    ):
         self.backbone, self.method, self.config, self.seeds, self.device = backbone, method, config, seeds, device
+        self.processes = processes
         self._samplers: dict[int, tuple[Histories, HistorySampler]] = {}
 
     def _sampler(self, histories: Histories, split: Split) -> HistorySampler:
@@ -96,7 +110,16 @@ class Evaluator:
 
         return score
 
-    def _rank(self, score, users, task: Task, top: int, progress: str | None) -> Ranking:
+    def _rank(self, score, users, task: Task, top: int, progress: str | None) -> Ranking | None:
+        processes = self.processes
+        progress = progress if processes.first else None
+        if task.candidates is None:
+            own = np.array_split(users, processes.world)[processes.rank]
+            return processes.gather(self._rank_alone(score, own, task, top, progress))
+        # candidates are drawn user after user: a part of the users would get others
+        return self._rank_alone(score, users, task, top, progress) if processes.first else None
+
+    def _rank_alone(self, score, users, task: Task, top: int, progress: str | None) -> Ranking:
         relevant = task.relevant.take(users)
         candidates = None
         if task.candidates is not None:
@@ -121,7 +144,7 @@ class Evaluator:
     @torch.no_grad()
     def rank(
         self, task: Task, histories: Histories, split: Split, top: int, control: str = "", progress: str | None = None
-    ) -> Ranking:
+    ) -> Ranking | None:
         """Rank `task` for every user whom it asks about, keeping the best `top` items of each."""
         users = np.flatnonzero(task.relevant.lengths > 0)
         self.backbone.eval()
@@ -134,7 +157,7 @@ class Evaluator:
         self.backbone.train()
         return ranking
 
-    def yardsticks(self, task: Task, split: Split, top: int) -> dict[str, Ranking]:
+    def yardsticks(self, task: Task, split: Split, top: int) -> dict[str, Ranking | None]:
         """The same task ranked by train popularity and at random."""
         users = np.flatnonzero(task.relevant.lengths > 0)
         scores = {

@@ -56,6 +56,14 @@ class FeatureEncoder(nn.Module):
         return torch.cat(parts, dim=1)
 
 
+def _users_at_a_time(user: torch.Tensor, pairs: int, items: int) -> int:
+    """How many of `user [B, D]` make up to `pairs` with `items` each; all of them on another device than a CPU.
+
+    On a CPU a part's numbers should stay in the cache, and large blocks of fresh memory are slow.
+    """
+    return max(1, pairs // items) if user.device.type == "cpu" else len(user)
+
+
 class PairProducts(torch.autograd.Function):
     """Inner products of users with rows of a matrix; neither pass builds the `[B, M, D]` of gathered vectors."""
 
@@ -63,8 +71,7 @@ class PairProducts(torch.autograd.Function):
     def forward(context, user: torch.Tensor, item: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Multiply `user [B, D]` with `item [n, D]` at `rows [B, M]`: `[B, M]`."""
         context.save_for_backward(user, item, rows)
-        # on a CPU, a part's gathered vectors should stay in the cache
-        size = len(user) if user.device.type != "cpu" else max(1, CACHED_NUMBERS // (rows.shape[1] * user.shape[1]))
+        size = _users_at_a_time(user, CACHED_NUMBERS // user.shape[1], rows.shape[1])
         parts = zip(user.split(size), rows.split(size), strict=True)
         return torch.cat([F.embedding(row, item).mul_(part[:, None]).sum(-1) for part, row in parts])
 
@@ -147,8 +154,7 @@ class DotCompressScorer(nn.Module):
         user = _at_least_float32(user)
         cross = PairProducts.apply(user, item[:, : self.dim].contiguous(), rows)
         scalars = F.embedding(rows, item[:, self.dim :])
-        # on a CPU, a part's hidden numbers should stay in the cache, and large blocks of fresh memory are slow
-        size = len(user) if user.device.type != "cpu" else max(1, TILE_PAIRS // rows.shape[1])
+        size = _users_at_a_time(user, TILE_PAIRS, rows.shape[1])
         parts = zip(user.split(size), cross.split(size), scalars.split(size), strict=True)
         return torch.cat([self._score(*part) for part in parts])
 

@@ -138,26 +138,6 @@ def _shown(value) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-class SharedEvaluator(Evaluator):
-    """Ranks a part of the users in each process; the whole ranking is the first's, the others have None.
-
-    Vectors of users and items are made whole everywhere, so that draws are those of one process.
-    """
-
-    def __init__(self, run: Run, backbone: torch.nn.Module, method: Method):
-        super().__init__(backbone, method, run.config, run.seeds, run.device)
-        self.processes = run.processes
-
-    def _rank(self, score, users, task, top, progress) -> Ranking | None:
-        processes = self.processes
-        progress = progress if processes.first else None
-        if task.candidates is None:
-            own = np.array_split(users, processes.world)[processes.rank]
-            return processes.gather(super()._rank(score, own, task, top, progress))
-        # candidates are drawn user after user: a part of the users would get others
-        return super()._rank(score, users, task, top, progress) if processes.first else None
-
-
 def build(run: Run) -> tuple[torch.nn.Module, Method]:
     """Make the backbone and the method that trains it."""
     backbone = BACKBONES[run.config.backbone](run.data, run.config, run.seeds["initialisation"], run.device)

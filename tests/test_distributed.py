@@ -25,9 +25,9 @@ from fairness_utils import ConditionalAdversary
 from model import METHODS, build_sparsenn
 from model.config import stream_seeds, torch_generator
 from model.distributed import ALONE, Processes, join_rankings
+from model.evaluation import Evaluator
 from model.methods.base import Environment
 from model.probe import held_out_users
-from model.run import Run, SharedEvaluator
 from model.training import update
 from tests.test_main import TINY, one_thread, run_main  # noqa: F401 (a fixture)
 from tests.test_resume import at_call, terminate
@@ -203,8 +203,7 @@ def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidat
         with SEEDING:
             backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
         environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU, processes)
-        run = Run(config, tiny_data, None, tiny_data.user_groups, held_out, seeds, CPU, processes)
-        evaluator = SharedEvaluator(run, backbone, METHODS["none"](backbone, environment))
+        evaluator = Evaluator(backbone, METHODS["none"](backbone, environment), config, seeds, CPU, processes)
         return evaluator.rank(task, tiny_phase.split.test_histories, tiny_phase.split, 10)
 
     (one,) = together(1, work)

@@ -208,14 +208,10 @@ class FABUHS(Method):
         """Losses of both sides on `rows` from `start` to `stop`: the share of those that are this process's."""
         processes = self.environment.processes
 
-        def held_before(row: int) -> int:
-            pairs, odd = divmod(row, 2)
-            return 2 * len(processes.own(pairs)) + odd * (pairs % processes.world == processes.rank)
+        def held(values):
+            return values.reshape(-1, 2)[processes.rank :: processes.world].flatten()
 
-        def held(target: torch.Tensor) -> torch.Tensor:
-            return target.view(-1, 2)[processes.rank :: processes.world].flatten()[own]
-
-        own = slice(held_before(start), held_before(stop))
+        own = slice(*np.searchsorted(held(np.arange(len(rows.label))), (start, stop)))
         losses = []
         for adversary, vectors, target, scale in (
             (self.user_adversary, rows.user, rows.user_target, user_scale),
@@ -223,5 +219,5 @@ class FABUHS(Method):
         ):
             # the weights of all processes' rows: a mean over some rows only would not add up
             mass = adversary.mass(rows.label[start:stop], target[start:stop])
-            losses.append(adversary.loss(vectors[own], held(rows.label), held(target), scale, mass))
+            losses.append(adversary.loss(vectors[own], held(rows.label)[own], held(target)[own], scale, mass))
         return losses

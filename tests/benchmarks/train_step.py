@@ -27,6 +27,7 @@ from data.structs import Batch
 from model.config import Config, torch_generator
 from model.run import batch_sampler, build, prepare
 from model.training import update
+from tests.benchmarks import gemm_peak
 from tests.benchmarks.literal_step import LiteralStep
 
 STREAMS = ("order", "negatives", "history")
@@ -58,16 +59,6 @@ def typical(action: Callable, repeats: int) -> float:
         action()
         times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2]
-
-
-def gemm_peak() -> float:
-    """FLOPs per second of a large float32 matrix product: the best of several."""
-    matrix, times = torch.randn(2048, 2048), []
-    for _ in range(8):
-        started = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - started)
-    return 2 * 2048**3 / min(times)
 
 
 def useful_flops(backbone, config: Config) -> float:
