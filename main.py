@@ -20,8 +20,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -30,15 +29,17 @@ from tqdm import tqdm
 from data.dataloader import BatchSampler, edge_batches
 from data.datareader import READERS
 from data.protocols import PROTOCOLS, Phase
-from model import BACKBONES, METHODS, RECIPES, preset
-from model.config import Config, torch_generator
+from model import BACKBONES, METHODS, RECIPES
+from model.config import Config, Request, torch_generator
 from model.distributed import ALONE, Processes, joined
 from model.evaluation import Evaluator
 from model.layers import SCORERS
 from model.losses import LOSSES
 from model.metrics import evaluate
 from model.report import append_jsonl, lock_run_dir, reserve_run_dir, write_json, write_jsonl
-from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, prepare, write_results
+from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, origin_of, prepare, write_results
+from model.serving import evaluate_checkpoint, recommend
+from model.settings import MODE_SETTINGS, Settings, saving_interval
 from model.synthesis import SYNTHESIZERS
 from model.tracking import Tracker
 from model.training import (
@@ -70,6 +71,16 @@ def _define_choice(
 
 
 # fmt: off
+# --- What to do ---
+_define_choice("mode", "train", MODE_SETTINGS, "train (and test once); evaluate a checkpoint anew; recommend from one; score rankings of another program; compare finished runs.")
+flags.DEFINE_string("checkpoint", None, "evaluate, recommend: the checkpoint.pt of a run, or the run's folder.")
+flags.DEFINE_list("users", [], "recommend: the data set's own user ids, comma-separated, or all.")
+flags.DEFINE_string("recommendations", None, "recommend: CSV or parquet file to write instead of printing.")
+flags.DEFINE_string("rankings", None, "score: rankings by another program, with the data set's own ids (parquet, CSV, or a TREC run).")
+flags.DEFINE_list("runs", [], "compare: folders of finished runs, comma-separated, also of --seeds; the first is what the others are compared with.")
+flags.DEFINE_list("seeds", [], "train: several seeds, comma-separated, in processes side by side where cores allow.")
+flags.DEFINE_string("export_split", None, "With --dry_run: folder for the split's files, with the data set's own ids, for other programs.")
+
 # --- Data ---
 _define_choice("dataset", "ml", READERS, "Data set: ml = MovieLens-1M, bx = BookCrossing, synthetic = generated.")
 flags.DEFINE_string("dataset_dir", "./datasets", "Folder that holds the data sets' folders (datasets/README.md shows the trees).")
@@ -140,7 +151,7 @@ flags.DEFINE_integer("seed", 0, "Seed of every random stream, >= 0.", 0)
 flags.DEFINE_string("output_dir", "./runs", "Folder for run folders.")
 flags.DEFINE_string("run_name", None, "Name of the run's folder. None: made of data set, method, seed and time.")
 flags.DEFINE_bool("resume", False, "Continue the run in the folder named by --output_dir and --run_name from its last saved state; without one, start it.")
-flags.DEFINE_integer("checkpoint_every", 1, "Epochs between saved states, >= 1; a run that SIGINT or SIGTERM ends saves one too.", 1)
+flags.DEFINE_string("checkpoint_every", "1", "Epochs between saved states, or minutes with min behind (10min); a run that SIGINT or SIGTERM ends saves one too.")
 flags.DEFINE_enum("wandb_mode", "disabled", ["disabled", "offline", "online"], "Weights & Biases tracking.")
 flags.DEFINE_string("wandb_project", "fabuhs", "Weights & Biases project.")
 flags.DEFINE_bool("dry_run", False, "Print phases, sizes, parameters and a time estimate; train and write nothing.")
@@ -152,6 +163,7 @@ _REPEATED = ";\n"  # absl adds a line to the help of a flag that may be repeated
 
 # The first flag of each group above, for --help.
 GROUPS = {
+    "mode": "What to do",
     "dataset": "Data",
     "backbone": "Model and history synthesis",
     "enable_fairness": "Fairness",
@@ -161,78 +173,21 @@ GROUPS = {
     "seed": "Run",
 }
 
-# A flag that the user sets but that nothing would read is an error: flag -> (flag that must be on, its value).
-REQUIRES = {
-    "fairness_method": ("enable_fairness", True),
-    "method_option": ("enable_fairness", True),
-    "fairness_sampling": ("enable_fairness", True),
-    "adversarial_lambda_user": ("enable_fairness", True),
-    "adversarial_lambda_item": ("enable_fairness", True),
-    "adversarial_ramp": ("enable_fairness", True),
-    "item_adversary": ("enable_fairness", True),
-    "adversary_input": ("enable_fairness", True),
-    "rerank_fair": ("enable_fairness", True),
-    "fairness_weight": ("fairness_sampling", True),
-    "rerank_alpha": ("rerank_fair", True),
-    "exposure_floor": ("rerank_fair", True),
-    "rerank_pool": ("rerank_fair", True),
-    "rerank_target": ("rerank_fair", True),
-    "attention_heads": ("synthesis_type", "attention"),
-    "keep_incomplete_users": ("dataset", "bx"),
-    "synthetic_users": ("dataset", "synthetic"),
-    "synthetic_items": ("dataset", "synthetic"),
-    "synthetic_interactions": ("dataset", "synthetic"),
-}
 
-
-def _check_combinations() -> None:
-    """Refuse flags that were set away from their default while nothing reads them, and values out of reach."""
-    for name, (needed, value) in REQUIRES.items():
-        flag = FLAGS[name]
-        if flag.value != flag.default and FLAGS[needed].value != value:
-            raise ValueError(
-                f"--{name}={flag.value} has no effect without --{needed}={value}; set both, or leave --{name} out"
-            )
-    if FLAGS.synthesis_type == "none" and (FLAGS.user_hidden or FLAGS.item_hidden):
-        raise ValueError("--user_hidden and --item_hidden have no effect with --synthesis_type=none; leave them out")
-    if 96 % FLAGS.attention_heads:
-        raise ValueError(f"--attention_heads={FLAGS.attention_heads} does not divide the width 96; use a divisor of it")
-
-
-def _integers(name: str, value) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in value)
-    except ValueError as error:
-        raise ValueError(f"--{name}={','.join(value)}: allowed are whole numbers, comma-separated") from error
-    if not numbers or min(numbers) < 1:
-        raise ValueError(f"--{name}={','.join(map(str, value))}: every number must be at least 1")
-    return numbers
+def settings_from_flags() -> Settings:
+    """The values of all flags, and which of them differ from their default; refuses what does not go together."""
+    names = [field.name for kind in (Request, Config) for field in dataclasses.fields(kind)]
+    settings = Settings(
+        {name: FLAGS[name].value for name in names},
+        frozenset(name for name in names if FLAGS[name].value != FLAGS[name].default),
+    )
+    settings.check()
+    return settings
 
 
 def config_from_flags() -> Config:
-    """Fill presets into the flags that were left open and check what belongs together."""
-    _check_combinations()
-    defaults = preset(FLAGS.dataset, FLAGS.recipe)
-    values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Config)}
-    values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
-    for name in ("eval_k", "user_hidden", "item_hidden"):
-        values[name] = _integers(name, values[name])
-    for name in ("dataset_dir", "cache_dir", "output_dir"):
-        values[name] = Path(values[name]).expanduser()
-    for name in ("lr", "sampling_softmax_temp", "warm_threshold"):
-        if not values[name] > 0:
-            raise ValueError(f"--{name}={values[name]} must be above 0")
-    values["user_attribute"] = tuple(values["user_attribute"])
-    values["method_option"] = tuple(values["method_option"])
-    if values["in_batch_negatives"] is None:
-        values["in_batch_negatives"] = values["num_negatives"]
-    if values["mask_sensitive_feature"] is None:  # Decision 17
-        values["mask_sensitive_feature"] = values["enable_fairness"]
-    if values["run_name"] is None:
-        method = values["fairness_method"] if values["enable_fairness"] else "none"
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        values["run_name"] = f"{values['dataset']}-{method}-{values['synthesis_type']}-seed{values['seed']}-{stamp}"
-    return Config(**values)
+    """The settings of a run under the flags."""
+    return settings_from_flags().config()
 
 
 @dataclasses.dataclass
@@ -245,10 +200,24 @@ class Session:
     stop: StopSignals
     directory: Path
     tracker: Tracker
+    saved: float = dataclasses.field(default_factory=time.monotonic)
 
     def save(self) -> None:
         """Write the state from which `--resume` goes on."""
+        self.training.progress.spend("train")
         write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
+        self.saved = time.monotonic()
+
+    def save_if_due(self, epoch: int | None = None) -> None:
+        """Save when `--checkpoint_every` says so: at the end of an `epoch`, or within one (None) by the clock."""
+        epochs, minutes = saving_interval(self.run.config.checkpoint_every)
+        if epochs is not None:
+            due = epoch is not None and epoch % epochs == 0
+        else:
+            # one clock decides for all processes
+            due = self.run.processes.any_of(int(time.monotonic() - self.saved >= 60 * minutes))
+        if due:
+            self.save()
 
 
 def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str, float]:
@@ -267,6 +236,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
             batch = sampler.sample(edges, generators["negatives"], generators["history"])
             progress.add(training.method.train_step(batch, stage, name, step), len(edges))
             session.stop.check()
+            session.save_if_due()
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
     means = progress.means(processes)
@@ -278,16 +248,11 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
 
 def validate(session: Session, phase: Phase) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
-    run, states = session.run, session.training.generator_states()
-    try:
-        with session.stop.at_once():
-            valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-            summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
-            return run.processes.from_first(summary)
-    except Stopped:
-        # upstream's network draws in evaluation too, and this one will be done again
-        session.training.set_generator_states(states)
-        raise
+    run = session.run
+    with session.stop.at_once():
+        valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
+        summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
+        return run.processes.from_first(summary)
 
 
 def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
@@ -314,11 +279,12 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
             f"epoch {epoch}/{phase.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]", flush=True
         )
         if best and run.processes.first:
-            save_checkpoint(directory / "checkpoint.pt", run.config, phase.split.fingerprint(), selection)
+            save_checkpoint(directory / "checkpoint.pt", run.config, phase, selection)
         progress.end_epoch(row)
-        if training.over(phase) or epoch % run.config.checkpoint_every == 0:
-            progress.spend("train")
+        if training.over(phase):
             session.save()
+        else:
+            session.save_if_due(epoch)
     if progress.epoch <= phase.epochs:
         print(f"no better validation {phase.metric} for {phase.patience} epochs: stopped")
     if not selection.weights:
@@ -344,10 +310,14 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
             if progress.stage < len(stages):
                 training.selection = Selection(phase.patience)
     except Stopped:
-        progress.spend("train")
         session.save()
         raise
     progress.spend("train")
+
+
+def train(settings: Settings, started: float, processes: Processes) -> None:
+    """`--mode=train`: one run, or one of each of `--seeds`."""
+    execute(processes.from_first(settings.config()), started, processes)
 
 
 def execute(config: Config, started: float, processes: Processes = ALONE) -> dict[str, float]:
@@ -373,11 +343,7 @@ def execute(config: Config, started: float, processes: Processes = ALONE) -> dic
             write_json(directory / "config.json", config.as_json())
         saved = processes.from_first(saved)
         progress = Progress.of(saved, started, run.device)
-        mode = config.wandb_mode if processes.first else "disabled"
-        group = f"{config.dataset}-{config.method}-{config.synthesis_type}"
-        tracker = Tracker(
-            mode, config.wandb_project, config.run_name, config.as_json(), directory, group, progress.tracker
-        )
+        tracker = Tracker.of(config, directory, progress.tracker, active=processes.first)
         progress.tracker = tracker.id
         progress.spend("read")
         stop = stack.enter_context(StopSignals(processes))
@@ -410,16 +376,25 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
         raise
     if not run.processes.first:
         return {}
-    images = write_results(run, session.directory, session.training, rankings, per_user)
+    selection = session.training.selection
+    origin = origin_of(run.config, phases[-1].metric, selection.epoch, selection.value)
+    images = write_results(run, session.directory, progress, origin, rankings, per_user)
     (session.directory / "state.pt").unlink(missing_ok=True)
     session.tracker.finish(progress.results, images)
     return progress.results
 
 
+MODES: dict[str, Callable[[Settings, float, Processes], object]] = {
+    "train": train,
+    "evaluate": evaluate_checkpoint,
+    "recommend": recommend,
+}
+
+
 def help_text() -> str:
     """Every flag by group, with its choices, range, unit and default."""
     lines = [__doc__.strip()]
-    for field in dataclasses.fields(Config):
+    for field in (*dataclasses.fields(Request), *dataclasses.fields(Config)):
         flag = FLAGS[field.name]
         if flag.name in GROUPS:
             lines += ["", f"{GROUPS[flag.name]}:"]
@@ -450,7 +425,7 @@ def main(argv: list[str]) -> None:
         try:
             if len(argv) > 1:
                 raise ValueError(f"unexpected arguments {argv[1:]}; every setting is a flag, see --help")
-            execute(processes.from_first(config_from_flags()), started, processes)
+            MODES[FLAGS.mode](settings_from_flags(), started, processes)
         except Stopped as stopped:
             if processes.first:
                 print(stopped, file=sys.stderr)

@@ -121,7 +121,7 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
     how = "last item by time" if data.time is not None else "random item (seeded)"
     pool = "train items" if options.keep_valid_candidates else "train and validation items"
     ranked = f"{options.eval_negatives:,} sampled items" if options.eval_negatives else "the full catalogue"
-    description = f"leave-one-out, {how}; {ranked} minus the user's {pool}; selected on validation {phase.metric}"
+    description = f"leave-one-out, {how}; {ranked} minus the user's {pool}"
     return Protocol("loo", description, options.ks, (phase,))
 
 

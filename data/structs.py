@@ -289,11 +289,19 @@ class Split:
 
     def fingerprint(self) -> str:
         """A hash of all three sets, the same on every machine: runs are comparable when it agrees."""
-        digest = hashlib.sha256()
-        for lists in (self.train, self.valid, self.test):
-            digest.update(lists.indptr.astype("<i8").tobytes())
-            digest.update(lists.item.astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
+        return _fingerprint(self.train, self.valid, self.test)
+
+    def train_fingerprint(self) -> str:
+        """A hash of the train set alone: weights may be judged on any split that shares it."""
+        return _fingerprint(self.train)
+
+
+def _fingerprint(*sets: ItemLists) -> str:
+    digest = hashlib.sha256()
+    for lists in sets:
+        digest.update(lists.indptr.astype("<i8").tobytes())
+        digest.update(lists.item.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+
+# a resumed run may have other values of these: what it gives does not depend on them
+FREE_SETTINGS = {
+    "cache_dir", "checkpoint_every", "dataset_dir", "device", "dry_run", "eval_block_mb", "output_dir", "resume",
+    "run_name", "wandb_mode", "wandb_project",
+}  # fmt: skip
+# what may be chosen anew for weights that are trained already
+EVALUATION_SETTINGS = FREE_SETTINGS - {"checkpoint_every", "dry_run", "resume"} | {
+    "user_attribute", "rerank_fair", "rerank_alpha", "exposure_floor", "rerank_pool", "rerank_target", "protocol",
+    "warm_threshold", "eval_k", "eval_history_draws", "eval_negatives",
+}  # fmt: skip
 
 STREAMS = ("split", "order", "negatives", "history", "initialisation", "evaluation", "adversary", "probe", "noise")
 
@@ -24,6 +36,30 @@ def stream_seeds(seed: int) -> dict[str, int]:
 def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on `device` with its own state."""
     return torch.Generator(device=device).manual_seed(seed)
+
+
+def own_generators(network: nn.Module) -> dict[str, torch.Generator]:
+    """The random streams that a network holds itself (upstream's GRU), by the name of their place."""
+    return {
+        f"{name}.{key}": value
+        for name, module in network.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Generator)
+    }
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the program beside a run's settings: `main.py` documents each under the flag of its name."""
+
+    mode: str
+    checkpoint: Path | None
+    users: tuple[str, ...]
+    recommendations: Path | None
+    rankings: Path | None
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    export_split: Path | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +130,7 @@ class Config:
     output_dir: Path
     run_name: str
     resume: bool
-    checkpoint_every: int
+    checkpoint_every: str
     wandb_mode: str
     wandb_project: str
     dry_run: bool

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -130,11 +131,29 @@ def join_rankings(parts: list[Ranking]) -> Ranking:
 def joined(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did: NCCL on GPUs (`device` not cpu), else gloo.
 
-    Only the first prints.
+    Only the first prints. What torchrun started ends at once when this context does: a thread of torch's that asks for
+    the interpreter while that shuts down aborts the process (pytorch issue 179291).
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return
+    code = 1
+    try:
+        with _process_group(device) as processes:
+            yield processes
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@contextlib.contextmanager
+def _process_group(device: str) -> Iterator[Processes]:
     store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from data.dataloader import HistorySampler
 from data.protocols import Task
 from data.structs import Group, Histories, Ranking, Split
 from fairness_utils import rerank_ranking, target_shares
-from model.config import Config, torch_generator
+from model.config import Config, own_generators, torch_generator
 from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.probe import leakage_auc, linear_erasure
@@ -64,10 +65,23 @@ class Evaluator:
 
         The draws have a generator of their own that starts afresh each time (Decision 6).
         """
+        with self._serving():
+            return self._represent(self.backbone.prepare(), users, histories, split, control)
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[None]:
+        """Evaluation mode; a network's own random streams start afresh, and later go on where they were."""
+        generators = own_generators(self.backbone).values()
+        states = [generator.get_state() for generator in generators]
+        for generator in generators:
+            generator.manual_seed(self.seeds["evaluation"])
         self.backbone.eval()
-        vectors = self._represent(self.backbone.prepare(), users, histories, split, control)
-        self.backbone.train()
-        return vectors
+        try:
+            yield
+        finally:
+            self.backbone.train()
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
     def _represent(self, context, users, histories: Histories, split: Split, control: str) -> torch.Tensor:
         generator = torch_generator(self.seeds["evaluation"], self.device)
@@ -143,19 +157,24 @@ class Evaluator:
 
     @torch.no_grad()
     def rank(
-        self, task: Task, histories: Histories, split: Split, top: int, control: str = "", progress: str | None = None
+        self,
+        task: Task,
+        histories: Histories,
+        split: Split,
+        top: int,
+        control: str = "",
+        progress: str | None = None,
+        users: np.ndarray | None = None,
     ) -> Ranking | None:
-        """Rank `task` for every user whom it asks about, keeping the best `top` items of each."""
-        users = np.flatnonzero(task.relevant.lengths > 0)
-        self.backbone.eval()
-        context = self.backbone.prepare()
-        vectors = self._represent(context, users, histories, split, control)
-        items = self.backbone.encode_items(context, torch.arange(self.num_items, device=self.device))
-        # the items' features, several times their vectors, are done with
-        del context
-        ranking = self._rank(self._score_block(users, vectors, items), users, task, top, progress)
-        self.backbone.train()
-        return ranking
+        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each."""
+        users = np.flatnonzero(task.relevant.lengths > 0) if users is None else users
+        with self._serving():
+            context = self.backbone.prepare()
+            vectors = self._represent(context, users, histories, split, control)
+            items = self.backbone.encode_items(context, torch.arange(self.num_items, device=self.device))
+            # the items' features, several times their vectors, are done with
+            del context
+            return self._rank(self._score_block(users, vectors, items), users, task, top, progress)
 
     def yardsticks(self, task: Task, split: Split, top: int) -> dict[str, Ranking | None]:
         """The same task ranked by train popularity and at random."""

@@ -229,18 +229,13 @@ def write_per_user(
     taken = [name for name in values if name in columns]
     if taken:
         raise ValueError(f"per-user values {taken} are named like other columns; those are {list(columns)}")
-    _write_parquet(path, pd.DataFrame({**columns, **values}))
+    write_frame(path, pd.DataFrame({**columns, **values}))
 
 
-def write_recommendations(
-    path: Path | str,
-    ranking: Ranking,
-    original_user_ids: np.ndarray,
-    original_item_ids: np.ndarray,
-    titles: np.ndarray,
-    k: int,
-) -> None:
-    """Write the first `k` items of every list as parquet, one row each: user, rank (from 1), item, title, score.
+def recommendation_frame(
+    ranking: Ranking, original_user_ids: np.ndarray, original_item_ids: np.ndarray, titles: np.ndarray, k: int
+) -> pd.DataFrame:
+    """The first `k` items of every list, one row each: user, rank (from 1), item, title, score.
 
     Ids are the data set's own (`original_user_ids [U]`, `original_item_ids [I]`, `titles [I]`); padding has no row.
     """
@@ -256,12 +251,19 @@ def write_recommendations(
         "title": np.asarray(titles, dtype=object)[item],
         "score": ranking.scores[row, place],
     }
-    _write_parquet(path, pd.DataFrame(columns))
+    return pd.DataFrame(columns)
 
 
-def _write_parquet(path: Path | str, frame: pd.DataFrame) -> None:
+def write_frame(path: Path | str, frame: pd.DataFrame) -> None:
+    """Write a table as parquet or CSV, by the suffix of `path`, whole or not at all."""
+    kind = Path(path).suffix
+    if kind not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: allowed is a file name that ends in .csv or .parquet")
     with atomic_path(path) as temporary:
-        frame.to_parquet(temporary, engine="pyarrow", index=False)
+        if kind == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, engine="pyarrow", index=False)
 
 
 def reserve_run_dir(output_dir: Path | str, run_name: str, resume: bool = False) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ from model.methods.base import Environment, Method
 from model.metrics import evaluate
 from model.plots import exposure_lorenz, training_curves
 from model.probe import held_out_users
-from model.report import result_table, write_json, write_per_user, write_recommendations
-from model.training import Progress, Selection, Training, update
+from model.report import recommendation_frame, result_table, write_frame, write_json, write_per_user
+from model.training import Progress, update
 
 
 @dataclasses.dataclass
@@ -68,6 +69,14 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", local)
 
 
+def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
+    """The user groups that `--user_attribute` names."""
+    unknown = [name for name in config.user_attribute if name not in data.user_groups]
+    if unknown:
+        raise ValueError(f"--user_attribute={','.join(unknown)}: {data.name} has {', '.join(data.user_groups)}")
+    return {name: data.user_groups[name] for name in config.user_attribute}
+
+
 def prepare(config: Config, processes: Processes = ALONE) -> Run:
     """Read the data, apply the protocol and set the probe's users aside."""
     if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
@@ -84,9 +93,7 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
         synthetic=synthetic,
     )
     data = READERS[config.dataset](options)
-    unknown = [name for name in config.user_attribute if name not in data.user_groups]
-    if unknown:
-        raise ValueError(f"--user_attribute={','.join(unknown)}: {data.name} has {', '.join(data.user_groups)}")
+    groups = reported_groups(data, config)
     if max(config.eval_k) > data.num_items:
         raise ValueError(
             f"--eval_k={','.join(map(str, config.eval_k))}: a list cannot be longer than the catalogue of {data.name}, "
@@ -105,7 +112,6 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
         ),
         np.random.default_rng(seeds["split"]),
     )
-    groups = {name: data.user_groups[name] for name in config.user_attribute}
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
     return Run(config, data, protocol, groups, held_out, seeds, device, processes)
 
@@ -235,19 +241,32 @@ def _commit() -> str | None:
         return None  # an unpacked archive without git has no commit to name
 
 
-def write_results(
-    run: Run, directory: Path, training: Training, rankings: Mapping[str, Ranking], per_user: Mapping[str, np.ndarray]
-) -> dict[str, Path]:
-    """Write every result file of a finished run and print its table; give the plots by name.
+def origin_of(config: Config, metric: str, epoch: int, validation: float) -> dict[str, Any]:
+    """What a trained run's numbers come from: method, seed, and the epoch that `metric` selected on validation."""
+    origin = {"method": config.method, "seed": config.seed, "epoch": epoch}
+    return origin | {"selected_by": metric, "validation": validation}
 
+
+def write_results(
+    run: Run,
+    directory: Path,
+    progress: Progress,
+    origin: Mapping[str, Any],
+    rankings: Mapping[str, Ranking],
+    per_user: Mapping[str, np.ndarray],
+) -> dict[str, Path]:
+    """Write every result file and print the table of `progress.results`; give the plots by name.
+
+    `origin` says what was judged (`origin_of`; epoch is None where this program trained nothing).
     `result.json` comes last: a folder that holds it is a finished run's.
     """
-    config, data, progress, selection = run.config, run.data, training.progress, training.selection
+    config, data = run.config, run.data
     ranking = rankings["test/reranked" if config.rerank_fair else "test"]
     k = config.eval_k[0]
     originals = data.original_user_ids, data.original_item_ids
     write_per_user(directory / "per_user.parquet", ranking.users, originals[0], per_user, run.groups)
-    write_recommendations(directory / "recommendations.parquet", ranking, *originals, data.item_titles, k)
+    lists = recommendation_frame(ranking, *originals, data.item_titles, k)
+    write_frame(directory / "recommendations.parquet", lists)
     weights = position_weights(k)
     names = {"reference/popular": "most popular", "test": "this run", "test/reranked": "re-ranked"}
     exposures = {
@@ -256,8 +275,11 @@ def write_results(
         if name in rankings
     }
     metric = run.protocol.phases[-1].metric
-    training_curves(progress.rows, directory / "training", metric=f"valid/{metric}", selected_epoch=selection.epoch)
+    images = {"exposure": directory / "exposure.png"}
     exposure_lorenz(exposures, directory / "exposure")
+    if progress.rows:
+        training_curves(progress.rows, directory / "training", metric=f"valid/{metric}", selected_epoch=origin["epoch"])
+        images["training"] = directory / "training.png"
     progress.spend("write")
     _write_cost(run, directory, progress)
     write_json(
@@ -267,18 +289,15 @@ def write_results(
             "protocol": run.protocol.name,
             "description": run.protocol.description,
             "fingerprint": run.protocol.phases[-1].split.fingerprint(),
-            "method": config.method,
-            "seed": config.seed,
             "commit": _commit(),
-            "epoch": selection.epoch,
-            "validation": selection.value,
+            **origin,
             "metrics": progress.results,
         },
     )
-    header = _header(run, directory, len(progress.rows), selection, metric)
     labels = {name: group.labels for name, group in run.groups.items()}
+    header = _header(run, directory, len(progress.rows), origin)
     print("\n" + result_table(progress.results, header, labels, k, DIRECTIONS), flush=True)
-    return {name: directory / f"{name}.png" for name in ("training", "exposure")}
+    return images
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
@@ -299,13 +318,16 @@ def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
     )
 
 
-def _header(run: Run, directory: Path, epochs: int, selection: Selection, metric: str) -> dict[str, str]:
-    config, data = run.config, run.data
-    return {
-        "data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items",
-        "method": f"{config.method} on {config.backbone} ({config.synthesis_type}), seed {config.seed}",
-        "protocol": run.protocol.description,
-        "epoch": f"{selection.epoch} of {epochs} (validation {metric} {selection.value:.4f})",
-        "sampled": f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking",
-        "files": str(directory),
-    }
+def _header(run: Run, directory: Path, epochs: int, origin: Mapping[str, Any]) -> dict[str, str]:
+    config, data, method = run.config, run.data, origin["method"]
+    header = {"data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items"}
+    if origin["epoch"] is not None:
+        method += f" on {config.backbone} ({config.synthesis_type}), seed {origin['seed']}"
+    header |= {"method": method, "protocol": run.protocol.description}
+    if origin["epoch"] is not None:
+        trained = f" of {epochs}" if epochs else ""
+        header["epoch"] = (
+            f"{origin['epoch']}{trained} (best validation {origin['selected_by']}, {origin['validation']:.4f})"
+        )
+    header["sampled"] = f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking"
+    return header | {"files": str(directory)}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from absl import logging
 
+from model.config import Config
+
 MODES = ("disabled", "offline", "online")
 INIT_TIMEOUT_SECONDS = 20
 FINISH_TIMEOUT_SECONDS = 60
@@ -45,6 +47,13 @@ class Tracker:
             }
             settings |= {"id": run_id, "resume": "allow"} if run_id else {}
             self._attempt("start", lambda: self._start(mode, settings))
+
+    @classmethod
+    def of(cls, config: Config, directory: Path, run_id: str | None = None, active: bool = True) -> Tracker:
+        """The tracker of a run under `config`; one that does nothing where not `active`."""
+        mode = config.wandb_mode if active else "disabled"
+        group = f"{config.dataset}-{config.method}-{config.synthesis_type}"
+        return cls(mode, config.wandb_project, config.run_name, config.as_json(), directory, group, run_id)
 
     @property
     def active(self) -> bool:

@@ -17,19 +17,13 @@ import torch
 from torch import nn
 
 from data.protocols import Phase
-from model.config import Config
+from model.config import FREE_SETTINGS, Config, own_generators
 from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.report import atomic_path
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 STATE_FORMAT = 1
-
-# a resumed run may have other values of these: what it gives does not depend on them
-FREE_SETTINGS = {
-    "cache_dir", "checkpoint_every", "dataset_dir", "device", "dry_run", "eval_block_mb", "output_dir", "resume",
-    "run_name", "wandb_mode", "wandb_project",
-}  # fmt: skip
 
 
 def update(
@@ -78,18 +72,45 @@ class Selection:
         method.load_state_dict(self.weights["method"])
 
 
-def save_checkpoint(path: Path, config: Config, fingerprint: str, selection: Selection) -> None:
-    """Write the selected weights, whole or not at all: tensors and plain JSON, readable with `weights_only=True`."""
+def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selection) -> None:
+    """Write the selected weights, whole or not at all: tensors and plain JSON, readable with `weights_only=True`.
+
+    The fingerprint of what `phase` trains on goes with them: other test items may be asked of these weights.
+    """
     content = {
         "format": CHECKPOINT_FORMAT,
         "config": json.dumps(config.as_json(), sort_keys=True),
-        "fingerprint": fingerprint,
+        "fingerprint": phase.split.fingerprint(),
+        "train_fingerprint": phase.split.train_fingerprint(),
+        "selected_by": phase.metric,
         "epoch": selection.epoch,
         "validation": selection.value,
         **selection.weights,
     }
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
+
+
+def _load(path: Path, kind: str, expected_format: int, remedy: str) -> dict[str, Any]:
+    """Read a file that this program saved; one that is broken or of another format is a ValueError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["format"]
+    except Exception as error:  # torch raises whatever its parts do
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as a {kind} ({reason}); {remedy}") from error
+    if found != expected_format:
+        raise ValueError(f"{path}: {kind} format {found}, this version reads {expected_format}; {remedy}")
+    return content
+
+
+def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
+    """Read what `save_checkpoint` wrote, from the file or the run's folder: the run's settings and the content."""
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; pass a run's folder or its checkpoint.pt")
+    content = _load(path, "checkpoint", CHECKPOINT_FORMAT, "pass one that this version of the program wrote")
+    return Config.from_json(json.loads(content["config"])), content
 
 
 class Stopped(BaseException):
@@ -219,13 +240,7 @@ class Training:
     def begin_phase(self, phase: Phase, streams: dict[str, torch.Generator]) -> None:
         """Take up a phase with fresh random `streams`, beside which a network may have its own."""
         self.selection = Selection(phase.patience)
-        own = {
-            f"{name}.{key}": value
-            for name, module in self.backbone.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, torch.Generator)
-        }
-        self.generators = {**streams, **own}
+        self.generators = {**streams, **own_generators(self.backbone)}
 
     def over(self, phase: Phase) -> bool:
         """Tell whether the stage has no epoch left."""
@@ -289,13 +304,10 @@ def read_state(path: Path, config: Config, fingerprint: str, device: torch.devic
     """
     if not path.exists():
         return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its parts do
-        raise ValueError(f"{path} cannot be read ({error}); delete it to begin again") from error
+    state = _load(path, "state", STATE_FORMAT, "delete it to begin again")
     then, now = json.loads(state["config"]), json.loads(json.dumps(config.as_json()))
-    before = {"state format": state["format"], "data fingerprint": state["fingerprint"], "device": state["device"]}
-    after = {"state format": STATE_FORMAT, "data fingerprint": fingerprint, "device": device.type}
+    before = {"data fingerprint": state["fingerprint"], "device": state["device"]}
+    after = {"data fingerprint": fingerprint, "device": device.type}
     for name in sorted({*then, *now} - FREE_SETTINGS):
         before[f"--{name}"], after[f"--{name}"] = then.get(name), now.get(name)
     changed = [f"{name} was {before[name]}, is {after[name]}" for name in before if before[name] != after[name]]

@@ -66,7 +66,7 @@ SETTINGS = preset("synthetic") | {
     "output_dir": Path("runs"),
     "run_name": "test",
     "resume": False,
-    "checkpoint_every": 1,
+    "checkpoint_every": "1",
     "wandb_mode": "disabled",
     "wandb_project": "test",
     "dry_run": False,

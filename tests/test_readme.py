@@ -9,16 +9,17 @@ from absl import flags
 
 import main
 from model import PRESETS
-from model.config import Config
+from model.config import Config, Request
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TYPES = {"string": "str", "float": "float", "int": "int", "bool": "bool", "string enum": "str"}
 LISTS = {"comma separated list of strings": "list", "multi string": "str, repeated"}
+FIELDS = (*dataclasses.fields(Request), *dataclasses.fields(Config))
 
 
 def flag_rows() -> list[str]:
-    """A table row for each flag of `main.py`, in the order of definition."""
-    own = [flags.FLAGS[field.name] for field in dataclasses.fields(Config)]
+    """A table row for each flag of `main.py`, in the order of definition; `python -m tests.test_readme` prints them."""
+    own = [flags.FLAGS[field.name] for field in FIELDS]
     rows = []
     for flag in own:
         presets = any(flag.name in preset for preset in PRESETS.values())
@@ -55,7 +56,11 @@ def test_every_preset_is_in_the_table():
 
 def test_every_flag_of_the_program_is_a_setting_and_in_the_help():
     own = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["main"]}
-    assert own == {field.name for field in dataclasses.fields(Config)}
+    assert own == {field.name for field in FIELDS}
     text = main.help_text()
     assert all(f"--{name}  " in text for name in own)
     assert all(f"\n{title}:\n" in text for title in main.GROUPS.values())
+
+
+if __name__ == "__main__":
+    print("\n".join(flag_rows()))

@@ -17,11 +17,12 @@ from model import plots, report
 from model.report import (
     append_jsonl,
     atomic_path,
+    recommendation_frame,
     reserve_run_dir,
     result_table,
+    write_frame,
     write_json,
     write_per_user,
-    write_recommendations,
 )
 
 NAN = float("nan")
@@ -195,17 +196,17 @@ def toy_ranking():
 def test_recommendations_have_original_ids_and_no_padding(tmp_path):
     path = tmp_path / "recommendations.parquet"
     users, items, titles = np.array([10, 11, 12, 13]), np.array(["a", "b", "c"]), np.array(["A", None, "C"], object)
-    write_recommendations(path, toy_ranking(), users, items, titles, 2)
+    write_frame(path, recommendation_frame(toy_ranking(), users, items, titles, 2))
     frame = pd.read_parquet(path)
     assert list(frame.columns) == ["user", "rank", "item", "title", "score"]
     assert frame["user"].tolist() == [13, 13, 10] and frame["rank"].tolist() == [1, 2, 1]
     assert frame["item"].tolist() == ["c", "a", "b"] and frame["title"].tolist()[:2] == ["C", "A"]
     assert pd.isna(frame["title"][2]) and frame["score"].tolist() == [0.5, 0.25, 1.0]
     before = path.read_bytes()
-    write_recommendations(path, toy_ranking(), users, items, titles, 2)
+    write_frame(path, recommendation_frame(toy_ranking(), users, items, titles, 2))
     assert path.read_bytes() == before
     with pytest.raises(ValueError, match="k is 4, but the ranking holds 3"):
-        write_recommendations(path, toy_ranking(), users, items, titles, 4)
+        recommendation_frame(toy_ranking(), users, items, titles, 4)
 
 
 def test_per_user_has_groups_as_labels(tmp_path):

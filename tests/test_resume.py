@@ -164,12 +164,12 @@ def test_a_state_is_tensors_and_plain_values(tmp_path, monkeypatch):
 
 
 def test_states_may_be_further_apart(tmp_path, monkeypatch, whole):
-    cut_off(monkeypatch, tmp_path, "mean", main, "update", 2 * 3 * STEPS + 2, crash, checkpoint_every=2)
+    cut_off(monkeypatch, tmp_path, "mean", main, "update", 2 * 3 * STEPS + 2, crash, checkpoint_every="2")
     assert Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0).epoch == 3
     # how often states are written may change
-    run_main(tmp_path, **KINDS["mean"], resume=True, checkpoint_every=1)
+    run_main(tmp_path, **KINDS["mean"], resume=True, checkpoint_every="1")
     assert outputs(tmp_path) == whole("mean")
-    cut_off(monkeypatch, tmp_path / "late", "mean", main, "update", 2 * 3 * STEPS, crash, checkpoint_every=2)
+    cut_off(monkeypatch, tmp_path / "late", "mean", main, "update", 2 * 3 * STEPS, crash, checkpoint_every="2")
     assert not (tmp_path / "late" / "run" / "state.pt").exists()
 
 
@@ -241,9 +241,12 @@ def test_the_tracker_goes_on_with_its_run(tmp_path, monkeypatch):
     started = []
 
     class FakeTracker:
-        def __init__(self, *arguments):
-            started.append(arguments[-1])
-            self.id = "abc"
+        @classmethod
+        def of(cls, config, directory, run_id, active):
+            started.append(run_id)
+            return cls()
+
+        id = "abc"
 
         def log(self, row, step):
             pass

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model.config import Config
-from model.training import Selection, save_checkpoint, update
+from model.training import Selection, load_checkpoint, save_checkpoint, update
 
 
 class StatefulMethod:
@@ -118,14 +118,18 @@ def leaves(value):
     return [value]
 
 
-def test_a_checkpoint_holds_tensors_and_plain_json_only(tmp_path, make_config, selection):
+def test_a_checkpoint_holds_tensors_and_plain_json_only(tmp_path, make_config, tiny_phase, selection):
     config, path = make_config(method_option=("smoothing=2",)), tmp_path / "checkpoint.pt"
-    save_checkpoint(path, config, "abc", selection)
+    save_checkpoint(path, config, tiny_phase, selection)
     content = torch.load(path, weights_only=True)
     plain = (str, int, float, bool, type(None))
     assert all(isinstance(leaf, torch.Tensor) or type(leaf) in plain for leaf in leaves(content))
-    assert (content["epoch"], content["validation"], content["fingerprint"]) == (3, 0.25, "abc")
-    assert json.loads(content["config"]) == json.loads(json.dumps(config.as_json()))
+    assert (content["epoch"], content["validation"], content["fingerprint"]) == (
+        3,
+        0.25,
+        tiny_phase.split.fingerprint(),
+    )
+    assert load_checkpoint(path)[0] == load_checkpoint(tmp_path)[0] == config
     assert set(content["backbone"]) == {"weight", "bias"}
     module = nn.Linear(3, 1)
     module.load_state_dict(content["backbone"])
@@ -134,9 +138,9 @@ def test_a_checkpoint_holds_tensors_and_plain_json_only(tmp_path, make_config, s
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, make_config, selection, monkeypatch):
+def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, make_config, tiny_phase, selection, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, make_config(), "abc", selection)
+    save_checkpoint(path, make_config(), tiny_phase, selection)
     before = path.read_bytes()
 
     def interrupted(content, file):
@@ -145,7 +149,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, make_config
 
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(path, make_config(), "abc", selection)
+        save_checkpoint(path, make_config(), tiny_phase, selection)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
 

@@ -1,0 +1,117 @@
+"""Work with trained weights: judge a checkpoint anew, and recommend from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from data.protocols import Phase
+from model.config import Config
+from model.distributed import Processes
+from model.evaluation import Evaluator
+from model.report import lock_run_dir, recommendation_frame, reserve_run_dir, write_frame, write_json
+from model.run import Run, ask_tests, build, describe, origin_of, prepare, reported_groups, write_results
+from model.settings import Settings
+from model.tracking import Tracker
+from model.training import Progress, load_checkpoint
+
+EVERYBODY = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """Trained weights in place: the run to report by, its last phase, the evaluator and what the checkpoint says."""
+
+    run: Run
+    phase: Phase
+    evaluator: Evaluator
+    origin: dict
+
+
+def serve(settings: Settings, processes: Processes) -> Served:
+    """Load `--checkpoint` under the settings given now; other train data than it was trained on are a ValueError."""
+    mode, path = settings.request.mode, settings.request.checkpoint
+    if processes.world > 1:
+        raise ValueError(f"--mode={mode} runs in one process; start it without torchrun")
+    trained, content = load_checkpoint(path)
+    config = settings.over(trained)
+    # what the weights were trained to hide, and from whom, stays what it was; other attributes can be reported
+    run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute))
+    phase = run.protocol.phases[-1]
+    _check_train_data(path, config, content["train_fingerprint"], phase)
+    backbone, method = build(run)
+    backbone.load_state_dict(content["backbone"])
+    method.load_state_dict(content["method"])
+    run = dataclasses.replace(run, config=config, groups=reported_groups(run.data, config))
+    evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
+    origin = origin_of(trained, content["selected_by"], content["epoch"], content["validation"])
+    return Served(run, phase, evaluator, origin)
+
+
+def _check_train_data(path: Path, config: Config, trained_on: str, phase: Phase) -> None:
+    found = phase.split.train_fingerprint()
+    if found != trained_on:
+        raise ValueError(
+            f"{path} was trained on data of fingerprint {trained_on}; --protocol={config.protocol} on "
+            f"{config.dataset_dir} trains on {found}, so that it would judge items that the weights may know; pass the "
+            "data and the protocol of the run"
+        )
+
+
+def evaluate_checkpoint(settings: Settings, started: float, processes: Processes) -> None:
+    """`--mode=evaluate`: ask the test tasks of a checkpoint, and write what a run writes into a folder of its own."""
+    progress = Progress.of(None, started)
+    served = serve(settings, processes)
+    run, config = served.run, served.run.config
+    describe(run)
+    directory = reserve_run_dir(config.output_dir, config.run_name)
+    with lock_run_dir(directory):
+        write_json(directory / "config.json", config.as_json())
+        tracker = Tracker.of(config, directory)
+        progress.spend("read")
+        results, rankings, per_user = ask_tests(run, served.phase, served.evaluator.method, served.evaluator)
+        progress.results.update(results)
+        progress.spend("test")
+        images = write_results(run, directory, progress, served.origin, rankings, per_user)
+        tracker.finish(progress.results, images)
+
+
+def recommend(settings: Settings, started: float, processes: Processes) -> None:
+    """`--mode=recommend`: print or write the best items of `--users`, by the test task's rules on candidates."""
+    request = settings.request
+    served = serve(settings, processes)
+    run, data, k = served.run, served.run.data, served.run.config.eval_k[0]
+    users = _chosen(request.users, data.original_user_ids)
+    task, split = dataclasses.replace(served.phase.tests[0], candidates=None), served.phase.split
+    top = max(k, run.config.rerank_pool) if run.config.rerank_fair else k
+    ranking = served.evaluator.rank(task, split.test_histories, split, top, users=users, progress="rank")
+    if run.config.rerank_fair:
+        ranking, _ = served.evaluator.rerank(ranking, split)
+    frame = recommendation_frame(ranking, data.original_user_ids, data.original_item_ids, data.item_titles, k)
+    order = "re-ranked by exposure" if run.config.rerank_fair else "by score"
+    print(
+        f"{data.name}: best {k} items {order} of {len(users):,} users, those they have in train and validation left out"
+    )
+    if request.recommendations is None:
+        print(tabulate(frame, headers="keys", showindex=False, floatfmt=".4f"))
+    else:
+        write_frame(request.recommendations, frame)
+        print(f"{len(frame):,} rows in {request.recommendations}")
+
+
+def _chosen(names: tuple[str, ...], original_user_ids: np.ndarray) -> np.ndarray:
+    """Ids of the users that `--users` names by the data set's own ids, in that order."""
+    if names == (EVERYBODY,):
+        return np.arange(len(original_user_ids))
+    known = {str(original): user for user, original in enumerate(original_user_ids)}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        few = ", ".join(list(known)[:5])
+        what = f"{len(unknown)} unknown, such as {', '.join(unknown[:5])}" if unknown else "nobody"
+        raise ValueError(
+            f"--users: {what}; allowed are the data set's own ids, comma-separated (such as {few}), or {EVERYBODY}"
+        )
+    return np.array([known[name] for name in dict.fromkeys(names)])
