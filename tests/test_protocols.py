@@ -158,7 +158,7 @@ def test_no_asked_item_is_excluded_and_nothing_known_is_a_candidate(events, time
 @pytest.mark.parametrize(
     "changes, timed, words",
     [
-        ({}, True, ["last item by time", "full catalogue", "train and validation items", "ndcg@10"]),
+        ({}, True, ["last item by time", "full catalogue", "train and validation items"]),
         ({"eval_negatives": 40_000}, True, ["40,000 sampled items"]),
         ({"keep_valid_candidates": True}, True, ["minus the user's train items"]),
         ({}, False, ["random item"]),
