@@ -378,7 +378,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
         return {}
     selection = session.training.selection
     origin = origin_of(run.config, phases[-1].metric, selection.epoch, selection.value)
-    images = write_results(run, session.directory, progress, origin, rankings, per_user)
+    images = write_results(run, session.directory, progress, origin, rankings, per_user, session.evaluator)
     (session.directory / "state.pt").unlink(missing_ok=True)
     session.tracker.finish(progress.results, images)
     return progress.results

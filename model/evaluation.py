@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -185,14 +186,30 @@ class Evaluator:
         }
         return {name: self._rank(score, users, task, top, None) for name, score in scores.items()}
 
-    def rerank(self, ranking: Ranking, split: Split) -> tuple[Ranking, int]:
-        """Re-rank by exposure (design section 6) at the primary K; also count users whose floor is out of reach."""
-        config, popularity = self.config, split.item_groups["popularity"]
-        degree = split.degree if config.rerank_target == "train" else None
-        target = target_shares(popularity, degree)
+    def alone(self) -> Evaluator:
+        """The same in this process alone, whatever the others do."""
+        evaluator = copy.copy(self)
+        evaluator.processes = ALONE
+        return evaluator
+
+    def target(self, split: Split) -> np.ndarray:
+        """Exposure that each popularity group is due by `--rerank_target`: `[G]`."""
+        degree = split.degree if self.config.rerank_target == "train" else None
+        return target_shares(split.item_groups["popularity"], degree)
+
+    def rerank(
+        self, ranking: Ranking, split: Split, alpha: float | None = None, floor: float | None = None
+    ) -> tuple[Ranking, int]:
+        """Re-rank by exposure (design section 6) at the primary K; also count users whose floor is out of reach.
+
+        `alpha` and `floor` are those of the settings unless given.
+        """
+        config = self.config
+        alpha = config.rerank_alpha if alpha is None else alpha
+        floor = config.exposure_floor if floor is None else floor
         pool = min(config.rerank_pool, ranking.topk.shape[1])
         reranked, infeasible = rerank_ranking(
-            ranking, popularity, config.rerank_alpha, config.exposure_floor, config.eval_k[0], target, pool
+            ranking, split.item_groups["popularity"], alpha, floor, config.eval_k[0], self.target(split), pool
         )
         return reranked, int(infeasible.sum())
 

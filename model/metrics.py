@@ -25,19 +25,17 @@ def _accuracy(relevant: ItemLists, ranks: np.ndarray, k: int) -> dict[str, np.nd
     }
 
 
-def per_user_accuracy(ranking: Ranking, k: int) -> dict[str, np.ndarray]:
+def per_user_accuracy(ranking: Ranking, k: int, among: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Compute `hr`, `ndcg` and `mrr` at cut-off k of each user from ranks alone: name -> `[T]`, NaN if not asked.
 
     With one relevant item: hit, 1 / log2(rank + 1) and 1 / rank, each 0 where rank > k. With several: any hit,
-    DCG over the DCG of min(k, relevant items) hits at the top, and 1 / rank of the first.
+    DCG over the DCG of min(k, relevant items) hits at the top, and 1 / rank of the first. `among [I]` (bool) counts
+    only these items as relevant ones; users without any are not asked.
     """
-    return _accuracy(ranking.relevant, ranking.ranks, k)
-
-
-def _restricted(ranking: Ranking, chosen: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """Compute accuracy with only the `chosen [I]` items as relevant ones; the other users are not asked."""
     relevant = ranking.relevant
-    kept = chosen[relevant.item]
+    if among is None:
+        return _accuracy(relevant, ranking.ranks, k)
+    kept = among[relevant.item]
     indptr = np.concatenate([[0], np.cumsum(kept)])[relevant.indptr].astype(np.int64)
     return _accuracy(ItemLists(indptr, relevant.item[kept]), ranking.ranks[kept], k)
 
@@ -81,7 +79,7 @@ def evaluate(ranking: Ranking, split: Split, user_groups: Mapping[str, Group], k
     per_user: dict[str, np.ndarray] = {}
     for k in ks:
         overall = per_user_accuracy(ranking, k)
-        restricted = {label: _restricted(ranking, chosen, k) for label, chosen in buckets.items()}
+        restricted = {label: per_user_accuracy(ranking, k, chosen) for label, chosen in buckets.items()}
         for metric, values in overall.items():
             key = f"{metric}@{k}"
             per_user[key] = values

@@ -10,6 +10,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,23 @@ KEY = re.compile(r"(?P<base>[^@/]+)(@(?P<k>\d+))?(/(?P<tail>.+))?")
 Row = list[str]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of texts: the first `left` columns are aligned left, numbers right; `note` stands below it."""
+
+    caption: str
+    headers: Row
+    rows: list[Row]
+    left: int = 1
+    note: str = ""
+
+    def text(self) -> str:
+        """The table as the console shows it."""
+        alignment = ["left"] * self.left + ["right"] * (len(self.headers) - self.left)
+        body = tabulate(self.rows, self.headers, tablefmt="simple", disable_numparse=True, colalign=alignment)
+        return "\n".join(part for part in (self.caption, body, self.note) if part)
+
+
 def result_table(
     results: Mapping[str, float],
     header: Mapping[str, str],
@@ -56,13 +74,26 @@ def result_table(
     prefix: str = "test",
     references: Mapping[str, str] = REFERENCES,
 ) -> str:
-    """Lay out one evaluation's `results` (flat keys, fractions) as text that a reader takes in at a glance.
+    """Lay out the `header` lines and the `result_tables` as text that a reader takes in at a glance."""
+    tables = result_tables(results, groups, k, directions, prefix, references)
+    return "\n\n".join(block for block in (_header_lines(header), *(table.text() for table in tables)) if block)
 
-    `header` lines come first, then accuracy in percent (`groups`: attribute -> labels; the first attribute shares
-    the main table when it is small), then exposure and parity with an arrow from `directions` (base name -> lower,
-    higher, zero or one) for the better side; a metric that has neither a name here nor a direction is left out.
-    `references` gives each yardstick column its key prefix; a column without any value is left out. A dash is an
-    undefined value (NaN), a blank one that was not measured.
+
+def result_tables(
+    results: Mapping[str, float],
+    groups: Mapping[str, Sequence[str]],
+    k: int,
+    directions: Mapping[str, str],
+    prefix: str = "test",
+    references: Mapping[str, str] = REFERENCES,
+) -> list[Table]:
+    """Lay out one evaluation's `results` (flat keys, fractions) as tables.
+
+    Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute shares the main table when it
+    is small), then exposure and parity with an arrow from `directions` (base name -> lower, higher, zero or one) for
+    the better side; a metric that has neither a name here nor a direction is left out. `references` gives each
+    yardstick column its key prefix; a column without any value is left out. A dash is an undefined value (NaN), a
+    blank one that was not measured.
     """
     runs = {"": prefix}
     if any(name.startswith(f"{prefix}/reranked/") for name in results):
@@ -70,11 +101,11 @@ def result_table(
     yardsticks = {name: root for name, root in references.items() if any(key.startswith(f"{root}/") for key in results)}
     first = next(iter(groups), None)
     inline = first if first is not None and _fits_columns(groups[first]) else None
-    blocks = [_header_lines(header), _accuracy_table(results, runs, yardsticks, k, inline, groups)]
-    blocks += [_group_table(results, runs, k, name, groups[name]) for name in groups if name != inline]
+    tables = [_accuracy_table(results, runs, yardsticks, k, inline, groups)]
+    tables += [_group_table(results, runs, k, name, groups[name]) for name in groups if name != inline]
     columns = {"this run": prefix, **{name: root for name, root in runs.items() if name}, **yardsticks}
-    blocks.append(_exposure_table(results, columns, k, directions))
-    return "\n\n".join(block for block in blocks if block)
+    tables.append(_exposure_table(results, columns, k, directions))
+    return [table for table in tables if table.rows]
 
 
 def _fits_columns(labels: Sequence[str]) -> bool:
@@ -96,12 +127,7 @@ def _cell(results: Mapping[str, float], key: str, scale: float = 100, digits: in
     return UNDEFINED if value is None or math.isnan(value) else f"{scale * value:.{digits}f}"
 
 
-def _table(caption: str, headers: Row, rows: list[Row], left: int = 1) -> str:
-    alignment = ["left"] * left + ["right"] * (len(headers) - left)
-    return caption + "\n" + tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=alignment)
-
-
-def _accuracy_table(results, runs, yardsticks, k, attribute, groups) -> str:
+def _accuracy_table(results, runs, yardsticks, k, attribute, groups) -> Table:
     tails = {"overall": "", "head": "/head", "tail": "/tail"}
     if attribute is not None:
         tails |= {label: f"/{attribute}/{label}" for label in groups[attribute]}
@@ -116,10 +142,10 @@ def _accuracy_table(results, runs, yardsticks, k, attribute, groups) -> str:
             row += ["" if run else _cell(results, f"{other}/{base}@{k}") for other in yardsticks.values()]
             rows.append(row)
     of_whom = f"; groups and gap by {attribute}" if attribute is not None else ""
-    return _table(f"Accuracy, in percent{of_whom}", ["", *tails, *yardsticks], rows)
+    return Table(f"Accuracy, in percent{of_whom}", ["", *tails, *yardsticks], rows)
 
 
-def _group_table(results, runs, k, attribute, labels) -> str:
+def _group_table(results, runs, k, attribute, labels) -> Table:
     columns = [(base, run) for run in runs for base in ACCURACY]
     headers = [attribute] + [f"{ACCURACY[base]}@{k}{', ' if run else ''}{run}" for base, run in columns]
     tails = {**{label: f"{attribute}/{label}" for label in labels}, "gap": f"gap/{attribute}"}
@@ -127,10 +153,10 @@ def _group_table(results, runs, k, attribute, labels) -> str:
         [label] + [_cell(results, f"{runs[run]}/{base}@{k}/{tail}") for base, run in columns]
         for label, tail in tails.items()
     ]
-    return _table(f"Accuracy by {attribute}, in percent", headers, rows)
+    return Table(f"Accuracy by {attribute}, in percent", headers, rows)
 
 
-def _exposure_table(results, columns, k, directions) -> str:
+def _exposure_table(results, columns, k, directions) -> Table:
     # Any other name under the prefix is a phase, a task or a control with a table of its own.
     known = (set(directions) | set(EXPOSURE_AND_PARITY)) - set(ACCURACY)
     found = {}
@@ -146,11 +172,9 @@ def _exposure_table(results, columns, k, directions) -> str:
         digits = 1 if base == "arp" else 4
         cells = [_cell(results, f"{root}/{tail}", 1, digits) for root in columns.values()]
         rows.append([name, ARROWS.get(directions.get(base), ""), *cells])
-    if not rows:
-        return ""
     caption = f"Exposure and parity of the top {k}, as fractions unless a unit is given"
     legend = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED} undefined."
-    return f"{_table(caption, ['', 'better', *columns], rows, left=2)}\n{legend}"
+    return Table(caption, ["", "better", *columns], rows, left=2, note=legend)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -24,16 +25,25 @@ from data.datareader import READERS
 from data.options import ReadOptions, SyntheticOptions
 from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
 from data.structs import Group, InteractionData, ItemLists, Ranking
-from fairness_utils import DIRECTIONS, exposure, position_weights
+from fairness_utils import DIRECTIONS
 from model import BACKBONES, METHODS, preset
 from model.config import Config, stream_seeds, torch_generator
 from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
 from model.methods.base import Environment, Method
 from model.metrics import evaluate
-from model.plots import exposure_lorenz, training_curves
+from model.pages import run_sections, write_page
+from model.pictures import draw_run
 from model.probe import held_out_users
-from model.report import recommendation_frame, result_table, write_frame, write_json, write_per_user
+from model.report import (
+    Table,
+    recommendation_frame,
+    result_table,
+    result_tables,
+    write_frame,
+    write_json,
+    write_per_user,
+)
 from model.training import Progress, update
 
 
@@ -55,6 +65,27 @@ class Run:
     def fingerprint(self) -> str:
         """What the data of all phases hash to."""
         return " ".join(phase.split.fingerprint() for phase in self.protocol.phases)
+
+    def data_lines(self) -> list[str]:
+        """What was read, who is in which group, and what is asked: one finding a line."""
+        data = self.data
+        lines = [f"{data.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.user_id):,} interactions"]
+        lines += [f"  {line}" for line in data.report.lines()]
+        for group in self.groups.values():
+            counts = zip(group.labels, group.counts(), strict=True)
+            members = ", ".join(f"{label} {count:,}" for label, count in counts)
+            lines.append(f"  {group.name}: {members}, unknown {(group.codes < 0).sum():,}")
+        lines.append(f"protocol: {self.protocol.description}")
+        for phase in self.protocol.phases:
+            split = phase.split
+            in_tail = split.item_groups["popularity"].codes == 1
+            lines.append(
+                f"  {phase.name}: {len(split.train.item):,} train, {len(split.valid.item):,} validation, "
+                f"{len(split.test.item):,} test; tail = {in_tail.sum():,} of {split.num_items:,} items "
+                f"({100 * split.degree[in_tail].sum() / split.degree.sum():.1f} % of train); fingerprint "
+                f"{split.fingerprint()}"
+            )
+        return lines
 
 
 def _device(name: str) -> torch.device:
@@ -118,24 +149,8 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
 
 def describe(run: Run) -> None:
     """Print what was read, who is in which group, and the settings that presets filled in."""
-    config, data = run.config, run.data
-    print(f"{data.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.user_id):,} interactions")
-    for line in data.report.lines():
-        print(f"  {line}")
-    for group in run.groups.values():
-        counts = zip(group.labels, group.counts(), strict=True)
-        members = ", ".join(f"{label} {count:,}" for label, count in counts)
-        print(f"  {group.name}: {members}, unknown {(group.codes < 0).sum():,}")
-    print(f"protocol: {run.protocol.description}")
-    for phase in run.protocol.phases:
-        split = phase.split
-        tail = split.item_groups["popularity"].counts()[1]
-        print(
-            f"  {phase.name}: {len(split.train.item):,} train, {len(split.valid.item):,} validation, "
-            f"{len(split.test.item):,} test; tail = {tail:,} of {split.num_items:,} items "
-            f"({100 * split.degree[split.item_groups['popularity'].codes == 1].sum() / split.degree.sum():.1f} % of "
-            f"train); fingerprint {split.fingerprint()}"
-        )
+    config = run.config
+    print("\n".join(run.data_lines()))
     names = [*sorted(preset(config.dataset, config.recipe)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
     print("settings: " + ", ".join(f"{name}={_shown(getattr(config, name))}" for name in names))
 
@@ -254,32 +269,37 @@ def write_results(
     origin: Mapping[str, Any],
     rankings: Mapping[str, Ranking],
     per_user: Mapping[str, np.ndarray],
+    evaluator: Evaluator | None = None,
+    command: str | None = None,
 ) -> dict[str, Path]:
-    """Write every result file and print the table of `progress.results`; give the plots by name.
+    """Write every result file and print the table of `progress.results`; give pictures and report by name.
 
-    `origin` says what was judged (`origin_of`; epoch is None where this program trained nothing).
-    `result.json` comes last: a folder that holds it is a finished run's.
+    `origin` says what was judged (`origin_of`; epoch is None where this program trained nothing), `evaluator` holds the
+    selected weights, where there are any, `command` is what the report says was called (default: this program's
+    arguments). `result.json` comes last: a folder that holds it is a finished run's.
     """
-    config, data = run.config, run.data
+    config, data, commit = run.config, run.data, _commit()
     ranking = rankings["test/reranked" if config.rerank_fair else "test"]
     k = config.eval_k[0]
     originals = data.original_user_ids, data.original_item_ids
     write_per_user(directory / "per_user.parquet", ranking.users, originals[0], per_user, run.groups)
     lists = recommendation_frame(ranking, *originals, data.item_titles, k)
     write_frame(directory / "recommendations.parquet", lists)
-    weights = position_weights(k)
-    names = {"reference/popular": "most popular", "test": "this run", "test/reranked": "re-ranked"}
-    exposures = {
-        shown: exposure(rankings[name].topk[:, :k], data.num_items, weights)
-        for name, shown in names.items()
-        if name in rankings
-    }
-    metric = run.protocol.phases[-1].metric
-    images = {"exposure": directory / "exposure.png"}
-    exposure_lorenz(exposures, directory / "exposure")
-    if progress.rows:
-        training_curves(progress.rows, directory / "training", metric=f"valid/{metric}", selected_epoch=origin["epoch"])
-        images["training"] = directory / "training.png"
+    pictures = draw_run(run, directory, progress, origin, rankings, per_user, evaluator)
+    header = _header(run, directory, len(progress.rows), origin)
+    write_page(
+        directory / "report.html",
+        f"{config.run_name}: {origin['method']} on {data.name}",
+        _command() if command is None else command,
+        run_sections(
+            run,
+            header | {"commit": commit or "unknown"},
+            tables_of(run, progress.results),
+            list(pictures.values()),
+            progress.rows,
+            trained=origin["epoch"] is not None,
+        ),
+    )
     progress.spend("write")
     _write_cost(run, directory, progress)
     write_json(
@@ -289,15 +309,24 @@ def write_results(
             "protocol": run.protocol.name,
             "description": run.protocol.description,
             "fingerprint": run.protocol.phases[-1].split.fingerprint(),
-            "commit": _commit(),
+            "commit": commit,
             **origin,
             "metrics": progress.results,
         },
     )
     labels = {name: group.labels for name, group in run.groups.items()}
-    header = _header(run, directory, len(progress.rows), origin)
     print("\n" + result_table(progress.results, header, labels, k, DIRECTIONS), flush=True)
-    return images
+    return {name: picture.paths[0] for name, picture in pictures.items()} | {"report": directory / "report.html"}
+
+
+def tables_of(run: Run, results: Mapping[str, float]) -> list[Table]:
+    """The tables of a run's `results` at its first K."""
+    labels = {name: group.labels for name, group in run.groups.items()}
+    return result_tables(results, labels, run.config.eval_k[0], DIRECTIONS)
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
@@ -309,7 +338,7 @@ def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "finished": datetime.now().isoformat(timespec="seconds"),
             "directory": str(directory),
-            "command": " ".join(sys.argv),
+            "command": shlex.join(sys.argv),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "device": str(run.device),

@@ -75,7 +75,7 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
         results, rankings, per_user = ask_tests(run, served.phase, served.evaluator.method, served.evaluator)
         progress.results.update(results)
         progress.spend("test")
-        images = write_results(run, directory, progress, served.origin, rankings, per_user)
+        images = write_results(run, directory, progress, served.origin, rankings, per_user, served.evaluator)
         tracker.finish(progress.results, images)
 
 
