@@ -37,7 +37,18 @@ from model.layers import SCORERS
 from model.losses import LOSSES
 from model.metrics import evaluate
 from model.report import append_jsonl, lock_run_dir, reserve_run_dir, write_json, write_jsonl
-from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, origin_of, prepare, write_results
+from model.run import (
+    Run,
+    ask_tests,
+    batch_sampler,
+    build,
+    describe,
+    estimate,
+    origin_of,
+    prepare,
+    tables_of,
+    write_results,
+)
 from model.serving import evaluate_checkpoint, recommend
 from model.settings import MODE_SETTINGS, Settings, saving_interval
 from model.synthesis import SYNTHESIZERS
@@ -380,7 +391,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     origin = origin_of(run.config, phases[-1].metric, selection.epoch, selection.value)
     images = write_results(run, session.directory, progress, origin, rankings, per_user, session.evaluator)
     (session.directory / "state.pt").unlink(missing_ok=True)
-    session.tracker.finish(progress.results, images)
+    session.tracker.finish(progress.results, images, tables_of(run, progress.results))
     return progress.results
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against fairness: many runs in one picture, and who is beaten on both."""
+"""Accuracy against fairness: many runs in one picture, and which of them others dominate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def accuracy_against_fairness(
     """Draw each run of `points` (label -> metric, without a prefix such as test/ -> fraction), a panel per metric.
 
     Panels are those of `fairness`, by default all of `fairness_metrics`. A step line is the Pareto front; a run that
-    another beats on both is hollow. Numbers beside the points are those of the legend. ValueError without any panel.
+    another dominates is hollow. Numbers beside the points are those of the legend. ValueError without any panel.
     """
     metrics = fairness_metrics(points, accuracy) if fairness is None else list(fairness)
     if not metrics:
@@ -67,7 +67,7 @@ def accuracy_against_fairness(
         Line2D([], [], color="black", marker="o", linestyle="--", linewidth=1),
         Line2D([], [], color="black", marker="o", linestyle="", markerfacecolor="white"),
     ]
-    names = [*points, "Pareto front", "beaten on both"]
+    names = [*points, "Pareto front", "dominated"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
     # numbers go where there is room, which only the finished layout tells
     figure.get_layout_engine().execute(figure)
@@ -97,7 +97,7 @@ def base_name(metric: str) -> str:
 
 
 def pareto_front(accuracy: np.ndarray, badness: np.ndarray) -> np.ndarray:
-    """Tell which points `[N]` no other beats, being as good in both and better in one; one with a NaN is not among them.
+    """Tell which points `[N]` no other dominates, as good in both and better in one; one with a NaN is not of them.
 
     `accuracy` is better when higher, `badness` when lower.
     """
@@ -162,5 +162,6 @@ def _number(panel: Axes, values: np.ndarray, heights: np.ndarray) -> None:
         panel.annotate(
             str(number + 1), (values[number], heights[number]), xytext=OFFSETS[best], textcoords="offset points",
             ha="center", va="center", fontsize="small", zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 3} if far else None,
         )  # fmt: skip

@@ -13,7 +13,17 @@ from model.config import Config
 from model.distributed import Processes
 from model.evaluation import Evaluator
 from model.report import lock_run_dir, recommendation_frame, reserve_run_dir, write_frame, write_json
-from model.run import Run, ask_tests, build, describe, origin_of, prepare, reported_groups, write_results
+from model.run import (
+    Run,
+    ask_tests,
+    build,
+    describe,
+    origin_of,
+    prepare,
+    reported_groups,
+    tables_of,
+    write_results,
+)
 from model.settings import Settings
 from model.tracking import Tracker
 from model.training import Progress, load_checkpoint
@@ -76,7 +86,7 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
         progress.results.update(results)
         progress.spend("test")
         images = write_results(run, directory, progress, served.origin, rankings, per_user, served.evaluator)
-        tracker.finish(progress.results, images)
+        tracker.finish(progress.results, images, tables_of(run, progress.results))
 
 
 def recommend(settings: Settings, started: float, processes: Processes) -> None:

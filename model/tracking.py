@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 
 from absl import logging
 
 from model.config import Config
+from model.report import Table
 
 MODES = ("disabled", "offline", "online")
 INIT_TIMEOUT_SECONDS = 20
@@ -32,8 +33,9 @@ class Tracker:
         directory: Path | str,
         group: str | None = None,
         run_id: str | None = None,
+        job_type: str | None = None,
     ):
-        """Start a run of `project`, or go on with its run `run_id`."""
+        """Start a run of `project`, or go on with its run `run_id`; W&B sorts runs by `group` and `job_type`."""
         if mode not in MODES:
             raise ValueError(f"--wandb_mode is {mode!r}; allowed: {', '.join(MODES)}")
         self._run = None
@@ -44,16 +46,18 @@ class Tracker:
                 "config": dict(config),
                 "dir": str(directory),
                 "group": group,
+                "job_type": job_type,
             }
             settings |= {"id": run_id, "resume": "allow"} if run_id else {}
             self._attempt("start", lambda: self._start(mode, settings))
 
     @classmethod
     def of(cls, config: Config, directory: Path, run_id: str | None = None, active: bool = True) -> Tracker:
-        """The tracker of a run under `config`; one that does nothing where not `active`."""
+        """The tracker of a run under `config`, by method and seed; one that does nothing where not `active`."""
         mode = config.wandb_mode if active else "disabled"
         group = f"{config.dataset}-{config.method}-{config.synthesis_type}"
-        return cls(mode, config.wandb_project, config.run_name, config.as_json(), directory, group, run_id)
+        seed = f"seed {config.seed}"
+        return cls(mode, config.wandb_project, config.run_name, config.as_json(), directory, group, run_id, seed)
 
     @property
     def active(self) -> bool:
@@ -71,11 +75,18 @@ class Tracker:
             self._attempt("log", lambda: self._run.log(_numbers(row), step=step))
 
     def finish(
-        self, summary: Mapping[str, float] | None = None, images: Mapping[str, Path] | None = None, exit_code: int = 0
+        self,
+        summary: Mapping[str, float] | None = None,
+        images: Mapping[str, Path] | None = None,
+        tables: Sequence[Table] = (),
+        exit_code: int = 0,
     ) -> None:
-        """Write the final numbers and pictures, and close the run; a second call does nothing."""
+        """Write the final numbers, pictures and pages (`images`: name -> file) and tables, and close the run.
+
+        A second call does nothing.
+        """
         if self.active:
-            self._attempt("finish", lambda: self._finish(summary or {}, images or {}, exit_code))
+            self._attempt("finish", lambda: self._finish(summary or {}, images or {}, tables, exit_code))
             self._run = None
 
     def _attempt(self, action: str, call: Callable[[], None]) -> None:
@@ -105,11 +116,21 @@ class Tracker:
         )
         logging.info("W&B run: %s", self._run.url if mode == "online" else self._run.dir)
 
-    def _finish(self, summary: Mapping[str, float], images: Mapping[str, Path], exit_code: int) -> None:
+    def _finish(
+        self, summary: Mapping[str, float], images: Mapping[str, Path], tables: Sequence[Table], exit_code: int
+    ) -> None:
         import wandb
 
-        if images:
-            self._run.log({name: wandb.Image(str(path)) for name, path in images.items()})
+        def shown(path: Path):
+            return wandb.Html(str(path), inject=False) if path.suffix == ".html" else wandb.Image(str(path))
+
+        media = {name: shown(Path(path)) for name, path in images.items()}
+        for table in tables:
+            # a column needs a name there, and a short key reads better
+            headers = [header or "metric" for header in table.headers]
+            media[table.caption.partition(",")[0]] = wandb.Table(columns=headers, data=table.rows)
+        if media:
+            self._run.log(media)
         self._run.summary.update(_numbers(summary))
         self._run.finish(exit_code=exit_code)
 

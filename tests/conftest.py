@@ -9,10 +9,18 @@ import torch
 from data.options import ReadOptions, SyntheticOptions
 from data.protocols import ProtocolOptions, leave_one_out
 from data.synthetic import read_synthetic
-from model import preset
+from model import preset, run
 from model.config import Config
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Leave a run's pictures out, which take longer than a tiny run itself, but for tests marked `pictures`."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(run, "draw_run", lambda *arguments: {})
+
 
 TINY = SyntheticOptions(num_users=60, num_items=40, num_interactions=900)
 SETTINGS = preset("synthetic") | {

@@ -116,9 +116,10 @@ def test_a_run_leaves_every_file_and_the_checkpoint_is_plain(tmp_path):
     result = run_main(tmp_path, enable_fairness=True, fairness_sampling=True, rerank_fair=True)
     folder = tmp_path / "run"
     names = {path.name for path in folder.iterdir()}
+    # tests/test_pictures.py looks at the pictures
     assert names == {
-        "checkpoint.pt", "config.json", "cost.json", "exposure.png", "exposure.svg", "metrics.jsonl",
-        "per_user.parquet", "recommendations.parquet", "result.json", "training.png", "training.svg",
+        "checkpoint.pt", "config.json", "cost.json", "metrics.jsonl", "per_user.parquet", "recommendations.parquet",
+        "report.html", "result.json",
     }  # fmt: skip
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["epoch"] == result["epoch"]
