@@ -113,6 +113,18 @@ def test_every_layout_fits_and_shows_every_number(names, reranked):
     assert len([line for line in text.splitlines() if line.startswith("Equal opportunity, rates")]) == len(names)
 
 
+def test_tables_hold_the_rows_of_the_console():
+    results = with_yardsticks({"gender": ("F", "M"), "age": GROUPS["age"]}, reranked=True)
+    groups = {"gender": ("F", "M"), "age": GROUPS["age"]}
+    tables = report.result_tables(results, groups, 10, DIRECTIONS)
+    assert [table.caption.partition(",")[0] for table in tables] == [
+        "Accuracy", "Accuracy by age", "Exposure and parity of the top 10",
+    ]  # fmt: skip
+    assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
+    text = result_table(results, HEADER, groups, 10, DIRECTIONS)
+    assert all(table.text() in text for table in tables) and tables[-1].note in text
+
+
 def test_other_cutoffs_phases_and_missing_values_stay_out():
     results = made_up("test", {}) | made_up("test", {}, k=20) | {"test/epoch_2/ndcg@10": 0.5, "test/novelty@10": 0.25}
     text = result_table(results, {}, {}, 10, DIRECTIONS)

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from absl import logging
 
+from model.pages import write_page
+from model.plots import training_curves
+from model.report import Table
 from model.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
@@ -115,25 +118,57 @@ def test_unknown_mode_is_an_error(tmp_path):
         Tracker("on", "project", "name", {}, tmp_path)
 
 
+def test_a_run_is_filed_under_its_method_and_seed(monkeypatch, make_config, tmp_path):
+    import wandb
+
+    given = {}
+    monkeypatch.setattr(wandb, "init", lambda **settings: given.update(settings) or FakeRun())
+    Tracker.of(make_config(seed=3, wandb_mode="offline"), tmp_path)
+    assert given["group"] == "synthetic-fabuhs-mean" and given["job_type"] == "seed 3"
+    assert given["config"]["seed"] == 3
+
+
+def test_pictures_report_and_tables_are_logged_once_at_the_end(monkeypatch, warnings_given, tmp_path):
+    import wandb
+
+    made = []
+    for kind in ("Image", "Html", "Table"):
+        monkeypatch.setattr(wandb, kind, lambda *values, kind=kind, **named: made.append((kind, values, named)) or kind)
+    run = FakeRun()
+    tables = [Table("Accuracy, in percent", ["", "overall"], [["HR@10", "1.25"]]), Table("Other", ["a"], [["b"]])]
+    images = {"exposure": tmp_path / "exposure.png", "report": tmp_path / "report.html"}
+    make_tracker(monkeypatch, run).finish({"test/ndcg@10": 0.1}, images, tables)
+    assert run.rows == [({"exposure": "Image", "report": "Html", "Accuracy": "Table", "Other": "Table"}, None)]
+    assert made == [
+        ("Image", (str(tmp_path / "exposure.png"),), {}),
+        ("Html", (str(tmp_path / "report.html"),), {"inject": False}),
+        ("Table", (), {"columns": ["metric", "overall"], "data": [["HR@10", "1.25"]]}),
+        ("Table", (), {"columns": ["a"], "data": [["b"]]}),
+    ]
+    assert run.exit_code == 0 and not warnings_given
+
+
 def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
     # A process of its own shows that wandb's background service neither hangs the exit nor outlives it.
     script = (
+        "from model.report import Table\n"
         "from model.tracking import Tracker\n"
         "import sys\n"
         "tracker = Tracker('offline', 'fabuhs', 'name', {'lr': 0.1}, sys.argv[1], group='g')\n"
         "assert tracker.active\n"
         "tracker.log({'loss': 0.5, 'undefined': float('nan')}, 0)\n"
-        "tracker.finish({'test/ndcg@10': 0.05}, {'curve': sys.argv[2]})\n"
+        "table = Table('Accuracy, in percent', ['', 'overall'], [['HR@10', '1.25']])\n"
+        "tracker.finish({'test/ndcg@10': 0.05}, {'curve': sys.argv[2], 'report': sys.argv[3]}, [table])\n"
     )
-    picture = tmp_path / "curve.png"
-    from model.plots import training_curves
+    picture, page = tmp_path / "curve.png", tmp_path / "report.html"
+    write_page(page, "Title", "main.py", [])
 
     training_curves([{"epoch": 1, "train/loss": 1.0, "valid/ndcg@10": 0.1}], picture.with_suffix(""))
     private = {
         name: str(tmp_path / "home") for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
     }
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), str(picture)],
+        [sys.executable, "-c", script, str(tmp_path), str(picture), str(page)],
         cwd=ROOT,
         env={**os.environ, **private},
         stdin=subprocess.DEVNULL,
@@ -146,3 +181,5 @@ def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert next(folder.glob("run-*.wandb")).stat().st_size > 500
     assert list(folder.glob("files/media/images/curve*.png"))
+    assert list(folder.glob("files/media/html/report*.html"))
+    assert list(folder.glob("files/media/table/Accuracy*.table.json"))
