@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pandas as pd
 
-from fairness_utils import DIRECTIONS
-from model.report import EXPOSURE_AND_PARITY, UNDEFINED, Table, atomic_path
+from model.report import UNDEFINED, Table, atomic_path
 from model.settings import MODE_SETTINGS
 
 if TYPE_CHECKING:
@@ -108,11 +107,11 @@ def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:
     frame = pd.DataFrame(
         [{key: float("nan") if value is None else value for key, value in row.items()} for row in rows]
     )
-    accuracy = [f"valid/{base}@{k}{tail}" for base in ("hr", "ndcg") for tail in ("", "/head", "/tail")]
-    fairness = [f"valid/{base}@{k}" for base in EXPOSURE_AND_PARITY if base in DIRECTIONS]
+    names = ["hr@{k}", "ndcg@{k}", "ndcg@{k}/head", "ndcg@{k}/tail", "gini@{k}", "coverage@{k}", "aplt@{k}"]
+    validation = [f"valid/{name.format(k=k)}" for name in names]
     lead = ["epoch"] if frame["epoch"].is_unique else ["phase", "stage", "epoch"]
     training = [name for name in frame.columns if name.startswith("train/")]
-    return frame[[name for name in (*lead, *training, *accuracy, *fairness) if name in frame.columns]]
+    return frame[[name for name in (*lead, *training, *validation) if name in frame.columns]]
 
 
 def _setting(value: Any) -> str:

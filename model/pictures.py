@@ -57,7 +57,7 @@ TEXTS = {
     "exposure_by_popularity": (
         "Exposure by popularity",
         "A bar above the dashed line gives that part of the catalogue more exposure in the top {k} than its number of "
-        "items is due, a bar above the orange mark more than its train interactions are.",
+        "items is due, a bar above the wide mark more than its train interactions are.",
     ),
     "accuracy_by_group": (
         "Accuracy by user group",
