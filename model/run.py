@@ -116,8 +116,8 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
     return Run(config, data, protocol, groups, held_out, seeds, device, processes)
 
 
-def describe(run: Run) -> None:
-    """Print what was read, who is in which group, and the settings that presets filled in."""
+def describe(run: Run, trains: bool = True) -> None:
+    """Print what was read, who is in which group and, of a run that `trains`, the settings that presets filled in."""
     config, data = run.config, run.data
     print(f"{data.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.user_id):,} interactions")
     for line in data.report.lines():
@@ -136,6 +136,8 @@ def describe(run: Run) -> None:
             f"({100 * split.degree[split.item_groups['popularity'].codes == 1].sum() / split.degree.sum():.1f} % of "
             f"train); fingerprint {split.fingerprint()}"
         )
+    if not trains:
+        return
     names = [*sorted(preset(config.dataset, config.recipe)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
     print("settings: " + ", ".join(f"{name}={_shown(getattr(config, name))}" for name in names))
 
