@@ -6,6 +6,7 @@ Rows are counted from 1, a header left out. Ids are compared as text, so that le
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,18 +119,20 @@ def _read_csv(path: Path) -> pa.Table:
 
 def _read_trec(path: Path) -> pa.Table:
     width = len(TREC_FIELDS)
-    # one column more than there should be shows rows that are too long
-    frame = pd.read_csv(
-        path,
-        sep=r"\s+",
-        header=None,
-        names=range(width + 1),
-        index_col=False,
-        dtype={0: "category", 2: "category", **dict.fromkeys((1, 3, 4, 5, 6), str)},
-        na_filter=False,
-        quoting=csv.QUOTE_NONE,
-        encoding="utf-8-sig",
-    )
+    with warnings.catch_warnings():
+        # one column more than there should be shows rows that are too long, so what lies behind it may be dropped
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        frame = pd.read_csv(
+            path,
+            sep=r"\s+",
+            header=None,
+            names=range(width + 1),
+            index_col=False,
+            dtype={0: "category", 2: "category", **dict.fromkeys((1, 3, 4, 5, 6), str)},
+            na_filter=False,
+            quoting=csv.QUOTE_NONE,
+            encoding="utf-8-sig",
+        )
     wrong = (frame[width - 1] == "") | (frame[width] != "")
     remedy = f"each row is: {' '.join(TREC_FIELDS)}"
     _refuse(path, np.flatnonzero(wrong), f"more or less than {width} fields", lambda row: frame[0][row], remedy)

@@ -19,6 +19,7 @@ from model.run import Run
 from model.settings import READING
 
 SPLIT_FILE = "split.json"
+SETS = ("train.csv", "valid.csv", "test.csv")
 # what makes a split and its groups, beside where the data lie
 SPLIT_SETTINGS = READING - {"dataset_dir", "cache_dir"} | {"protocol", "warm_threshold", "eval_k", "user_attribute"}
 
@@ -81,7 +82,7 @@ def _keys(lists: ItemLists, num_items: int) -> np.ndarray:
 def _sets(phase: Phase) -> dict[str, ItemLists]:
     """Train, validation and test items by file name, and what test tasks ask or bar beside them."""
     split, num_items = phase.split, phase.split.num_items
-    sets: dict[str, ItemLists] = {"train.csv": split.train, "valid.csv": split.valid, "test.csv": split.test}
+    sets: dict[str, ItemLists] = dict(zip(SETS, (split.train, split.valid, split.test), strict=True))
     for task in phase.tests:
         if not np.array_equal(*(np.sort(_keys(lists, num_items)) for lists in (task.relevant, split.test))):
             sets[f"test_{task.name}.csv"] = task.relevant
@@ -94,7 +95,8 @@ def _sets(phase: Phase) -> dict[str, ItemLists]:
 def _barred(sets: Mapping[str, ItemLists], task: Task, num_items: int) -> list[str]:
     """The files of whose items none may be recommended in `task`."""
     barred = _keys(task.excluded, num_items)
-    return [name for name, lists in sets.items() if len(lists.item) and np.isin(_keys(lists, num_items), barred).all()]
+    own = {name: sets[name] for name in (*SETS, f"barred_{task.name}.csv") if name in sets}
+    return [name for name, lists in own.items() if len(lists.item) and np.isin(_keys(lists, num_items), barred).all()]
 
 
 def _interactions(data: InteractionData, phase: Phase) -> dict[str, pd.DataFrame]:
