@@ -98,7 +98,8 @@ def test_ids_of_books_keep_their_zeros_and_unknown_attributes_are_empty(tiny_dat
 def test_a_movielens_file_set_round_trips(tiny_data, tmp_path):
     write_movielens(tiny_data, tmp_path)
     values = {"dataset": "ml", "dataset_dir": str(tmp_path), "title_encoder": "hash", "warm_threshold": 0.2}
-    values |= {"cache_dir": str(tmp_path / "cache"), "dry_run": True, "eval_k": ["5"], "user_hidden": ["8"]}
+    values |= {"cache_dir": str(tmp_path / "cache"), "dry_run": True, "eval_k": ["5"], "batch_size": 64}
+    values |= {"user_hidden": ["8"], "item_hidden": ["8"], "num_negatives": 2}
     with flagsaver.flagsaver(export_split=str(tmp_path / "split"), **values):
         main.main(["main.py"])
         run = prepare(main.config_from_flags())
