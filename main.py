@@ -33,6 +33,7 @@ from model import BACKBONES, METHODS, RECIPES
 from model.config import Config, Request, torch_generator
 from model.distributed import ALONE, Processes, joined
 from model.evaluation import Evaluator
+from model.export import export_split
 from model.layers import SCORERS
 from model.losses import LOSSES
 from model.metrics import evaluate
@@ -49,6 +50,7 @@ from model.run import (
     tables_of,
     write_results,
 )
+from model.scoring import score_rankings
 from model.serving import evaluate_checkpoint, recommend
 from model.settings import MODE_SETTINGS, Settings, saving_interval
 from model.synthesis import SYNTHESIZERS
@@ -165,7 +167,7 @@ flags.DEFINE_bool("resume", False, "Continue the run in the folder named by --ou
 flags.DEFINE_string("checkpoint_every", "1", "Epochs between saved states, or minutes with min behind (10min); a run that SIGINT or SIGTERM ends saves one too.")
 flags.DEFINE_enum("wandb_mode", "disabled", ["disabled", "offline", "online"], "Weights & Biases tracking.")
 flags.DEFINE_string("wandb_project", "fabuhs", "Weights & Biases project.")
-flags.DEFINE_bool("dry_run", False, "Print phases, sizes, parameters and a time estimate; train and write nothing.")
+flags.DEFINE_bool("dry_run", False, "Print phases, sizes, parameters and a time estimate; train nothing, and write nothing but --export_split.")
 # fmt: on
 
 FLAGS = flags.FLAGS
@@ -328,11 +330,16 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
 
 def train(settings: Settings, started: float, processes: Processes) -> None:
     """`--mode=train`: one run, or one of each of `--seeds`."""
-    execute(processes.from_first(settings.config()), started, processes)
+    execute(processes.from_first(settings.config()), started, processes, settings.request.export_split)
 
 
-def execute(config: Config, started: float, processes: Processes = ALONE) -> dict[str, float]:
-    """Do a whole run: train, select on validation, test once, write and print; gives the metrics by key."""
+def execute(
+    config: Config, started: float, processes: Processes = ALONE, export: Path | None = None
+) -> dict[str, float]:
+    """Do a whole run: train, select on validation, test once, write and print; gives the metrics by key.
+
+    With `export` a dry run writes the split there before it builds and times the model.
+    """
     directory = config.output_dir / config.run_name
     if processes.from_first(config.resume and (directory / "result.json").exists()):
         print(f"{directory} holds a finished run (result.json): nothing is left to do")
@@ -340,6 +347,8 @@ def execute(config: Config, started: float, processes: Processes = ALONE) -> dic
     with processes.first_ahead():
         run = prepare(config, processes)
     describe(run)
+    if export is not None and processes.first:
+        export_split(run, export)
     backbone, method = build(run)
     evaluator = Evaluator(backbone, method, config, run.seeds, run.device, processes)
     if config.dry_run:
@@ -399,6 +408,7 @@ MODES: dict[str, Callable[[Settings, float, Processes], object]] = {
     "train": train,
     "evaluate": evaluate_checkpoint,
     "recommend": recommend,
+    "score": score_rankings,
 }
 
 

@@ -290,6 +290,17 @@ def write_frame(path: Path | str, frame: pd.DataFrame) -> None:
             frame.to_parquet(temporary, engine="pyarrow", index=False)
 
 
+def make_folder(directory: Path, remedy: str) -> None:
+    """Create a folder where there is none; a place that cannot be written is a ValueError that ends in `remedy`."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {directory} ({error.strerror}); {remedy}") from error
+
+
 def reserve_run_dir(output_dir: Path | str, run_name: str, resume: bool = False) -> Path:
     """Create `output_dir`/`run_name` for a new run; with `resume` the folder of an unfinished run will do.
 
@@ -300,13 +311,7 @@ def reserve_run_dir(output_dir: Path | str, run_name: str, resume: bool = False)
         raise ValueError(f"--run_name is {run_name!r}; it must be a plain folder name, without a slash")
     directory = Path(output_dir) / run_name
     remedy = "pass another --run_name or --output_dir"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write to {directory} ({error.strerror}); {remedy}") from error
+    make_folder(directory, remedy)
     for name in ("result.json",) if resume else ("result.json", "config.json"):
         if (directory / name).exists():
             raise ValueError(

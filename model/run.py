@@ -147,10 +147,12 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
     return Run(config, data, protocol, groups, held_out, seeds, device, processes)
 
 
-def describe(run: Run) -> None:
-    """Print what was read, who is in which group, and the settings that presets filled in."""
+def describe(run: Run, trains: bool = True) -> None:
+    """Print what was read, who is in which group and, of a run that `trains`, the settings that presets filled in."""
     config = run.config
     print("\n".join(run.data_lines()))
+    if not trains:
+        return
     names = [*sorted(preset(config.dataset, config.recipe)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
     print("settings: " + ", ".join(f"{name}={_shown(getattr(config, name))}" for name in names))
 

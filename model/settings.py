@@ -152,7 +152,7 @@ class Settings:
             raise ValueError(f"--{name}={values[name]} has no effect with --mode={mode}; leave it out")
         for name, (needed, allowed) in REQUIRES.items():
             # a checkpoint's own settings count too; `over` knows them
-            judged = needed not in SETTINGS or (needed in read and not values["checkpoint"])
+            judged = name not in SETTINGS or (needed in read and not values["checkpoint"])
             if judged:
                 self._require(name, values[needed], needed, allowed)
         if mode in NEEDS and not values[NEEDS[mode]]:

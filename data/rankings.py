@@ -1,0 +1,185 @@
+"""Rankings of another program: a parquet, CSV or TREC run file -> checked lists of 0-based ids.
+
+Rows are counted from 1, a header left out. Ids are compared as text, so that leading zeros count.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from data.structs import InteractionData, ItemLists
+
+COLUMNS = {
+    "user": "the data set's own id of the user, as text",
+    "item": "the data set's own id of the item, as text",
+    "rank": "place in the user's list, a whole number from 1 (only the order counts, gaps are allowed)",
+    "score": "a finite number; without a rank it orders the list, highest first, equal ones by order of items.csv",
+}
+NUMBERS = ("rank", "score")
+TREC_FIELDS = ("user", "Q0", "item", "rank", "score", "tag")
+OFFENDERS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """Lists of another program, best first: `lists` has one per user id; `scores [E]` of its entries, None without."""
+
+    lists: ItemLists
+    scores: np.ndarray | None
+
+
+def read_rankings(path: Path, data: InteractionData) -> RankedLists:
+    """Read lists of `data`'s users and items, by the suffix of `path`: .parquet, .csv, or else a TREC run.
+
+    Parquet and CSV have the columns of `COLUMNS`, with rank, score or both, of which rank decides; others are ignored.
+    Raises ValueError for a file that cannot be read or is empty, missing columns, unknown ids, a (user, item) that
+    occurs twice, ranks that are not whole, below 1 or repeated, and scores that are not finite.
+    """
+    table = _read(path)
+    if not table.num_rows:
+        raise ValueError(f"{path} has no rows; write one for each item of each user's list")
+    user = _ids(path, "user", table["user"], data.original_user_ids, data.name)
+    item = _ids(path, "item", table["item"], data.original_item_ids, data.name)
+    numbers = {name: _numbers(path, name, table[name]) for name in NUMBERS if name in table.column_names}
+    rank, score = numbers.get("rank"), numbers.get("score")
+
+    def pair(row: int) -> str:
+        return f"user {data.original_user_ids[user[row]]}, item {data.original_item_ids[item[row]]}"
+
+    order = np.argsort(user * data.num_items + item, kind="stable")
+    twice = (np.diff(user[order]) == 0) & (np.diff(item[order]) == 0)
+    _refuse(path, np.sort(order[1:][twice]), "an item that its user's list has already", pair, "list each item once")
+    order = np.lexsort((item, -score, user)) if rank is None else np.lexsort((rank, user))
+    if rank is not None:
+        twice = (np.diff(user[order]) == 0) & (np.diff(rank[order]) == 0)
+        remedy = "give each item of a list a rank of its own, or leave the column out and give scores"
+        _refuse(path, np.sort(order[1:][twice]), "a rank that its user's list has already", pair, remedy)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=data.num_users))]).astype(np.int64)
+    return RankedLists(ItemLists(indptr, item[order]), None if score is None else score[order])
+
+
+def _read(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise ValueError(f"--rankings={path} is no file; pass a parquet, CSV or TREC run file")
+    read, form = {".parquet": (_read_parquet, "parquet"), ".csv": (_read_csv, "CSV")}.get(
+        path.suffix.lower(), (_read_trec, "TREC run (any suffix but .csv and .parquet)")
+    )
+    try:
+        return read(path)
+    except _Refused:
+        raise
+    except (ValueError, OSError, csv.Error, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as {form}: {reason}; write it anew, in UTF-8") from error
+
+
+class _Refused(ValueError):
+    """Says all there is to say about a file."""
+
+
+def _chosen(path: Path, names: list[str]) -> list[str]:
+    chosen = [name for name in COLUMNS if name in names]
+    if chosen[:2] != ["user", "item"] or len(chosen) < 3 or any(names.count(name) > 1 for name in chosen):
+        raise _Refused(
+            f"{path} has the columns {', '.join(map(repr, names)) or 'none'}: needed are user, item, and rank or "
+            "score, once each (a CSV names them in its first row); rename them"
+        )
+    return chosen
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    with pa.parquet.ParquetFile(path) as file:
+        return file.read(columns=_chosen(path, file.schema_arrow.names))
+
+
+def _read_csv(path: Path) -> pa.Table:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        names = _chosen(path, next(csv.reader(file), []))
+    text = pa.dictionary(pa.int32(), pa.string())
+    return pa.csv.read_csv(
+        path,
+        # one thread knows the number of a row that it cannot read
+        read_options=pa.csv.ReadOptions(use_threads=False),
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(
+            include_columns=names, column_types={name: pa.string() if name in NUMBERS else text for name in names}
+        ),
+    )
+
+
+def _read_trec(path: Path) -> pa.Table:
+    width = len(TREC_FIELDS)
+    with warnings.catch_warnings():
+        # one column more than there should be shows rows that are too long, so what lies behind it may be dropped
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        frame = pd.read_csv(
+            path,
+            sep=r"\s+",
+            header=None,
+            names=range(width + 1),
+            index_col=False,
+            dtype={0: "category", 2: "category", **dict.fromkeys((1, 3, 4, 5, 6), str)},
+            na_filter=False,
+            quoting=csv.QUOTE_NONE,
+            encoding="utf-8-sig",
+        )
+    wrong = (frame[width - 1] == "") | (frame[width] != "")
+    remedy = f"each row is: {' '.join(TREC_FIELDS)}"
+    _refuse(path, np.flatnonzero(wrong), f"more or less than {width} fields", lambda row: frame[0][row], remedy)
+    kept = frame.rename(columns=dict(enumerate(TREC_FIELDS)))[list(COLUMNS)]
+    return pa.Table.from_pandas(kept, preserve_index=False)
+
+
+def _ids(path: Path, name: str, column: pa.ChunkedArray, originals: np.ndarray, data_name: str) -> np.ndarray:
+    """0-based ids `[E]` of a column of `originals`."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_string_view(kind):
+        column, kind = column.cast(pa.large_string()), pa.large_string()
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"{path}: column {name} holds {kind}; store ids as text or as whole numbers")
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    encoded = encoded.unify_dictionaries().combine_chunks()
+    texts = encoded.dictionary.cast(pa.large_string()).to_numpy(zero_copy_only=False)
+    known = pd.Index(originals.astype(str).astype(object)).get_indexer(pd.Index(texts, dtype=object))
+    # a null's index is -1, which reads the last entry
+    ids = np.append(known, -1)[encoded.indices.cast(pa.int64()).fill_null(-1).to_numpy()]
+    few = ", ".join(map(str, originals[:3]))
+    remedy = f"use the data set's own ids as in {name}s.csv of --export_split (such as {few})"
+    rows = np.flatnonzero(ids < 0)
+    _refuse(path, rows, f"a {name} that {data_name} lacks", lambda row: repr(encoded[row].as_py()), remedy)
+    return ids.astype(np.int64)
+
+
+def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Ranks or scores `[E]` float64, checked."""
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        values = column.cast(pa.float64(), safe=False).to_numpy()
+    else:
+        try:
+            values = column.cast(pa.float64()).to_numpy()
+        except pa.ArrowException:  # pandas is slower, but says which are no numbers
+            values = pd.to_numeric(column.to_pandas().astype(object), errors="coerce").to_numpy(np.float64)
+    wrong, what, remedy = ~np.isfinite(values), f"a {name} that is no finite number", "every row needs one"
+    if name == "rank" and not wrong.any():
+        wrong = (values < 1) | (values % 1 != 0)
+        what, remedy = "a rank that is not a whole number from 1 up", "count places from 1"
+    _refuse(path, np.flatnonzero(wrong), what, lambda row: repr(column[row].as_py()), remedy)
+    return values
+
+
+def _refuse(path: Path, rows: np.ndarray, what: str, shown: Callable[[int], str], remedy: str) -> None:
+    """Raise ValueError for the bad `rows` (from 0), naming the first few, where there are any."""
+    if len(rows):
+        few = ", ".join(f"{shown(row)} (row {row + 1})" for row in rows[:OFFENDERS_NAMED].tolist())
+        raise _Refused(f"{path}: {len(rows):,} rows have {what}, such as {few}; {remedy}")
