@@ -30,6 +30,7 @@ from data.dataloader import BatchSampler, edge_batches
 from data.datareader import READERS
 from data.protocols import PROTOCOLS, Phase
 from model import BACKBONES, METHODS, RECIPES
+from model.compare import compare_runs
 from model.config import Config, Request, torch_generator
 from model.distributed import ALONE, Processes, joined
 from model.evaluation import Evaluator
@@ -38,6 +39,7 @@ from model.losses import LOSSES
 from model.metrics import evaluate
 from model.report import append_jsonl, lock_run_dir, reserve_run_dir, write_json, write_jsonl
 from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, origin_of, prepare, write_results
+from model.seeds import run_seeds
 from model.serving import evaluate_checkpoint, recommend
 from model.settings import MODE_SETTINGS, Settings, saving_interval
 from model.synthesis import SYNTHESIZERS
@@ -317,6 +319,9 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
 
 def train(settings: Settings, started: float, processes: Processes) -> None:
     """`--mode=train`: one run, or one of each of `--seeds`."""
+    if settings.request.seeds:
+        run_seeds(settings, processes)
+        return
     execute(processes.from_first(settings.config()), started, processes)
 
 
@@ -388,6 +393,7 @@ MODES: dict[str, Callable[[Settings, float, Processes], object]] = {
     "train": train,
     "evaluate": evaluate_checkpoint,
     "recommend": recommend,
+    "compare": compare_runs,
 }
 
 
