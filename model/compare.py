@@ -197,7 +197,8 @@ def caption_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
         f"{facts['description']}; K = {k}. {labels}.{averaged} Differences are to {runs[0].name}, paired by user: "
         f"{100 * CONFIDENCE:.0f} % percentile bootstrap intervals over users ({RESAMPLES:,} resamples), p by "
         "Wilcoxon's signed-rank test (users without a difference left out), Holm-corrected over the "
-        f"{len(tested)} metrics of a pair of runs at this K; user groups are a family of their own."
+        f"{len(tested)} metrics of a pair of runs at this K; user groups are a family of their own. The test ranks "
+        "differences, so it need not agree with the interval of their mean."
     )
 
 
@@ -280,7 +281,7 @@ def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
             f"NDCG@{k} by user group, in percent": ([*VALUE_HEADERS, *TEST_HEADERS], _tests(groups, of_group=True)),
             "Gap between user groups, largest less smallest mean; accuracy in percent": (
                 [*VALUE_HEADERS, TEST_HEADERS[0]],
-                [[*_named(row.metric), *_values(row), _interval(row)] for row in gaps.itertuples()],
+                [[_named(row.metric), *_values(row), _interval(row)] for row in gaps.itertuples()],
             ),
             "Numbers of the whole list, which have no test; accuracy in percent": (
                 VALUE_HEADERS,
@@ -290,8 +291,8 @@ def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
         blocks.append(f"=== {other.name} against {runs[0].name} (baseline)")
         for title, (headers, rows) in tables.items():
             if rows:
-                alignment = ["left", "left"] + ["right"] * len(headers)
-                text = tabulate(rows, ["", "better", *headers], disable_numparse=True, colalign=alignment)
+                alignment = ["left"] + ["right"] * len(headers)
+                text = tabulate(rows, ["", *headers], disable_numparse=True, colalign=alignment)
                 blocks.append(f"{title}\n{text}")
     stars = ", ".join(f"{stars} below {level}" for level, stars in sorted(LEVELS.items(), reverse=True))
     blocks.append(
@@ -302,10 +303,11 @@ def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
     return "\n" + "\n\n".join(blocks)
 
 
-def _named(key: str) -> list[str]:
+def _named(key: str) -> str:
     """The metric's name, without what stands in brackets, and its better side."""
     metric = shown(key)
-    return [re.sub(r" \([^)]*\)", "", metric.name), ARROWS.get(metric.better, "")]
+    name = re.sub(r" \([^)]*\)", "", metric.name)
+    return f"{name} {ARROWS.get(metric.better, '')}"
 
 
 def _values(row: Any) -> list[str]:
@@ -318,7 +320,7 @@ def _side_by_side(untested: pd.DataFrame, pair: tuple[Finished, Finished], k: in
     for metric in main_metrics(rows, k):
         measured = [metric.key in run.metrics for run in pair]
         cells = zip(_values(rows[metric.key]), [*measured, all(measured)], strict=True)
-        table.append([*_named(metric.key), *(cell if there else "" for cell, there in cells)])
+        table.append([_named(metric.key), *(cell if there else "" for cell, there in cells)])
     return table
 
 
@@ -329,11 +331,10 @@ def _interval(row: Any) -> str:
 def _tests(rows: pd.DataFrame, of_group: bool) -> list[list[str]]:
     table = []
     for row in rows.itertuples():
-        name, better = _named(row.metric)
-        name = f"{row.attribute} {row.group}" if of_group else name
+        name = f"{row.attribute} {row.group}" if of_group else _named(row.metric)
         chances = [_p(row.p), f"{_p(row.p_holm)} {_stars(row.p_holm):<3}"]
         effects = [UNDEFINED if math.isnan(effect) else f"{effect:+.3f}" for effect in (row.d_z, row.rank_biserial)]
-        table.append([name, better, *_values(row), _interval(row), *chances, *effects])
+        table.append([name, *_values(row), _interval(row), *chances, *effects])
     return table
 
 

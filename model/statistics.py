@@ -187,7 +187,8 @@ def compare_gaps(
     """Compare the gaps between the groups `codes [T]` (-1: unknown) in two runs' per-user values `[M, T]`.
 
     Users are drawn again within their group. Groups without a value count for neither run; fewer than two groups are no
-    gap, and a group of one user gives no interval.
+    gap, and a group of one user gives no interval. A gap is never below 0, so chance widens small ones: where groups
+    hardly differ, the interval leans to larger gaps.
     """
     defined = ~(np.isnan(baseline) | np.isnan(other)) & (codes >= 0)
     columns = {name: np.full(len(baseline), np.nan) for name in GapChange.__dataclass_fields__}

@@ -28,6 +28,8 @@ def few_resamples(monkeypatch):
         monkeypatch.setattr(module, "RESAMPLES", 200)
     for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
         monkeypatch.setattr(function, "__defaults__", (200,))
+    # statsmodels collects garbage at each call, of which this process has plenty
+    monkeypatch.setattr("gc.collect", lambda: None)
 
 
 def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None, facts=None, attributes=None):
@@ -127,7 +129,7 @@ def test_three_runs_make_two_pairs_and_all_files(tmp_path, capsys):
         write_run(tmp_path / name, seed=seed, shift=0.2 * seed)
     comparison = compared(tmp_path, ["a", "b", "c"])
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 120
     for words in ("b against a", "c against a", "NDCG@10", "gender F", "fingerprint f1", "30 users", "200 resamples"):
         assert words in re.sub(r"\s+", " ", text)
     assert comparison.names == ("a", "b", "c") and comparison.k == 10
@@ -292,9 +294,9 @@ def test_a_comparison_is_not_overwritten(tmp_path, capsys):
     write_run(tmp_path / "b", seed=1)
     compared(tmp_path, ["a", "b"])
     before = (tmp_path / "comparison" / "comparison.json").read_bytes()
-    with flagsaver.flagsaver(mode="compare", runs=["a", "b"], output_dir=str(tmp_path), run_name="comparison"):
-        with pytest.raises(SystemExit):
-            main.main(["main.py"])
+    flags = {"mode": "compare", "runs": ["a", "b"], "output_dir": str(tmp_path), "run_name": "comparison"}
+    with flagsaver.flagsaver(**flags), pytest.raises(SystemExit):
+        main.main(["main.py"])
     assert "comparison.json" in capsys.readouterr().err
     assert (tmp_path / "comparison" / "comparison.json").read_bytes() == before
 
