@@ -282,21 +282,22 @@ def coverage(counts: np.ndarray) -> float:
     return mean_defined((counts > 0).astype(np.float64))
 
 
-def _mean_in_list(topk: np.ndarray, item_values: np.ndarray) -> float:
+def list_means(topk: np.ndarray, item_values: np.ndarray) -> np.ndarray:
+    """Average `item_values [I]` over each list of `topk [T, K]`: `[T]`, NaN where the list is empty."""
     shown = topk >= 0
     lengths = shown.sum(axis=1)
     totals = np.where(shown, item_values[topk], 0.0).sum(axis=1)
-    return mean_defined(totals[lengths > 0] / lengths[lengths > 0])
+    return np.divide(totals, lengths, out=np.full(len(topk), np.nan), where=lengths > 0)
 
 
 def average_recommendation_popularity(topk: np.ndarray, degree: np.ndarray) -> float:
     """Average the train interactions `degree [I]` over each list of `topk [T, K]`, then over non-empty lists."""
-    return _mean_in_list(topk, degree)
+    return mean_defined(list_means(topk, degree))
 
 
 def average_tail_share(topk: np.ndarray, tail: np.ndarray) -> float:
     """Average the share of `tail [I]` (bool) items in each list of `topk [T, K]` over non-empty lists (APLT)."""
-    return _mean_in_list(topk, tail)
+    return mean_defined(list_means(topk, tail))
 
 
 def exposure_share_gap(exposures: np.ndarray, tail: np.ndarray, merit: np.ndarray | None = None) -> float:

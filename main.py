@@ -30,6 +30,7 @@ from data.dataloader import BatchSampler, edge_batches
 from data.datareader import READERS
 from data.protocols import PROTOCOLS, Phase
 from model import BACKBONES, METHODS, RECIPES
+from model.compare import compare_runs
 from model.config import Config, Request, torch_generator
 from model.distributed import ALONE, Processes, joined
 from model.evaluation import Evaluator
@@ -51,6 +52,7 @@ from model.run import (
     write_results,
 )
 from model.scoring import score_rankings
+from model.seeds import run_seeds
 from model.serving import evaluate_checkpoint, recommend
 from model.settings import MODE_SETTINGS, Settings, saving_interval
 from model.synthesis import SYNTHESIZERS
@@ -330,6 +332,9 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
 
 def train(settings: Settings, started: float, processes: Processes) -> None:
     """`--mode=train`: one run, or one of each of `--seeds`."""
+    if settings.request.seeds:
+        run_seeds(settings, processes)
+        return
     execute(processes.from_first(settings.config()), started, processes, settings.request.export_split)
 
 
@@ -409,6 +414,7 @@ MODES: dict[str, Callable[[Settings, float, Processes], object]] = {
     "evaluate": evaluate_checkpoint,
     "recommend": recommend,
     "score": score_rankings,
+    "compare": compare_runs,
 }
 
 

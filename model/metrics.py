@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.structs import EvalResult, Group, ItemLists, Ranking, Split
-from fairness_utils import list_metrics, mean_defined, position_weights
+from fairness_utils import list_means, list_metrics, mean_defined, position_weights
 
 
 def _accuracy(relevant: ItemLists, ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
@@ -68,8 +68,8 @@ def evaluate(ranking: Ranking, split: Split, user_groups: Mapping[str, Group], k
     Summary names: `hr@10` (also ndcg, mrr), `hr@10/head` and `/tail` (relevant items restricted to these),
     `hr@10/gender/F`, `hr@10/gap/gender` (largest less smallest group mean), `hr@10/std/gender` (population
     standard deviation of the group means), and those of `list_metrics`. Means are over users with a relevant
-    item; every ranked user counts in the exposure metrics. Per user: `hr@10`, ... -> `[T]`. Raises ValueError for
-    a cut-off beyond the ranked lists.
+    item; every ranked user counts in the exposure metrics. Per user: `hr@10`, ..., and of the list `arp@10` (mean
+    train degree) and `aplt@10` (share of tail items) -> `[T]`. Raises ValueError for a cut-off beyond the ranked lists.
     """
     _check_cutoffs(ks, ranking.topk.shape[1])
     popularity = split.item_groups["popularity"]
@@ -88,5 +88,7 @@ def evaluate(ranking: Ranking, split: Split, user_groups: Mapping[str, Group], k
                 summary[f"{key}/{label}"] = mean_defined(bucket[metric])
             for name, group in user_groups.items():
                 summary |= _group_summary(key, values, codes[name], group)
+        for metric, item_values in (("arp", split.degree), ("aplt", buckets["tail"])):
+            per_user[f"{metric}@{k}"] = list_means(ranking.topk[:, :k], item_values)
         summary |= list_metrics(ranking.topk, ranking.relevant, codes, buckets["tail"], split.degree, k)
     return EvalResult(summary, per_user)

@@ -301,8 +301,14 @@ def make_folder(directory: Path, remedy: str) -> None:
         raise ValueError(f"cannot write to {directory} ({error.strerror}); {remedy}") from error
 
 
-def reserve_run_dir(output_dir: Path | str, run_name: str, resume: bool = False) -> Path:
-    """Create `output_dir`/`run_name` for a new run; with `resume` the folder of an unfinished run will do.
+# A folder with one of these holds a run, runs of several seeds or a comparison.
+HOLDS = ("result.json", "config.json", "seeds.json", "comparison.json")
+
+
+def reserve_run_dir(
+    output_dir: Path | str, run_name: str, resume: bool = False, unfinished: str = "config.json"
+) -> Path:
+    """Create `output_dir`/`run_name` for a new run; with `resume` a folder will do that holds `unfinished` alone.
 
     A name that is not a plain folder name, a folder that already holds a run, and a place that cannot be written
     are ValueErrors.
@@ -312,8 +318,8 @@ def reserve_run_dir(output_dir: Path | str, run_name: str, resume: bool = False)
     directory = Path(output_dir) / run_name
     remedy = "pass another --run_name or --output_dir"
     make_folder(directory, remedy)
-    for name in ("result.json",) if resume else ("result.json", "config.json"):
-        if (directory / name).exists():
+    for name in HOLDS:
+        if (directory / name).exists() and not (resume and name == unfinished):
             raise ValueError(
                 f"{directory} already holds a run ({name}); {remedy}, continue that run with --resume, or delete it"
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -131,6 +133,18 @@ def converted(name: str, value: Any) -> Any:
     return CONVERSIONS[name](name, value) if name in CONVERSIONS and value is not None else value
 
 
+def _comma_separated(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        return str(value)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(value)
+    return text.getvalue()
+
+
+# Flags that are given once for each of their values; other lists are comma-separated.
+REPEATED = {"method_option"}
+
+
 @dataclass(frozen=True)
 class Settings:
     """The `values` of all flags, and the names of those `given` another value than their default."""
@@ -202,6 +216,15 @@ class Settings:
             if needed in MODE_SETTINGS[self.values["mode"]]:
                 self._require(name, getattr(config, needed), needed, allowed)
         return config
+
+    def arguments(self, without: Collection[str], changes: Mapping[str, Any]) -> list[str]:
+        """A command line that gives the same flags but those of `without`, and those of `changes` anew."""
+        values = {name: self.values[name] for name in sorted(self.given - set(without))} | dict(changes)
+        return [
+            f"--{name}={part}"
+            for name, value in values.items()
+            for part in (value if name in REPEATED else [_comma_separated(value)])
+        ]
 
     def _subject(self) -> str:
         values, mode = self.values, self.values["mode"]

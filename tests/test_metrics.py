@@ -511,7 +511,29 @@ def test_several_cutoffs_equal_single_ones():
     both = evaluate(ranking, split, group, [2, 6])
     single = [evaluate(ranking, split, group, [k]) for k in (2, 6)]
     assert both.summary == pytest.approx(single[0].summary | single[1].summary, nan_ok=True)
-    assert both.per_user.keys() == {f"{metric}@{k}" for metric in ("hr", "ndcg", "mrr") for k in (2, 6)}
+    assert both.per_user.keys() == {f"{metric}@{k}" for metric in ("hr", "ndcg", "mrr", "arp", "aplt") for k in (2, 6)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_popularity_and_tail_share_of_each_list_equal_literal_loops(seed):
+    topk, relevant, _, tail, degree, generator = random_case(seed)
+    topk[0] = -1
+    result = evaluate(
+        make_ranking(topk, relevant, len(degree), generator), make_split(degree, tail, len(topk)), {}, [3]
+    )
+    for name, values in (("arp", degree.tolist()), ("aplt", tail.tolist())):
+        expected = [twin_in_list(row[None, :3], values) for row in topk]
+        assert math.isnan(expected[0])
+        assert result.per_user[f"{name}@3"] == pytest.approx(expected, rel=1e-12, nan_ok=True)
+        close(result.summary[f"{name}@3"], twin_mean(expected))
+
+
+def test_popularity_and_tail_share_of_a_list_in_closed_form():
+    topk = np.array([[0, 2, 1], [2, -1, -1], [-1, -1, -1]])
+    degree, tail = np.array([10, 4, 1]), np.array([False, True, True])
+    assert metrics.list_means(topk, degree) == pytest.approx([5, 1, math.nan], nan_ok=True)
+    assert metrics.list_means(topk[:, :2], degree) == pytest.approx([5.5, 1, math.nan], nan_ok=True)
+    assert metrics.list_means(topk, tail) == pytest.approx([2 / 3, 1, math.nan], nan_ok=True)
 
 
 def test_every_metric_has_a_direction():

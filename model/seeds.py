@@ -1,0 +1,348 @@
+"""Several seeds of one run: a process each, side by side where cores allow, and what they say together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tabulate import tabulate
+
+from model.config import FREE_SETTINGS, Config
+from model.distributed import Processes
+from model.evaluation import Evaluator
+from model.finished import FOLDER_OF_SEEDS, read_json, read_result
+from model.report import WIDTH, atomic_path, lock_run_dir, reserve_run_dir, write_frame, write_json
+from model.run import build, describe, estimate, prepare
+from model.settings import Settings
+from model.statistics import CONFIDENCE, Summary, summarise
+from model.tables import Shown, escape, latex_table, main_metrics, under
+from model.training import Stopped
+
+MAIN = Path(__file__).parent.parent / "main.py"
+HEADERS = ("metric", "mean", "std", "95 % interval", "defined")
+# what a run prints that is shown while it runs
+NEWS = re.compile(r"epoch \d+/|resumed |no better ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which seeds to run, how many at a time, with how many threads each (None: as torch chooses, on a GPU)."""
+
+    settings: Settings
+    config: Config
+    seeds: tuple[int, ...]
+    at_once: int
+    threads: int | None
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the seeds' run folders."""
+        return self.config.output_dir / self.config.run_name
+
+    def folder(self, seed: int) -> Path:
+        """The run folder of one seed."""
+        return self.directory / folder_name(seed)
+
+    def has_finished(self, seed: int) -> bool:
+        """Whether the run of one seed is there."""
+        return (self.folder(seed) / "result.json").exists()
+
+    def on_host(self, seed: int) -> Config:
+        """The settings of one seed for what the parent itself does: a GPU is left to the seeds."""
+        device = self.config.device if self.threads is not None else "cpu"
+        return dataclasses.replace(self.config, seed=seed, device=device)
+
+    def command(self, seed: int) -> list[str]:
+        """The command line of one seed's run."""
+        changes = {"seed": seed, "output_dir": self.directory, "run_name": folder_name(seed)}
+        return [sys.executable, str(MAIN), *self.settings.arguments({"seeds"}, changes)]
+
+    def shown(self) -> str:
+        """The plan in a line."""
+        each = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads > 1)} each"
+        return f"{len(self.seeds)} seeds, {self.at_once} at a time{each}; folders and logs in {self.directory}"
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a seed's process."""
+        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+        return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
+
+
+def folder_name(seed: int) -> str:
+    """The name of a seed's run."""
+    return f"seed{seed}"
+
+
+def plan(settings: Settings) -> Plan:
+    """Share the machine out: threads times processes are at most its cores; on a GPU seeds take turns."""
+    config, seeds = settings.config(), settings.request.seeds
+    if config.device != "cpu" and torch.cuda.is_available():
+        return Plan(settings, config, seeds, 1, None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    threads = int(asked) if asked.isdigit() and int(asked) else max(1, cores // len(seeds))
+    return Plan(settings, config, seeds, max(1, min(len(seeds), cores // threads)), threads)
+
+
+def run_seeds(settings: Settings, processes: Processes) -> None:
+    """Run every one of `--seeds` in a process of its own, then write and print their mean and spread.
+
+    A seed that fails does not stop the others: the ValueError that names it comes after the summary of the rest.
+    """
+    if processes.world > 1:
+        raise ValueError("--seeds starts processes of its own; start it without torchrun")
+    work = plan(settings)
+    config, seeds, directory = work.config, work.seeds, work.directory
+    if config.dry_run:
+        _estimate(work)
+        return
+    reserve_run_dir(config.output_dir, config.run_name, config.resume, FOLDER_OF_SEEDS)
+    used = [folder_name(seed) for seed in seeds if work.folder(seed).exists()]
+    if used and not config.resume:
+        raise ValueError(
+            f"{directory} already holds {', '.join(used)}; pass another --run_name, go on with --resume, or delete them"
+        )
+    with lock_run_dir(directory):
+        # also says once what is wrong with the settings or the data, and fills the caches that all seeds read
+        drawn, expected = _fingerprints(work)
+        print(work.shown(), flush=True)
+        failed = Children(work).run(_kept(work, expected))
+        results = {seed: read_result(work.folder(seed)) for seed in seeds if seed not in failed}
+        _check(work, results, expected)
+        if results:
+            _summarise(directory, results, failed, drawn, config.eval_k[0])
+    if failed:
+        each = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
+        raise ValueError(
+            f"{len(failed)} of {len(seeds)} seeds failed ({each}); logs are in {directory}, and the same command with "
+            f"--resume and --run_name={config.run_name} tries them again"
+        )
+
+
+def _estimate(work: Plan) -> None:
+    """Print what one of the seeds would do and cost, and how many there are."""
+    run = prepare(work.on_host(work.seeds[0]))
+    describe(run)
+    backbone, method = build(run)
+    estimate(run, backbone, method, Evaluator(backbone, method, run.config, run.seeds, run.device))
+    print(work.shown())
+
+
+def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
+    """Whether the data or their split are drawn by the seed, and the fingerprints that are known before any run."""
+
+    def of(seed: int, aloud: bool = False) -> str:
+        run = prepare(work.on_host(seed))
+        if aloud:
+            describe(run)
+        return run.protocol.phases[-1].split.fingerprint()
+
+    first, *rest = work.seeds
+    known = {first: of(first, aloud=True)} | {seed: of(seed) for seed in rest[:1]}
+    if len(set(known.values())) == 1:
+        return False, dict.fromkeys(work.seeds, known[first])
+    # the data of those that were run before may have changed since
+    return True, known | {seed: of(seed) for seed in rest[1:] if work.has_finished(seed)}
+
+
+def _kept(work: Plan, expected: Mapping[int, str]) -> list[int]:
+    """Seeds that have finished before; one under other settings or on other data is a ValueError."""
+    kept = [seed for seed in work.seeds if work.has_finished(seed)]
+    now = json.loads(json.dumps(work.config.as_json()))
+    for seed in kept:
+        then = read_json(work.folder(seed) / "config.json")
+        names = sorted({*then, *now} - FREE_SETTINGS - {"seed"})
+        changed = [
+            f"--{name} was {then.get(name)}, is {now.get(name)}" for name in names if then.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"cannot go on beside {work.folder(seed)}: {'; '.join(changed)}. Pass what it was run with, or another "
+                "--run_name"
+            )
+    _check(work, {seed: read_result(work.folder(seed)) for seed in kept}, expected)
+    return kept
+
+
+def _check(work: Plan, results: Mapping[int, dict], expected: Mapping[int, str]) -> None:
+    for seed, result in results.items():
+        found = result["fingerprint"]
+        if found != expected.get(seed, found):
+            raise ValueError(
+                f"{work.folder(seed)} is of data with fingerprint {found}, and the data have {expected[seed]} now: no "
+                "mean over both; pass the data that it was run on, or another --run_name"
+            )
+
+
+class Children:
+    """The processes of the seeds: started in turn, watched, and told of the signals that their parent gets."""
+
+    def __init__(self, work: Plan):
+        self.work = work
+        self._running: dict[int, subprocess.Popen] = {}
+        self._number = 0
+        self._speech = threading.Lock()
+
+    def run(self, kept: list[int]) -> dict[int, str]:
+        """Run all seeds but those `kept`; give why each that failed did. A signal ends in `Stopped`."""
+        for seed in kept:
+            self._say(seed, "kept: it has finished before")
+        waiting = [seed for seed in self.work.seeds if seed not in kept]
+        previous = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with ThreadPoolExecutor(self.work.at_once) as pool:
+                reasons = dict(zip(waiting, pool.map(self._one, waiting), strict=True))
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        failed = {seed: reason for seed, reason in reasons.items() if reason is not None}
+        if self._number and failed:
+            raise Stopped(self._number)
+        return failed
+
+    def _pass_on(self, number: int, frame) -> None:
+        self._number = number
+        for process in list(self._running.values()):
+            process.send_signal(number)
+
+    def _say(self, seed: int, text: str) -> None:
+        with self._speech:
+            print(f"seed {seed}  {text}", flush=True)
+
+    def _one(self, seed: int) -> str | None:
+        """Run one seed to its end, its output in its log; give why it failed, None if it did not."""
+        if self._number:
+            return "not started"
+        last = ""
+        # a session of its own: a terminal's Ctrl-C reaches the parent alone, which passes it on once
+        with (
+            open(self.work.folder(seed).with_suffix(".log"), "a", encoding="utf-8") as log,
+            subprocess.Popen(
+                self.work.command(seed),
+                env=self.work.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            ) as process,
+        ):
+            self._running[seed] = process
+            if self._number:
+                process.send_signal(self._number)
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                last = line.strip() or last
+                if NEWS.match(line):
+                    self._say(seed, line.rstrip())
+        del self._running[seed]
+        return self._ended(seed, process.returncode, last)
+
+    def _ended(self, seed: int, code: int, last: str) -> str | None:
+        if code == 0:
+            result = read_result(self.work.folder(seed))
+            self._say(
+                seed,
+                f"finished: epoch {result['epoch']}, validation {result['selected_by']} {result['validation']:.4f}",
+            )
+            return None
+        if code < 0:
+            last = f"killed by {signal.Signals(-code).name}, last line: {last or 'none'}"
+        last = last.removeprefix("error: ")
+        self._say(seed, last if self._number else f"failed: {last}")
+        return last
+
+
+def _summarise(directory: Path, results: Mapping[int, dict], failed: Mapping[int, str], drawn: bool, k: int) -> None:
+    """Write seeds.json, seeds.csv and seeds.tex of the seeds' `results` and print the main metrics at `k`."""
+    first = next(iter(results.values()))
+    keys = sorted({key for result in results.values() for key in result["metrics"]})
+    values = {key: [result["metrics"].get(key, float("nan")) for result in results.values()] for key in keys}
+    summaries = {key: summarise(entries) for key, entries in values.items()}
+    content = {name: first[name] for name in ("dataset", "protocol", "description", "method")}
+    content |= {
+        "seeds": list(results),
+        "failed": {str(seed): reason for seed, reason in failed.items()},
+        "fingerprints": {str(seed): result["fingerprint"] for seed, result in results.items()},
+        "drawn_by_seed": drawn,
+        "confidence": CONFIDENCE,
+        "k": k,
+        "metrics": {key: dataclasses.asdict(summary) | {"values": values[key]} for key, summary in summaries.items()},
+    }
+    names = [folder_name(seed) for seed in results]
+    rows = [
+        {"metric": key, **dataclasses.asdict(summary), **dict(zip(names, values[key], strict=True))}
+        for key, summary in summaries.items()
+    ]
+    caption = _caption(content)
+    write_frame(directory / "seeds.csv", pd.DataFrame(rows))
+    with atomic_path(directory / "seeds.tex") as temporary:
+        temporary.write_text(_latex(summaries, caption, k), encoding="utf-8")
+    write_json(directory / FOLDER_OF_SEEDS, content)
+    print("\n" + textwrap.fill(caption, WIDTH))
+    for root, table in _tables(summaries, k).items():
+        print(f"\n{root}: accuracy in percent, the rest as fractions unless a unit is given")
+        print(tabulate(table, HEADERS, disable_numparse=True, colalign=["left"] + ["right"] * 4))
+    print(f"\nEvery metric is in {directory}: seeds.json, seeds.csv, seeds.tex", flush=True)
+
+
+def _caption(content: Mapping) -> str:
+    seeds, failed = content["seeds"], content["failed"]
+    of_all = f" ({len(seeds)} of {len(seeds) + len(failed)}, the others failed)" if failed else ""
+    if content["drawn_by_seed"]:
+        data = "the data or their split are drawn by the seed, so fingerprints differ and the spread is theirs too"
+    else:
+        data = f"fingerprint {next(iter(content['fingerprints'].values()))}"
+    return (
+        f"{content['method']} on {content['dataset']}, seeds {', '.join(map(str, seeds))}{of_all}. "
+        f"Protocol: {content['description']}; {data}. Mean, standard deviation (n - 1) and "
+        f"{100 * content['confidence']:.0f} % interval of the mean (Student t over seeds); defined: seeds with a value."
+    )
+
+
+def _tables(summaries: Mapping[str, Summary], k: int) -> dict[str, list[list[str]]]:
+    """The main metrics at `k` of every tested list: its root -> rows of cells."""
+    roots = [key.removesuffix(f"/ndcg@{k}") for key in summaries if key.endswith(f"/ndcg@{k}")]
+    tables = {}
+    for root in roots:
+        if root.startswith("test"):
+            own = under(summaries, root, roots)
+            tables[root] = [[metric.name, *_cells(metric, own[metric.key])] for metric in main_metrics(own, k)]
+    return tables
+
+
+def _cells(metric: Shown, summary: Summary) -> list[str]:
+    return [
+        metric.cell(summary.mean),
+        metric.cell(summary.std),
+        metric.interval(summary.low, summary.high),
+        str(summary.count),
+    ]
+
+
+def _latex(summaries: Mapping[str, Summary], caption: str, k: int) -> str:
+    """A table of the main metrics of every tested list, and behind it a long one of every metric."""
+    headers = [escape(header) for header in HEADERS]
+    parts = ["% booktabs; the last table is every metric and needs longtable\n"]
+    for root, table in _tables(summaries, k).items():
+        rows = [[escape(cell) for cell in row] for row in table]
+        label = f"tab:seeds-{root.replace('/', '-')}"
+        parts.append(latex_table(headers, rows, escape(f"{caption} Accuracy in percent."), label))
+    everything = [Shown(key, key, 1, 4, None) for key in summaries]
+    rows = [[escape(cell) for cell in (metric.name, *_cells(metric, summaries[metric.key]))] for metric in everything]
+    parts.append(latex_table(headers, rows, escape(f"{caption} All as fractions."), "tab:seeds-all", long=True))
+    return "\n".join(parts)

@@ -1,0 +1,219 @@
+"""Statistics of finished runs: a mean over seeds, and paired comparisons of two runs over the same users.
+
+Arrays in, numbers out. Users are the sample: an interval says what other users of the same kind might have given, not
+what other seeds might.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from fairness_utils import mean_defined
+
+CONFIDENCE = 0.95
+RESAMPLES = 5_000
+SEED = 20_260_101
+# differences are rounded to this many decimals: what is left of equal values after averaging is no difference, and a
+# test on ranks would take it for one
+DECIMALS = 12
+# resampled indices held at a time
+INDICES = 1 << 21
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The `count` defined values of a metric over seeds: mean, standard deviation (n - 1), interval of the mean."""
+
+    count: int
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Paired comparisons of M metrics, each `[M]`: means of both over the `users` with a value in both, the
+    difference (other less baseline), its bootstrap interval, the p-value and two effect sizes."""
+
+    users: np.ndarray
+    baseline: np.ndarray
+    other: np.ndarray
+    difference: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    d_z: np.ndarray
+    rank_biserial: np.ndarray
+
+
+@dataclass(frozen=True)
+class GapChange:
+    """How the gap between user groups (largest less smallest mean) changes, each `[M]`: gaps of both, the difference
+    and its bootstrap interval."""
+
+    baseline: np.ndarray
+    other: np.ndarray
+    difference: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and spread of the defined `values [S]` over seeds, with Student's 95 % interval of the mean.
+
+    Spread and interval of fewer than two values, and everything of none, is NaN.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    defined = values[~np.isnan(values)]
+    count, mean = len(defined), mean_defined(values)
+    if count < 2:
+        return Summary(count, mean, np.nan, np.nan, np.nan)
+    std = float(defined.std(ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * std / np.sqrt(count)
+    return Summary(count, mean, std, mean - half, mean + half)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Adjust the p-values of one family, `[M]`, by Holm's step-down rule; NaN is no test and stays."""
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted, tested = np.full(len(p), np.nan), ~np.isnan(p)
+    if tested.any():
+        adjusted[tested] = multipletests(p[tested], method="holm")[1]
+    return adjusted
+
+
+def wilcoxon(differences: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test of `differences [T]` (no NaN).
+
+    Zeros are left out (`zero_method="wilcox"`), so that it speaks of the users whom two runs serve differently; without
+    any such user p is 1, and NaN without users.
+    """
+    differences = np.round(differences, DECIMALS)
+    if not differences.any():
+        return 1.0 if len(differences) else np.nan
+    return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
+
+
+def rank_biserial(differences: np.ndarray) -> float:
+    """Matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-) of `differences [T]`, zeros left out as in
+    `wilcoxon`; NaN where nothing is left."""
+    differences = np.round(differences, DECIMALS)
+    moved = differences[differences != 0]
+    ranks = stats.rankdata(np.abs(moved))
+    return float((ranks * np.sign(moved)).sum() / ranks.sum()) if len(moved) else np.nan
+
+
+def cohen_d_z(differences: np.ndarray) -> float:
+    """Mean of paired `differences [T]` over their standard deviation (n - 1); NaN where that is 0 or unknown."""
+    differences = np.round(differences, DECIMALS)
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return np.nan
+    return float(differences.mean() / differences.std(ddof=1))
+
+
+def bootstrap(
+    strata: Sequence[np.ndarray], statistic: Callable[[list[np.ndarray]], np.ndarray], resamples: int = RESAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap interval of a `statistic` of means over users, drawn again within each stratum.
+
+    `strata` are values `[C, T_g]` of at least two users, whose columns stay together (paired); `statistic` gets their
+    means, `[C, B]` per stratum, and gives `[S, B]`. Gives the lower and upper ends, `[S]`.
+    """
+    columns = [np.ascontiguousarray(values.T) for values in strata]
+
+    def of_means(*chosen: np.ndarray, axis: int = -1) -> np.ndarray:
+        return statistic([_means(values, users) for values, users in zip(columns, chosen, strict=True)])
+
+    result = stats.bootstrap(
+        [np.arange(len(values)) for values in columns],
+        of_means,
+        n_resamples=resamples,
+        batch=max(1, INDICES // max(len(values) for values in columns)),
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    return result.confidence_interval.low, result.confidence_interval.high
+
+
+def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Means of `values [T, C]` over each row of `chosen [..., T]`: `[C, ...]`."""
+    # how often each user was drawn, times the values: many times faster than gathering the values drawn
+    size = len(values)
+    rows = chosen.reshape(-1, size)
+    cells = rows + size * np.arange(len(rows))[:, None]
+    times = np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape)
+    return (times.astype(np.float64) @ values / size).T.reshape(-1, *chosen.shape[:-1])
+
+
+def _families(defined: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of `defined [M, T]` (bool) that agree: pairs of row numbers and the mask `[T]` that they share."""
+    masks, which = np.unique(defined, axis=0, return_inverse=True)
+    return [(np.flatnonzero(which.ravel() == number), mask) for number, mask in enumerate(masks)]
+
+
+def compare_paired(baseline: np.ndarray, other: np.ndarray, resamples: int = RESAMPLES) -> Paired:
+    """Compare the per-user values `[M, T]` of two runs, metric by metric, over the users with a value in both.
+
+    The interval of the difference is a paired percentile bootstrap over users, NaN with fewer than two.
+    """
+    defined = ~(np.isnan(baseline) | np.isnan(other))
+    columns = {name: np.full(len(baseline), np.nan) for name in Paired.__dataclass_fields__}
+    columns["users"] = defined.sum(axis=1)
+    for rows, mask in _families(defined):
+        pair = baseline[np.ix_(rows, mask)], other[np.ix_(rows, mask)]
+        differences = pair[1] - pair[0]
+        if mask.any():
+            columns["baseline"][rows], columns["other"][rows] = pair[0].mean(axis=1), pair[1].mean(axis=1)
+            columns["difference"][rows] = differences.mean(axis=1)
+        if mask.sum() > 1:
+            columns["low"][rows], columns["high"][rows] = bootstrap([differences], lambda means: means[0], resamples)
+        for row, values in zip(rows, differences, strict=True):
+            columns["p"][row], columns["d_z"][row] = wilcoxon(values), cohen_d_z(values)
+            columns["rank_biserial"][row] = rank_biserial(values)
+    return Paired(**columns)
+
+
+def compare_gaps(
+    baseline: np.ndarray, other: np.ndarray, codes: np.ndarray, num_groups: int, resamples: int = RESAMPLES
+) -> GapChange:
+    """Compare the gaps between the groups `codes [T]` (-1: unknown) in two runs' per-user values `[M, T]`.
+
+    Users are drawn again within their group. Groups without a value count for neither run; fewer than two groups are no
+    gap, and a group of one user gives no interval. A gap is never below 0, so chance widens small ones: where groups
+    hardly differ, the interval leans to larger gaps.
+    """
+    defined = ~(np.isnan(baseline) | np.isnan(other)) & (codes >= 0)
+    columns = {name: np.full(len(baseline), np.nan) for name in GapChange.__dataclass_fields__}
+    for rows, mask in _families(defined):
+        sizes = np.bincount(codes[mask], minlength=num_groups)
+        present = np.flatnonzero(sizes)
+        if len(present) < 2:
+            continue
+        strata = [
+            np.concatenate([run[np.ix_(rows, mask & (codes == group))] for run in (baseline, other)])
+            for group in present
+        ]
+        gaps = _gaps([values.mean(axis=1)[:, None] for values in strata])[:, 0]
+        columns["baseline"][rows], columns["other"][rows] = np.split(gaps, 2)
+        if sizes[present].min() > 1:
+            columns["low"][rows], columns["high"][rows] = bootstrap(strata, _gap_changes, resamples)
+    columns["difference"] = columns["other"] - columns["baseline"]
+    return GapChange(**columns)
+
+
+def _gaps(means: list[np.ndarray]) -> np.ndarray:
+    """Largest less smallest of the groups' `means`, each `[2M, B]`."""
+    return np.ptp(np.stack(means), axis=0)
+
+
+def _gap_changes(means: list[np.ndarray]) -> np.ndarray:
+    before, after = np.split(_gaps(means), 2)
+    return after - before
