@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -64,6 +65,7 @@ from model.training import (
     StopSignals,
     Training,
     read_state,
+    resume_command,
     save_checkpoint,
     update,
     write_state,
@@ -215,7 +217,7 @@ class Session:
     stop: StopSignals
     directory: Path
     tracker: Tracker
-    saved: float = dataclasses.field(default_factory=time.monotonic)
+    saved: float = dataclasses.field(default_factory=lambda: time.monotonic())
 
     def save(self) -> None:
         """Write the state from which `--resume` goes on."""
@@ -263,11 +265,16 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
 
 def validate(session: Session, phase: Phase) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
-    run = session.run
-    with session.stop.at_once():
-        valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-        summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
-        return run.processes.from_first(summary)
+    run, states = session.run, session.training.generator_states()
+    try:
+        with session.stop.at_once():
+            valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
+            summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
+            return run.processes.from_first(summary)
+    except Stopped:
+        # the signal may have come before the evaluator put a network's own stream back
+        session.training.set_generator_states(states)
+        raise
 
 
 def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
@@ -317,6 +324,9 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     training.begin_phase(phase, streams)
     if saved is not None:
         training.load(saved)
+        if run.processes.first and training.selection.weights:
+            # epochs after the state may have left others there, and need not come out as best again
+            save_checkpoint(session.directory / "checkpoint.pt", run.config, phase, training.selection)
     stages = training.method.stages()
     try:
         for stage in stages[progress.stage :]:
@@ -348,6 +358,8 @@ def execute(
     directory = config.output_dir / config.run_name
     if processes.from_first(config.resume and (directory / "result.json").exists()):
         print(f"{directory} holds a finished run (result.json): nothing is left to do")
+        # it may have been killed on its last lines
+        (directory / "state.pt").unlink(missing_ok=True)
         return {}
     with processes.first_ahead():
         run = prepare(config, processes)
@@ -371,7 +383,7 @@ def execute(
         tracker = Tracker.of(config, directory, progress.tracker, active=processes.first)
         progress.tracker = tracker.id
         progress.spend("read")
-        stop = stack.enter_context(StopSignals(processes))
+        stop = stack.enter_context(StopSignals(processes, resume_command(config, processes)))
         training = Training(backbone, method, progress, processes)
         return train_and_test(Session(run, training, evaluator, stop, directory, tracker), saved)
 
@@ -453,10 +465,10 @@ def main(argv: list[str]) -> None:
             if len(argv) > 1:
                 raise ValueError(f"unexpected arguments {argv[1:]}; every setting is a flag, see --help")
             MODES[FLAGS.mode](settings_from_flags(), started, processes)
-        except Stopped as stopped:
+        except (Stopped, KeyboardInterrupt) as stopped:
             if processes.first:
-                print(stopped, file=sys.stderr)
-            sys.exit(stopped.exit_code)
+                print(str(stopped) or "stopped by SIGINT", file=sys.stderr)
+            sys.exit(getattr(stopped, "exit_code", 128 + signal.SIGINT))
         except Exception as error:
             sys.stdout.flush()
             if not processes.speaks_for_failure():

@@ -132,7 +132,7 @@ def joined(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did: NCCL on GPUs (`device` not cpu), else gloo.
 
     Only the first prints. What torchrun started ends at once when this context does: a thread of torch's that asks for
-    the interpreter while that shuts down aborts the process (pytorch issue 179291).
+    the interpreter while that shuts down aborts the process (pytorch/pytorch pull request 179291).
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
@@ -143,7 +143,7 @@ def joined(device: str) -> Iterator[Processes]:
             yield processes
         code = 0
     except SystemExit as end:
-        code = end.code
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:

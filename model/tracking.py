@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -15,13 +19,16 @@ from model.report import Table
 MODES = ("disabled", "offline", "online")
 INIT_TIMEOUT_SECONDS = 20
 FINISH_TIMEOUT_SECONDS = 60
+# wandb's own timeouts are kept by its service, which may itself be what hangs: no call is waited for longer than this
+LIMIT_SECONDS = {"start": INIT_TIMEOUT_SECONDS + 20, "log": 10, "finish": FINISH_TIMEOUT_SECONDS + 20}
 
 
 class Tracker:
     """Log a run to W&B (`mode` offline or online), or do nothing (`disabled`).
 
     wandb is imported only when it is used, never asks for a login, and writes under `directory`/wandb. The first
-    failure, of whatever kind, gives one warning and turns the tracker off. An unknown mode is a ValueError.
+    failure, of whatever kind, gives one warning and turns the tracker off; so does a call that takes longer than
+    `LIMIT_SECONDS`. An unknown mode is a ValueError.
     """
 
     def __init__(
@@ -49,7 +56,7 @@ class Tracker:
                 "job_type": job_type,
             }
             settings |= {"id": run_id, "resume": "allow"} if run_id else {}
-            self._attempt("start", lambda: self._start(mode, settings))
+            self._run = self._attempt("start", lambda: _start(mode, settings))
 
     @classmethod
     def of(cls, config: Config, directory: Path, run_id: str | None = None, active: bool = True) -> Tracker:
@@ -89,32 +96,21 @@ class Tracker:
             self._attempt("finish", lambda: self._finish(summary or {}, images or {}, tables, exit_code))
             self._run = None
 
-    def _attempt(self, action: str, call: Callable[[], None]) -> None:
+    def _attempt(self, action: str, call: Callable[[], Any]) -> Any:
         # Whatever goes wrong in a third party's service (no network, no package, no disk) is not worth a training run.
+        outcome = Future()
+        # a daemon, so that a call that never returns does not keep the process either
+        threading.Thread(target=_settle, args=(outcome, call), daemon=True).start()
         try:
-            call()
+            return outcome.result(LIMIT_SECONDS[action])
         except Exception as error:
             self._run = None
-            reason = " ".join(str(error).split()) or type(error).__name__
+            if outcome.done():
+                reason = " ".join(str(error).split()) or type(error).__name__
+            else:
+                reason = f"no answer in {LIMIT_SECONDS[action]} s"
+                _end_service()
             logging.warning("W&B is off for the rest of this run: it failed to %s (%s)", action, reason)
-
-    def _start(self, mode: str, settings: dict) -> None:
-        import wandb
-
-        if mode == "online" and not wandb.login(prompt=False, verify=False):
-            raise RuntimeError("no API key is configured; run `wandb login`, or use --wandb_mode=offline")
-        self._run = wandb.init(
-            **settings,
-            mode=mode,
-            reinit="create_new",
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=INIT_TIMEOUT_SECONDS,
-                finish_timeout=FINISH_TIMEOUT_SECONDS,
-            ),
-        )
-        logging.info("W&B run: %s", self._run.url if mode == "online" else self._run.dir)
 
     def _finish(
         self, summary: Mapping[str, float], images: Mapping[str, Path], tables: Sequence[Table], exit_code: int
@@ -133,6 +129,36 @@ class Tracker:
             self._run.log(media)
         self._run.summary.update(_numbers(summary))
         self._run.finish(exit_code=exit_code)
+
+
+def _settle(outcome: Future, call: Callable[[], Any]) -> None:
+    try:
+        outcome.set_result(call())
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+def _start(mode: str, settings: dict) -> Any:
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True, console="off"))
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise RuntimeError("no API key is configured; run `wandb login`, or use --wandb_mode=offline")
+    limits = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, finish_timeout=FINISH_TIMEOUT_SECONDS)
+    run = wandb.init(**settings, mode=mode, reinit="create_new", settings=limits)
+    logging.info("W&B run: %s", run.url if mode == "online" else run.dir)
+    return run
+
+
+def _end_service() -> None:
+    """Kill wandb's service process and drop the exit hook that would wait for its answer for ever."""
+    # there is no public way to either
+    with contextlib.suppress(AttributeError, ImportError):
+        from wandb.sdk import wandb_setup
+
+        connection = wandb_setup.singleton()._connection
+        connection._cleanup()
+        connection._proc._process.kill()
 
 
 def _numbers(row: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,10 @@ import contextlib
 import copy
 import json
 import math
+import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -113,14 +116,22 @@ def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
     return Config.from_json(json.loads(content["config"])), content
 
 
+def resume_command(config: Config, processes: Processes) -> str:
+    """This program's command line, made to go on with the run: ready to paste where it was typed."""
+    command = [sys.executable]
+    if processes.world > 1:
+        command += ["-m", "torch.distributed.run", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+    # of a flag that is given twice the last one counts
+    wanted = [f"--run_name={config.run_name}", "--resume"]
+    return shlex.join([*command, *sys.argv, *(flag for flag in wanted if flag not in sys.argv)])
+
+
 class Stopped(BaseException):
     """A signal ended the run at a place from which it can go on; not an Exception, as no part may swallow it."""
 
-    def __init__(self, number: int):
-        name = signal.Signals(number).name
-        super().__init__(
-            f"stopped by {name}; the same command with --resume and this run's --run_name goes on from here"
-        )
+    def __init__(self, number: int, command: str):
+        """`command` goes on from here."""
+        super().__init__(f"stopped by {signal.Signals(number).name}; this goes on from here: {command}")
         self.exit_code = 128 + number
 
 
@@ -130,8 +141,10 @@ class StopSignals:
     Many `processes` stop at the same `check`, and never in between: one that left would leave the others waiting.
     """
 
-    def __init__(self, processes: Processes):
-        self._processes, self._number, self._at_once = processes, 0, False
+    def __init__(self, processes: Processes, command: str):
+        """`command` is what `Stopped` tells the user to go on with."""
+        self._processes, self._command = processes, command
+        self._number, self._at_once = 0, False
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -144,13 +157,13 @@ class StopSignals:
     def _receive(self, number: int, frame) -> None:
         self._number = number
         if self._at_once:
-            raise Stopped(number)
+            raise Stopped(number, self._command)
 
     def check(self) -> None:
         """Raise `Stopped` if a signal has come to any process."""
         number = self._processes.any_of(self._number)
         if number:
-            raise Stopped(number)
+            raise Stopped(number, self._command)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -270,7 +283,8 @@ class Training:
     def load(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave, after `begin_phase`; `Progress.of` reads the progress."""
         if not self.processes.first:
-            self.progress.totals = {}
+            # the first holds them all; without the names this process would not take part in the next sum
+            self.progress.totals = {key: torch.zeros_like(value) for key, value in self.progress.totals.items()}
         self.backbone.load_state_dict(state["backbone"])
         self.method.load_state_dict(state["method"])
         self.method.load_training_state(state["training"])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,12 +29,13 @@ from data.dataloader import BatchSampler, HistorySampler, NegativeSampler
 from data.structs import ItemLists, Ranking
 from fairness_utils import ConditionalAdversary
 from model import METHODS, build_sparsenn
+from model import distributed as model_distributed
 from model.config import stream_seeds, torch_generator
-from model.distributed import ALONE, Processes, join_rankings
+from model.distributed import ALONE, Processes, join_rankings, joined
 from model.evaluation import Evaluator
 from model.methods.base import Environment
 from model.probe import held_out_users
-from model.training import update
+from model.training import Progress, Training, update
 from tests.test_main import TINY, one_thread, run_main  # noqa: F401 (a fixture)
 from tests.test_resume import at_call, terminate
 
@@ -61,6 +68,9 @@ class ThreadProcesses(Processes):
 
     def sum(self, tensor):
         return tensor.copy_(sum(self.board.exchange(self.rank, tensor.clone())))
+
+    def any_of(self, number):
+        return max(self.board.exchange(self.rank, number))
 
     def gather(self, part):
         parts = self.board.exchange(self.rank, part)
@@ -214,12 +224,12 @@ def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidat
     np.testing.assert_allclose(one.scores, many.scores, rtol=1e-5, atol=1e-6)
 
 
-def run_many(folder, stop_after=None, **values):
-    """Run `main.py` in two processes under torchrun, ended by SIGTERM when it prints `stop_after`; how it went."""
+def run_many(folder, stop_after=None, program=main.__file__, **values):
+    """Run `program` in two processes under torchrun, ended by SIGTERM when it prints `stop_after`; how it went."""
     values = {**TINY, "output_dir": folder, **values}
     shown = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
     arguments = [f"--{name}={','.join(map(str, value))}" for name, value in shown.items() if value != [None]]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", main.__file__]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([*launcher, *arguments], env=environment, **pipes)
@@ -269,6 +279,111 @@ def test_two_processes_go_on_with_what_one_began(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "resumed in epoch 2 after 4" in done.stdout
     same(metrics(tmp_path / "whole"), metrics(tmp_path / "cut"))
+
+
+class Ended(Exception):
+    """Stands in for the end of a process, which nothing can be called after."""
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "said"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: sys.exit(), 0, ""),
+        (lambda: sys.exit(2), 2, ""),
+        (lambda: sys.exit(128 + signal.SIGTERM), 143, ""),
+        (lambda: sys.exit("why"), 1, ""),
+        (lambda: 1 / 0, 1, "ZeroDivisionError"),
+    ],
+)
+def test_a_worker_ends_with_the_code_that_it_would_have_had(monkeypatch, action, code, said):
+    def end(code):
+        flushed.extend((sys.stdout.count, sys.stderr.count))
+        raise Ended(code)
+
+    class Stream(io.StringIO):
+        count = 0
+
+        def flush(self):
+            self.count += 1
+
+    flushed = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(model_distributed, "_process_group", lambda device: contextlib.nullcontext(Processes(0, 2)))
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(sys, "stdout", Stream())
+    monkeypatch.setattr(sys, "stderr", Stream())
+    with pytest.raises(Ended) as caught, joined("cpu"):
+        action()
+    assert caught.value.args == (code,) and min(flushed) > 0
+    assert said in sys.stderr.getvalue() and bool(said) == bool(sys.stderr.getvalue())
+
+
+def test_processes_save_by_one_clock(monkeypatch, make_config):
+    written = [[], []]
+
+    def work(processes):
+        config = make_config(checkpoint_every="1min")
+        run = SimpleNamespace(config=config, processes=processes)
+        session = main.Session(run, None, None, None, None, None)
+        monkeypatch.setattr(main.Session, "save", lambda self: written[self.run.processes.rank].append(self.saved))
+        # the first one's minute is over in the third step, the other's never
+        for step in range(1, 5):
+            session.saved = main.time.monotonic() - (20.5 * step if processes.first else 0)
+            session.save_if_due()
+        return len(written[processes.rank])
+
+    assert together(2, work) == [2, 2]
+
+
+def test_processes_that_resume_after_the_last_step_of_an_epoch_add_its_values_up():
+    def work(processes):
+        saved = {"progress": Progress(step=7, count=10).as_json(), "totals": {"loss": torch.tensor(5.0)}}
+        training = Training(
+            nn.Linear(1, 1), METHODS["none"].__new__(METHODS["none"]), Progress.of(saved, 0.0), processes
+        )
+        method = SimpleNamespace(load_state_dict=lambda state: None, load_training_state=lambda state: None)
+        training.method, training.generators = method, {}
+        state = {"backbone": training.backbone.state_dict(), "method": {}, "training": {}, "generators": {}}
+        training.load({**state, "selection": {"patience": 1}})
+        return training.progress.means(processes)
+
+    assert together(3, work) == [{"loss": 0.5}] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("action", "code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped by SIGTERM; this goes on from here: "),
+        ("raise RuntimeError('broken')", 1, "RuntimeError: broken"),
+        ("raise ValueError('bad')", 2, "error: bad"),
+    ],
+)
+def test_what_ends_one_process_in_the_middle_ends_all_with_its_code(tmp_path, action, code, words):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(Path(main.__file__).parent)!r})\n"
+        "import main\n"
+        "update, calls = main.update, []\n"
+        "def struck(*arguments, **options):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 10 and os.environ['RANK'] == '1':\n"
+        f"        {action}\n"
+        "    return update(*arguments, **options)\n"
+        "main.update = struck\n"
+        "main.app.run(main.main, flags_parser=main.parse)\n"
+    )
+    done = run_many(tmp_path, program=str(program))
+    assert done.returncode == 1 and done.stderr.count(words) == 1, done.stderr
+    # the launcher names the first to fail
+    assert re.search(rf"Root Cause.*?exitcode *: {code} ", done.stderr, re.DOTALL), done.stderr
+    assert (tmp_path / "run" / "state.pt").exists()
+    if code == 143:
+        pasted = done.stderr.partition(words)[2].splitlines()[0].replace(str(program), main.__file__)
+        again = subprocess.run(["sh", "-c", pasted], capture_output=True, text=True, timeout=300)
+        assert again.returncode == 0 and "resumed in epoch 2 after 3" in again.stdout, again.stderr
 
 
 @pytest.mark.slow

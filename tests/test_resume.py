@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from absl.testing import flagsaver
 
 import main
 from model import report, run
+from model.settings import saving_interval
 from model.training import Progress
 from tests.test_main import TINY, one_thread, refused, run_main  # noqa: F401 (a fixture)
 
@@ -172,6 +172,102 @@ def test_states_may_be_further_apart(tmp_path, monkeypatch, whole):
     assert not (tmp_path / "late" / "run" / "state.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [
+        ("1", (1, None)),
+        ("20", (20, None)),
+        ("10min", (None, 10.0)),
+        ("0.01min", (None, 0.01)),
+        ("1.5min", (None, 1.5)),
+    ],
+)
+def test_an_interval_of_states_is_epochs_or_minutes(text, interval):
+    assert saving_interval(text) == interval
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "0min", "0.0min", "-1", "1.5", "", "min", "10 min", "10m", "10s", "1e3min", "nan", "infmin", ".5min"]
+)
+def test_another_interval_of_states_is_refused(tmp_path, capsys, text):
+    assert f"--checkpoint_every={text}: allowed is" in refused(capsys, tmp_path, checkpoint_every=text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_by_the_clock_are_written_within_an_epoch_and_go_on_to_the_same_bytes(
+    tmp_path, monkeypatch, whole, kind
+):
+    # the clock runs a second a look, and every step looks: a state each third step and no other
+    ticks = itertools.count()
+    monkeypatch.setattr(main.time, "monotonic", lambda: float(next(ticks)))
+    # in the fifth step: the last state is that of the third
+    cut_off(monkeypatch, tmp_path, kind, main, "update", 4 * UPDATES[kind] + 1, crash, checkpoint_every="0.05min")
+    progress = Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0)
+    assert (progress.epoch, progress.step) == (1, 3)
+    cut_off(monkeypatch, tmp_path, kind, main, "update", 2 * UPDATES[kind], crash, resume=True)
+    run_main(tmp_path, **KINDS[kind], resume=True, checkpoint_every="0.05min")
+    assert outputs(tmp_path) == whole(kind)
+
+
+def test_a_state_after_the_last_step_of_an_epoch_goes_on_with_its_validation(tmp_path, monkeypatch, whole):
+    every = {"checkpoint_every": "0.00001min"}
+    cut_off(monkeypatch, tmp_path, "gru", main.Evaluator, "_rank", 1, crash, **every)
+    progress = Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0)
+    assert (progress.epoch, progress.turn, progress.step) == (1, 0, STEPS)
+    run_main(tmp_path, **KINDS["gru"], resume=True, **every)
+    assert outputs(tmp_path) == whole("gru")
+
+
+def test_a_signal_while_the_evaluator_puts_the_network_s_stream_back_does_no_harm(tmp_path, monkeypatch, whole):
+    # `train` is what it calls just before
+    cut_off(monkeypatch, tmp_path, "gru", torch.nn.Module, "train", 3, terminate)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert json.loads(state["progress"])["turn"] == 1
+    run_main(tmp_path, **KINDS["gru"], resume=True)
+    assert outputs(tmp_path) == whole("gru")
+
+
+def test_the_checkpoint_of_a_resumed_run_holds_what_was_selected(tmp_path, monkeypatch):
+    cut_off(monkeypatch, tmp_path, "none", main, "update", STEPS + 3, terminate)
+    path = tmp_path / "run" / "checkpoint.pt"
+    # such as a later epoch left that other rounding does not select again
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "epoch": 9, "backbone": {}}, path)
+    monkeypatch.setattr(main.Selection, "offer", lambda *arguments: False)
+    result = run_main(tmp_path, **KINDS["none"], resume=True)
+    kept = torch.load(path, weights_only=True)
+    assert kept["epoch"] == result["epoch"] == 1 and kept["validation"] == result["validation"]
+    assert kept["backbone"].keys() == content["backbone"].keys()
+    assert all(torch.equal(kept["backbone"][name], value) for name, value in content["backbone"].items())
+
+
+def test_time_adds_up_over_resumptions(tmp_path, monkeypatch):
+    def cost():
+        state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+        return json.loads(state["progress"])["seconds"]
+
+    cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
+    first = cost()
+    # in the second process an hour passes between any two looks at the clock
+    with monkeypatch.context() as patch:
+        clock, hours = time.perf_counter, itertools.count()
+        patch.setattr(time, "perf_counter", lambda: clock() + 3600 * next(hours))
+        cut_off(monkeypatch, tmp_path, "none", main, "update", 2, terminate, resume=True)
+    second = cost()
+    assert first["read"] > 0 and first["train"] > 0 and first["test"] == 0
+    assert second["read"] >= first["read"] + 3600 and second["train"] >= first["train"] + 3600
+    # what a killed process has done since its last state counts for nothing
+    cut_off(monkeypatch, tmp_path, "none", main, "update", 2, crash, resume=True)
+    run_main(tmp_path, **KINDS["none"], resume=True)
+    seconds = json.loads((tmp_path / "run" / "cost.json").read_text())["seconds"]
+    assert seconds["train"] > second["train"] and seconds["test"] > 0 and seconds["read"] > second["read"]
+    assert (
+        sum(second.values())
+        < seconds["total"]
+        == pytest.approx(sum(value for name, value in seconds.items() if name != "total"))
+    )
+
+
 def test_a_phase_of_two_stages_and_two_passes_goes_on_too(tmp_path, monkeypatch):
     monkeypatch.setattr(main.METHODS["none"], "stages", lambda self: ("first", "second"))
     monkeypatch.setattr(main.METHODS["none"], "passes", lambda self, stage: ("one", "two"))
@@ -257,51 +353,3 @@ def test_the_tracker_goes_on_with_its_run(tmp_path, monkeypatch):
     cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
     run_main(tmp_path, **KINDS["none"], resume=True)
     assert started == [None, "abc"]
-
-
-LONG = {"epochs": 12, "patience": 12}  # long enough that no signal comes too late
-
-
-def command(folder, kind):
-    """A command line of its own process for a run of that kind."""
-    values = {**TINY, **KINDS[kind], **LONG, "output_dir": folder, "resume": True}
-    shown = {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items()}
-    options = [f"--method_option={value}" for value in values.get("method_option", [])]
-    rest = [f"--{name}={value}" for name, value in shown.items() if name != "method_option" and value is not None]
-    return [sys.executable, str(ROOT / "main.py"), *rest, *options]
-
-
-def end_by_signal(folder, number, seed):
-    """Start or resume a run and send it a signal at a random moment of its training; give its standard error."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command(folder, "mean"), env=environment, **pipes)
-    for line in process.stdout:
-        if line.startswith(("epoch", "resumed")):
-            break
-    time.sleep(random.Random(seed).uniform(0.0, 0.1))
-    process.send_signal(number)
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    return error
-
-
-def test_a_run_survives_signals_at_random_moments(tmp_path):
-    values = {**KINDS["mean"], **LONG}
-    run_main(tmp_path / "whole", **values)
-    end_by_signal(tmp_path / "cut", signal.SIGKILL, "first")
-    error = end_by_signal(tmp_path / "cut", signal.SIGTERM, "second")
-    assert error.startswith("stopped by SIGTERM") and "--resume" in error and error.count("\n") == 1
-    run_main(tmp_path / "cut", **values, resume=True)
-    assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
-def test_a_run_survives_many_signals_at_random_moments(tmp_path, seed):
-    values = {**KINDS["mean"], **LONG}
-    run_main(tmp_path / "whole", **values)
-    for turn, number in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)):
-        end_by_signal(tmp_path / "cut", number, f"{seed} {turn}")
-    run_main(tmp_path / "cut", **values, resume=True)
-    assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")

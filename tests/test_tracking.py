@@ -4,15 +4,18 @@ import builtins
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from absl import logging
 
+from model import tracking
 from model.pages import write_page
 from model.plots import training_curves
 from model.report import Table
 from model.tracking import Tracker
+from tests.test_main import TINY
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,6 +151,100 @@ def test_pictures_report_and_tables_are_logged_once_at_the_end(monkeypatch, warn
     assert run.exit_code == 0 and not warnings_given
 
 
+@pytest.mark.parametrize("hanging", ["start", "log", "finish"])
+def test_a_call_that_never_returns_is_one_warning_and_the_run_goes_on(monkeypatch, warnings_given, hanging):
+    import wandb
+
+    monkeypatch.setattr(tracking, "LIMIT_SECONDS", dict.fromkeys(tracking.LIMIT_SECONDS, 0.2))
+    ended, for_ever = [], threading.Event()
+    monkeypatch.setattr(tracking, "_end_service", lambda: ended.append(True))
+    run = FakeRun()
+    if hanging == "start":
+        monkeypatch.setattr(wandb, "init", lambda **settings: for_ever.wait() and run)
+        tracker = Tracker("offline", "project", "name", {}, "unused")
+    else:
+        tracker = make_tracker(monkeypatch, run)
+        monkeypatch.setattr(run, hanging, lambda *arguments, **options: for_ever.wait())
+    tracker.log({"loss": 1.0}, 0)
+    tracker.finish({"test/ndcg@10": 0.1})
+    # what answers after all is too late
+    for_ever.set()
+    assert not tracker.active and tracker.id is None and ended == [True]
+    assert warnings_given == [f"W&B is off for the rest of this run: it failed to {hanging} (no answer in 0.2 s)"]
+
+
+def private(folder):
+    """Environment of a user who has never logged in."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    names = ("HOME", "NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+    return {**kept, **{name: str(folder / "home") for name in names}, "OMP_NUM_THREADS": "1"}
+
+
+def tracked(folder, script="", **environment):
+    """Run `main.py` with online tracking in a process of its own, after `script`; standard error."""
+    values = {**TINY, "output_dir": folder, "wandb_mode": "online"}
+    shown = {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    flags = ["main.py", *(f"--{name}={value}" for name, value in shown.items())]
+    code = f"import sys, main, model.tracking as tracking\n{script}\nmain.app.run(main.main, {flags}, main.parse)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**private(folder), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "run" / "result.json").exists()
+    return done.stderr
+
+
+KEY = "0123456789" * 4
+UNREACHABLE = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+
+def test_a_run_without_a_key_is_neither_asked_nor_held_up(tmp_path):
+    (warning,) = tracked(tmp_path).splitlines()
+    assert "no API key is configured" in warning
+
+
+def test_a_run_whose_service_cannot_be_reached_goes_on_after_a_bounded_wait(tmp_path):
+    script = "tracking.INIT_TIMEOUT_SECONDS = 2"
+    (warning,) = tracked(tmp_path, script, **UNREACHABLE).splitlines()
+    assert "failed to start" in warning
+
+
+@pytest.mark.slow
+def test_the_wait_for_a_service_that_cannot_be_reached_is_as_long_as_said(tmp_path):
+    began = "import time, atexit; start = tracking._start\ndef timed(*a):\n  t = time.monotonic()\n"
+    began += "  try: return start(*a)\n  finally: print('waited', time.monotonic() - t, file=sys.stderr)\n"
+    error = tracked(tmp_path, began + "tracking._start = timed", **UNREACHABLE)
+    (waited,) = [float(line.split()[1]) for line in error.splitlines() if line.startswith("waited")]
+    assert waited < tracking.LIMIT_SECONDS["start"] and "failed to start" in error
+
+
+@pytest.mark.slow
+def test_a_frozen_service_holds_up_neither_training_nor_the_exit(tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from model import tracking\n"
+        "from wandb.sdk import wandb_setup\n"
+        "tracking.LIMIT_SECONDS['finish'] = 3\n"
+        "tracker = tracking.Tracker('offline', 'fabuhs', 'name', {}, sys.argv[1])\n"
+        "os.kill(wandb_setup.singleton()._connection._proc._process.pid, signal.SIGSTOP)\n"
+        "for step in range(20): tracker.log({'loss': 0.5}, step)\n"
+        "assert tracker.active\n"
+        "tracker.finish({'test/ndcg@10': 0.05})\n"
+        "sys.exit(7)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=private(tmp_path), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 7
+    (warning,) = done.stderr.splitlines()
+    assert "failed to finish (no answer in 3 s)" in warning
+
+
 def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
     # A process of its own shows that wandb's background service neither hangs the exit nor outlives it.
     script = (
@@ -164,13 +261,10 @@ def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
     write_page(page, "Title", "main.py", [])
 
     training_curves([{"epoch": 1, "train/loss": 1.0, "valid/ndcg@10": 0.1}], picture.with_suffix(""))
-    private = {
-        name: str(tmp_path / "home") for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
-    }
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path), str(picture), str(page)],
         cwd=ROOT,
-        env={**os.environ, **private},
+        env=private(tmp_path),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
