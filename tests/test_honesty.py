@@ -29,9 +29,7 @@ READING = {kind: values for kind, values in KINDS.items() if kind != "none"}
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave pictures and probes out."""
-    for name in ("training_curves", "exposure_lorenz"):
-        monkeypatch.setattr(run, name, lambda *arguments, **options: None)
+    """Leave probes out."""
     monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
 
 
@@ -312,8 +310,6 @@ def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_
         return made
 
     monkeypatch.setattr(probe, "_attackers", recorded)
-    for name in ("training_curves", "exposure_lorenz"):
-        monkeypatch.setattr(run, name, lambda *arguments, **options: None)
     held_out = prepared(**values)[0].held_out
     # who is held out is drawn by attribute; here the same users stay so
     monkeypatch.setattr(run, "held_out_users", lambda codes, **options: held_out)

@@ -17,7 +17,7 @@ import torch
 from absl.testing import flagsaver
 
 import main
-from model import report, run
+from model import report
 from model.settings import saving_interval
 from model.training import Progress
 from tests.test_main import TINY, one_thread, refused, run_main  # noqa: F401 (a fixture)
@@ -43,8 +43,7 @@ STEPS = 7
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Leave pictures and probes out: they are made from what a finished run holds."""
-    monkeypatch.setattr(run, "draw_run", lambda *arguments: {})
+    """Leave probes out: they are made from what a finished run holds."""
     monkeypatch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
 
 

@@ -18,19 +18,11 @@ import main
 from data.datareader import READERS
 from data.options import SyntheticOptions
 from data.synthetic import read_synthetic
-from model import run
 from tests.test_main import TINY, one_thread, run_main  # noqa: F401 (a fixture)
 from tests.test_rankings import write_trec
 
 DATA = {name: value for name, value in TINY.items() if name == "dataset" or name.startswith("synthetic_")}
 UNSET = {name: flags.FLAGS[name].default for name in DATA if name != "dataset"}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Leave pictures out: they take most of the time."""
-    for name in ("training_curves", "exposure_lorenz"):
-        monkeypatch.setattr(run, name, lambda *arguments, **options: None)
 
 
 def call(folder, **values):
