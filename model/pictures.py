@@ -132,8 +132,8 @@ def draw_run(
         words = {"group": group.name, "some": some if group.num_groups > GROUPS_SHOWN else ""}
         ways = sampled_histories(evaluator, split, group, buckets)
         drawn = {title: values[largest] for title, values in ways.items()}
-        labels = [f"{group.name} {group.labels[code]}" for code in largest]
-        add("histories", plots.history_distributions, drawn, labels, words=words)
+        labels = [group.labels[code] for code in largest]
+        add("histories", plots.history_distributions, drawn, labels, words=words, group=group.name)
     if evaluator is not None and config.rerank_fair:
         chosen, tail = (config.exposure_floor, config.rerank_alpha), evaluator.target(split)[_tail_code(split)]
         curves = trade_off(evaluator, phase)

@@ -167,7 +167,8 @@ def accuracy_intervals(
     rankings = list(next(iter(estimates.values())))
     step = 0.7 / len(rankings)
     height = max(0.3, 0.17 * len(rankings)) * len(labels) + 1.2
-    figure = Figure(figsize=(6.8, height), layout="constrained")
+    width = 4.8 + 0.08 * max(map(len, labels))
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, len(estimates), sharey=True, squeeze=False)[0]
     for panel, (metric, values) in zip(panels, estimates.items(), strict=True):
         for place, (name, style) in enumerate(styles(rankings).items()):
@@ -192,9 +193,14 @@ def accuracy_intervals(
     return save(figure, path_stem)
 
 
-def history_distributions(shares: Mapping[str, np.ndarray], labels: Sequence[str], path_stem: Path | str) -> list[Path]:
-    """Draw, a panel per way of sampling (its title), each group's expected share of a draw per bucket: `[G, B]`."""
-    figure = Figure(figsize=(2.5 * len(shares) + 0.8, 3.4), layout="constrained")
+def history_distributions(
+    shares: Mapping[str, np.ndarray], labels: Sequence[str], path_stem: Path | str, group: str = ""
+) -> list[Path]:
+    """Draw, a panel per way of sampling (its title), the expected share of a draw per bucket: `[G, B]`.
+
+    `labels` name the G rows, the groups of the attribute `group`.
+    """
+    figure = Figure(figsize=(2.5 * len(shares) + 0.8, 3.7), layout="constrained")
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     for panel, (title, values) in zip(panels, shares.items(), strict=True):
         buckets = np.arange(1, values.shape[1] + 1)
@@ -210,7 +216,9 @@ def history_distributions(shares: Mapping[str, np.ndarray], labels: Sequence[str
     parts = f"({len(buckets)} parts of equal size)"
     figure.supxlabel(f"items by train interactions, least popular first {parts}", fontsize="medium")
     panels[0].set_ylabel("share of the first draw (%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small")
+    columns = len(labels) if sum(map(len, labels)) < 10 * len(shares) else 2
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, title=group, loc="outside upper center", ncols=columns, fontsize="small")
     return save(figure, path_stem)
 
 
