@@ -20,7 +20,7 @@ import main
 from model import report, run
 from model.settings import saving_interval
 from model.training import Progress
-from tests.test_main import TINY, one_thread, refused, run_main  # noqa: F401 (a fixture)
+from tests.test_main import TINY, one_thread, refused, result_bytes, run_main  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
 # seven steps an epoch; a discriminator is made anew within each
@@ -71,8 +71,8 @@ def whole(tmp_path_factory):
 
 
 def outputs(folder):
-    names = ("result.json", "recommendations.parquet", "per_user.parquet", "metrics.jsonl")
-    return {name: (folder / "run" / name).read_bytes() for name in names}
+    names = ("recommendations.parquet", "per_user.parquet", "metrics.jsonl")
+    return {"result.json": result_bytes(folder), **{name: (folder / "run" / name).read_bytes() for name in names}}
 
 
 def at_call(number, action, function):
