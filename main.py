@@ -408,8 +408,8 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
                 progress.results[f"{root}{level}/{rest}"] = value
             progress.spend("test")
             progress.phase, progress.stage = progress.phase + 1, 0
-    except Stopped as stopped:
-        session.tracker.finish(exit_code=stopped.exit_code)
+    except BaseException as error:
+        session.tracker.finish(exit_code=getattr(error, "exit_code", 1))
         raise
     if not run.processes.first:
         return {}

@@ -22,7 +22,7 @@ from model import probe, run
 from model.config import own_generators, torch_generator
 from model.evaluation import Evaluator
 from tests.test_kills import KINDS
-from tests.test_main import ROOT, TINY, one_thread, run_main  # noqa: F401 (a fixture)
+from tests.test_main import ROOT, TINY, one_thread, result_bytes, run_main  # noqa: F401 (a fixture)
 
 READING = {kind: values for kind, values in KINDS.items() if kind != "none"}
 
@@ -260,7 +260,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed(tmp_path):
             env={**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
             capture_output=True,
         )
-        contents.append((folder / "run" / "result.json").read_bytes())
+        contents.append(result_bytes(folder))
     assert contents[0] == contents[1]
     other = run_main(tmp_path / "other", seed=1, synthesis_type="gru")
     assert other["metrics"] != json.loads(contents[0])["metrics"]

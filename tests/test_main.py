@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -51,6 +52,11 @@ def run_main(folder: Path, **values) -> dict:
     with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}):
         main.main(["main.py"])
     return json.loads((folder / "run" / "result.json").read_text())
+
+
+def result_bytes(folder: Path) -> bytes:
+    """result.json without the commit, which may change while tests run."""
+    return re.sub(rb'\n *"commit": [^\n]*', b"", (folder / "run" / "result.json").read_bytes())
 
 
 def refused(capsys, folder: Path, **values) -> str:

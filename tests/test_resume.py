@@ -20,7 +20,7 @@ import main
 from model import report
 from model.settings import saving_interval
 from model.training import Progress
-from tests.test_main import TINY, one_thread, refused, run_main  # noqa: F401 (a fixture)
+from tests.test_main import TINY, one_thread, refused, result_bytes, run_main  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
 # seven steps an epoch; a discriminator is made anew within each
@@ -69,8 +69,8 @@ def whole(tmp_path_factory):
 
 
 def outputs(folder):
-    names = ("result.json", "recommendations.parquet", "per_user.parquet", "metrics.jsonl")
-    return {name: (folder / "run" / name).read_bytes() for name in names}
+    names = ("recommendations.parquet", "per_user.parquet", "metrics.jsonl")
+    return {"result.json": result_bytes(folder), **{name: (folder / "run" / name).read_bytes() for name in names}}
 
 
 def at_call(number, action, function):
@@ -319,6 +319,11 @@ def test_other_settings_or_data_are_refused_with_the_difference(tmp_path, monkey
     assert "--resume" not in error.split("cannot resume")[1].split(";")[0]
     assert "already holds a run" in refused_like(tmp_path, "mean")
     assert (tmp_path / "run" / "state.pt").read_bytes() == state
+    content = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    torch.save({**content, "device": "cuda"}, tmp_path / "run" / "state.pt")
+    assert "device was cuda, is cpu" in refused_like(tmp_path, "mean", resume=True)
+    torch.save({**content, "format": 0}, tmp_path / "run" / "state.pt")
+    assert "state format 0, this version reads" in refused_like(tmp_path, "mean", resume=True)
     (tmp_path / "run" / "state.pt").write_bytes(state[:1000])
     assert "delete it" in refused_like(tmp_path, "mean", resume=True)
 
@@ -331,8 +336,8 @@ def test_one_folder_serves_one_process_at_a_time(tmp_path, monkeypatch):
     run_main(tmp_path, **KINDS["none"], resume=True)
 
 
-def test_the_tracker_goes_on_with_its_run(tmp_path, monkeypatch):
-    started = []
+def test_the_tracker_goes_on_with_its_run_and_learns_how_each_part_ended(tmp_path, monkeypatch):
+    started, ended = [], []
 
     class FakeTracker:
         @classmethod
@@ -345,10 +350,11 @@ def test_the_tracker_goes_on_with_its_run(tmp_path, monkeypatch):
         def log(self, row, step):
             pass
 
-        def finish(self, *arguments, **options):
-            pass
+        def finish(self, *arguments, exit_code=0):
+            ended.append(exit_code)
 
     monkeypatch.setattr(main, "Tracker", FakeTracker)
     cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
+    cut_off(monkeypatch, tmp_path, "none", main, "update", 2, crash, resume=True)
     run_main(tmp_path, **KINDS["none"], resume=True)
-    assert started == [None, "abc"]
+    assert started == [None, "abc", "abc"] and ended == [128 + signal.SIGTERM, 1, 0]

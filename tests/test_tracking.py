@@ -52,6 +52,20 @@ def make_tracker(monkeypatch, run):
     return Tracker("offline", "project", "name", {"lr": 0.1}, "unused")
 
 
+def test_a_run_is_gone_on_with_by_its_id(monkeypatch, make_config, tmp_path):
+    import wandb
+
+    asked = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: asked.append(settings) or FakeRun())
+    config = make_config(wandb_mode="offline")
+    assert Tracker.of(config, tmp_path).active and Tracker.of(config, tmp_path, "abc").active
+    assert not Tracker.of(config, tmp_path, "abc", active=False).active
+    first, second = asked
+    assert "id" not in first and (second["id"], second["resume"]) == ("abc", "allow")
+    shared = {"project": "test", "name": "test", "group": "synthetic-fabuhs-mean", "dir": str(tmp_path)}
+    assert all(settings[name] == value for settings in asked for name, value in shared.items())
+
+
 def block_import(monkeypatch):
     plain_import = builtins.__import__
 
