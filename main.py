@@ -20,7 +20,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -36,7 +36,8 @@ from model.evaluation import Evaluator
 from model.layers import SCORERS
 from model.losses import LOSSES
 from model.metrics import evaluate
-from model.report import append_jsonl, lock_run_dir, reserve_run_dir, write_json, write_jsonl
+from model.ranking import NotFiniteError, is_out_of_memory
+from model.report import WriteError, append_jsonl, own_run_dir, write_json, write_jsonl
 from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, origin_of, prepare, write_results
 from model.serving import evaluate_checkpoint, recommend
 from model.settings import MODE_SETTINGS, Settings, saving_interval
@@ -202,10 +203,26 @@ class Session:
     tracker: Tracker
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
+    @contextlib.contextmanager
+    def naming(self, where: str) -> Iterator[None]:
+        """Say of a number that is not finite where it came up, what is left and what to do."""
+        try:
+            yield
+        except NotFiniteError as error:
+            best = self.training.selection.epoch
+            kept = (
+                f"{self.directory / 'checkpoint.pt'} keeps epoch {best}, the best before" if best else "nothing is kept"
+            )
+            raise ValueError(
+                f"{where}: {error}: training has diverged ({kept}); begin another run with a lower --lr, "
+                "or lower adversarial weights"
+            ) from error
+
     def save(self) -> None:
         """Write the state from which `--resume` goes on."""
         self.training.progress.spend("train")
-        write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
+        with self.naming(f"epoch {self.training.progress.epoch}"):
+            write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
         self.saved = time.monotonic()
 
     def save_if_due(self, epoch: int | None = None) -> None:
@@ -234,22 +251,23 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
         bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=silent)
         for edges in bar:
             batch = sampler.sample(edges, generators["negatives"], generators["history"])
-            progress.add(training.method.train_step(batch, stage, name, step), len(edges))
+            with session.naming(f"{label}, step {progress.step + 1} of {steps}"):
+                values = training.method.train_step(batch, stage, name, step)
+            progress.add(values, len(edges))
             session.stop.check()
             session.save_if_due()
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
-    means = progress.means(processes)
-    bad = [key for key, value in means.items() if not math.isfinite(value)]
-    if bad:
-        raise ValueError(f"{label}: {bad} is not finite; lower --lr or the adversarial weights")
-    return means
+    # the last step may have spoilt the weights, and on a GPU no step was looked at
+    with session.naming(label):
+        training.check_finite()
+    return progress.means(processes)
 
 
 def validate(session: Session, phase: Phase) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
     run = session.run
-    with session.stop.at_once():
+    with session.stop.at_once(), session.naming(f"epoch {session.training.progress.epoch}"):
         valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
         summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
         return run.processes.from_first(summary)
@@ -337,8 +355,7 @@ def execute(config: Config, started: float, processes: Processes = ALONE) -> dic
     with contextlib.ExitStack() as stack:
         saved = None
         if processes.first:
-            reserve_run_dir(config.output_dir, config.run_name, config.resume)
-            stack.enter_context(lock_run_dir(directory))
+            stack.enter_context(own_run_dir(config.output_dir, config.run_name, config.resume))
             saved = read_state(directory / "state.pt", config, run.fingerprint, run.device) if config.resume else None
             write_json(directory / "config.json", config.as_json())
         saved = processes.from_first(saved)
@@ -349,6 +366,14 @@ def execute(config: Config, started: float, processes: Processes = ALONE) -> dic
         stop = stack.enter_context(StopSignals(processes))
         training = Training(backbone, method, progress, processes)
         return train_and_test(Session(run, training, evaluator, stop, directory, tracker), saved)
+
+
+def _going_on(error: WriteError, session: Session) -> WriteError:
+    """The error of a run that could not write, and how it goes on."""
+    command = f"the same command with --resume and --run_name={session.run.config.run_name}"
+    trained = session.training.progress.phase == len(session.run.protocol.phases)
+    what = "tests and writes again, without training" if trained else "goes on from the last saved state"
+    return WriteError(f"{error}; then {command} {what}")
 
 
 def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
@@ -374,11 +399,16 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     except Stopped as stopped:
         session.tracker.finish(exit_code=stopped.exit_code)
         raise
+    except WriteError as error:
+        raise _going_on(error, session) from error
     if not run.processes.first:
         return {}
     selection = session.training.selection
     origin = origin_of(run.config, phases[-1].metric, selection.epoch, selection.value)
-    images = write_results(run, session.directory, progress, origin, rankings, per_user)
+    try:
+        images = write_results(run, session.directory, progress, origin, rankings, per_user)
+    except WriteError as error:
+        raise _going_on(error, session) from error
     (session.directory / "state.pt").unlink(missing_ok=True)
     session.tracker.finish(progress.results, images)
     return progress.results
@@ -434,10 +464,15 @@ def main(argv: list[str]) -> None:
             sys.stdout.flush()
             if not processes.speaks_for_failure():
                 sys.exit(2)
+            if is_out_of_memory(error):
+                error = ValueError(
+                    f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]}); lower --batch_size, "
+                    "--num_negatives, --sample_size or --eval_block_mb, or use a machine with more"
+                )
             if not isinstance(error, ValueError | OSError):
                 raise
             logging.debug("%s", traceback.format_exc())
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             sys.exit(2)
 
 

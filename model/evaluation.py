@@ -11,13 +11,20 @@ from torch import nn
 
 from data.dataloader import HistorySampler
 from data.protocols import Task
-from data.structs import Group, Histories, Ranking, Split
+from data.structs import Group, Histories, History, Ranking, Split
 from fairness_utils import rerank_ranking, target_shares
 from model.config import Config, own_generators, torch_generator
 from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.probe import leakage_auc, linear_erasure
-from model.ranking import block_users_for, popularity_scores, random_scores, rank_catalogue, sample_candidates
+from model.ranking import (
+    block_users_for,
+    in_blocks,
+    popularity_scores,
+    random_scores,
+    rank_catalogue,
+    sample_candidates,
+)
 
 USER_BLOCK = 4096
 # float32 numbers handled at a time on a CPU: they stay in its cache, and the allocator hands the same memory out again
@@ -93,11 +100,27 @@ class Evaluator:
             blocks = []
             for block in rows.split(USER_BLOCK):
                 history = self._sampler(histories, split).sample(block, None, generator) if reads else None
-                vectors = self.backbone.encode_users(context, block, history)
-                blocks.append(self.method.transform_users(vectors, block, control))
+                blocks += self._encode(context, block, history, control)
             vectors = torch.cat(blocks)
             total = vectors if total is None else total + vectors
         return total / draws
+
+    def _encode(self, context, users: torch.Tensor, history: History | None, control: str) -> list[torch.Tensor]:
+        """Vectors of `users [b]` in parts that fit in memory."""
+        parts = []
+
+        def encode(rows: range) -> None:
+            own = slice(rows.start, rows.stop)
+            past = None if history is None else History(history.items[own], history.mask[own])
+            vectors = self.backbone.encode_users(context, users[own], past)
+            parts.append(self.method.transform_users(vectors, users[own], control))
+
+        # noise that a network draws itself would be another in parts
+        if own_generators(self.backbone):
+            encode(range(len(users)))
+        else:
+            in_blocks(encode, len(users), len(users), "encoding users", lambda count: None)
+        return parts
 
     def _floats_at_a_time(self) -> float:
         """Numbers that the scorer may keep, and as many again the ranking: each has half of `--eval_block_mb`."""

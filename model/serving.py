@@ -12,7 +12,7 @@ from data.protocols import Phase
 from model.config import Config
 from model.distributed import Processes
 from model.evaluation import Evaluator
-from model.report import lock_run_dir, recommendation_frame, reserve_run_dir, write_frame, write_json
+from model.report import own_run_dir, recommendation_frame, write_frame, write_json
 from model.run import Run, ask_tests, build, describe, origin_of, prepare, reported_groups, write_results
 from model.settings import Settings
 from model.tracking import Tracker
@@ -67,8 +67,7 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
     served = serve(settings, processes)
     run, config = served.run, served.run.config
     describe(run)
-    directory = reserve_run_dir(config.output_dir, config.run_name)
-    with lock_run_dir(directory):
+    with own_run_dir(config.output_dir, config.run_name) as directory:
         write_json(directory / "config.json", config.as_json())
         tracker = Tracker.of(config, directory)
         progress.spend("read")

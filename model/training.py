@@ -20,6 +20,7 @@ from data.protocols import Phase
 from model.config import FREE_SETTINGS, Config, own_generators
 from model.distributed import ALONE, Processes
 from model.methods.base import Method
+from model.ranking import NotFiniteError
 from model.report import atomic_path
 
 CHECKPOINT_FORMAT = 2
@@ -31,10 +32,10 @@ def update(
     *optimisers: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> None:
-    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is a ValueError."""
+    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is NotFiniteError."""
     # asking a GPU for every loss would stall it; there the epoch's mean is checked instead
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-        raise ValueError(f"the training loss is {loss.item()}; lower --lr or the adversarial weights")
+        raise NotFiniteError(f"the training loss is {loss.item()}")
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -87,8 +88,12 @@ def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selecti
         "validation": selection.value,
         **selection.weights,
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    _save(content, path)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def _load(path: Path, kind: str, expected_format: int, remedy: str) -> dict[str, Any]:
@@ -255,6 +260,15 @@ class Training:
         for name, generator in self.generators.items():
             generator.set_state(states[name])
 
+    def check_finite(self) -> None:
+        """Raise NotFiniteError where a weight, or a value that the epoch's steps reported, is not finite."""
+        for name, weight in self.backbone.named_parameters():
+            if not weight.isfinite().all():
+                raise NotFiniteError(f"weights of {name} are not finite")
+        bad = [key for key, value in self.progress.totals.items() if not value.isfinite()]
+        if bad:
+            raise NotFiniteError(f"the mean of {', '.join(bad)} is not finite")
+
     def state(self) -> dict[str, Any]:
         """Everything that going on from here needs: tensors and plain values. All processes must ask."""
         return {
@@ -282,7 +296,9 @@ def write_state(path: Path, config: Config, fingerprint: str, training: Training
     """Write all that `--resume` needs, whole or not at all; loads with `weights_only=True`.
 
     `fingerprint` is that of the data, which must be the same when the run goes on. All processes call, one writes.
+    A state from which nothing good can come, as a weight is not finite, is a NotFiniteError and not written.
     """
+    training.check_finite()
     state = training.state()
     if not training.processes.first:
         return
@@ -292,8 +308,7 @@ def write_state(path: Path, config: Config, fingerprint: str, training: Training
         "fingerprint": fingerprint,
         "device": next(training.backbone.parameters()).device.type,
     }
-    with atomic_path(path) as temporary:
-        torch.save(header | state, temporary)
+    _save(header | state, path)
 
 
 def read_state(path: Path, config: Config, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
