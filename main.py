@@ -176,11 +176,12 @@ GROUPS = {
 
 
 def settings_from_flags() -> Settings:
-    """The values of all flags, and which of them differ from their default; refuses what does not go together."""
+    """The values of all flags, and which of them the user chose; refuses what does not go together."""
     names = [field.name for kind in (Request, Config) for field in dataclasses.fields(kind)]
     settings = Settings(
         {name: FLAGS[name].value for name in names},
         frozenset(name for name in names if FLAGS[name].value != FLAGS[name].default),
+        frozenset(name for name in names if not FLAGS[name].using_default_value),
     )
     settings.check()
     return settings

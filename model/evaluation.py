@@ -189,11 +189,24 @@ class Evaluator:
         progress: str | None = None,
         users: np.ndarray | None = None,
     ) -> Ranking | None:
-        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each."""
-        users = np.flatnonzero(task.relevant.lengths > 0) if users is None else users
+        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each.
+
+        Whom it asks about gets the same histories, and so the same list, whoever else is ranked.
+        """
+        asked = np.flatnonzero(task.relevant.lengths > 0)
+        users = asked if users is None else users
+        if not len(users):
+            raise ValueError(f"the {task.name} task asks about no user; the split has no item for it")
         with self._serving():
             context = self.backbone.prepare()
-            vectors = self._represent(context, users, histories, split, control)
+            # draws belong to everybody who is asked about, and to all others: some alone would get other ones
+            others = np.setdiff1d(np.arange(split.num_users), asked)
+            parts = [part for part in (asked, others) if np.isin(users, part).any()]
+            vectors = torch.cat([self._represent(context, part, histories, split, control) for part in parts])
+            order = np.concatenate(parts)
+            if not np.array_equal(order, users):
+                place = np.argsort(order)[np.searchsorted(np.sort(order), users)]
+                vectors = vectors[torch.from_numpy(place).to(self.device)]
             items = self.backbone.encode_items(context, torch.arange(self.num_items, device=self.device))
             # the items' features, several times their vectors, are done with
             del context

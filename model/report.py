@@ -290,13 +290,20 @@ def recommendation_frame(
     return pd.DataFrame(columns)
 
 
+def check_table_path(path: Path | str) -> None:
+    """Raise ValueError where `write_frame` could not write: the suffix is another one, or there is no such folder."""
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: allowed is a file name that ends in .csv or .parquet")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write {path}: allowed is a file in a folder that exists and can be written")
+
+
 def write_frame(path: Path | str, frame: pd.DataFrame) -> None:
     """Write a table as parquet or CSV, by the suffix of `path`, whole or not at all."""
-    kind = Path(path).suffix
-    if kind not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: allowed is a file name that ends in .csv or .parquet")
+    check_table_path(path)
     with atomic_path(path) as temporary:
-        if kind == ".csv":
+        if Path(path).suffix == ".csv":
             frame.to_csv(temporary, index=False)
         else:
             frame.to_parquet(temporary, engine="pyarrow", index=False)

@@ -8,6 +8,7 @@ import json
 import math
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,8 +100,10 @@ def _save(content: dict[str, Any], path: Path) -> None:
 def _load(path: Path, kind: str, expected_format: int, remedy: str) -> dict[str, Any]:
     """Read a file that this program saved; one that is broken or of another format is a ValueError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found = content["format"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by others, which the error is about
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        found = dict(content)["format"]
     except Exception as error:  # torch raises whatever its parts do
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read as a {kind} ({reason}); {remedy}") from error
@@ -114,8 +117,15 @@ def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
     path = path / "checkpoint.pt" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path} is no file; pass a run's folder or its checkpoint.pt")
-    content = _load(path, "checkpoint", CHECKPOINT_FORMAT, "pass one that this version of the program wrote")
-    return Config.from_json(json.loads(content["config"])), content
+    remedy = "pass one that this version of the program wrote"
+    content = _load(path, "checkpoint", CHECKPOINT_FORMAT, remedy)
+    try:
+        config = Config.from_json(json.loads(content["config"]))
+        for name in ("train_fingerprint", "selected_by", "epoch", "validation", "backbone", "method"):
+            content[name]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no whole checkpoint ({error}); {remedy}") from error
+    return config, content
 
 
 class Stopped(BaseException):
