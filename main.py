@@ -20,7 +20,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -36,7 +36,7 @@ from model.evaluation import Evaluator
 from model.layers import SCORERS
 from model.losses import LOSSES
 from model.metrics import evaluate
-from model.ranking import NotFiniteError, is_out_of_memory
+from model.ranking import is_out_of_memory, out_of_memory
 from model.report import WriteError, append_jsonl, own_run_dir, write_json, write_jsonl
 from model.run import Run, ask_tests, batch_sampler, build, describe, estimate, origin_of, prepare, write_results
 from model.serving import evaluate_checkpoint, recommend
@@ -204,21 +204,6 @@ class Session:
     tracker: Tracker
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
-    @contextlib.contextmanager
-    def naming(self, where: str) -> Iterator[None]:
-        """Say of a number that is not finite where it came up, what is left and what to do."""
-        try:
-            yield
-        except NotFiniteError as error:
-            best = self.training.selection.epoch
-            kept = (
-                f"{self.directory / 'checkpoint.pt'} keeps epoch {best}, the best before" if best else "nothing is kept"
-            )
-            raise ValueError(
-                f"{where}: {error}: training has diverged ({kept}); begin another run with a lower --lr, "
-                "or lower adversarial weights"
-            ) from error
-
     def save(self) -> None:
         """Write the state from which `--resume` goes on."""
         self.training.progress.spend("train")
@@ -252,7 +237,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
         bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=silent)
         for edges in bar:
             batch = sampler.sample(edges, generators["negatives"], generators["history"])
-            with session.naming(f"{label}, step {progress.step + 1} of {steps}"):
+            with training.naming(f"{label}, step {progress.step + 1} of {steps}"):
                 values = training.method.train_step(batch, stage, name, step)
             progress.add(values, len(edges))
             session.stop.check()
@@ -260,7 +245,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
     # the last step may have spoilt the weights, and on a GPU no step was looked at
-    with session.naming(label):
+    with training.naming(label):
         training.check_finite()
     return progress.means(processes)
 
@@ -369,14 +354,6 @@ def execute(config: Config, started: float, processes: Processes = ALONE) -> dic
         return train_and_test(Session(run, training, evaluator, stop, directory, tracker), saved)
 
 
-def _going_on(error: WriteError, session: Session) -> WriteError:
-    """The error of a run that could not write, and how it goes on."""
-    command = f"the same command with --resume and --run_name={session.run.config.run_name}"
-    trained = session.training.progress.phase == len(session.run.protocol.phases)
-    what = "tests and writes again, without training" if trained else "goes on from the last saved state"
-    return WriteError(f"{error}; then {command} {what}")
-
-
 def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     """Do what is left of a run, phase by phase; gives the metrics by key."""
     run, progress, phases = session.run, session.training.progress, session.run.protocol.phases
@@ -401,7 +378,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
         session.tracker.finish(exit_code=stopped.exit_code)
         raise
     except WriteError as error:
-        raise _going_on(error, session) from error
+        raise session.training.unwritten(error, run.config.run_name, len(phases)) from error
     if not run.processes.first:
         return {}
     selection = session.training.selection
@@ -409,7 +386,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     try:
         images = write_results(run, session.directory, progress, origin, rankings, per_user)
     except WriteError as error:
-        raise _going_on(error, session) from error
+        raise session.training.unwritten(error, run.config.run_name, len(phases)) from error
     (session.directory / "state.pt").unlink(missing_ok=True)
     session.tracker.finish(progress.results, images)
     return progress.results
@@ -466,10 +443,7 @@ def main(argv: list[str]) -> None:
             if not processes.speaks_for_failure():
                 sys.exit(2)
             if is_out_of_memory(error):
-                error = ValueError(
-                    f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]}); lower --batch_size, "
-                    "--num_negatives, --sample_size or --eval_block_mb, or use a machine with more"
-                )
+                error = out_of_memory(error)
             if not isinstance(error, ValueError | OSError):
                 raise
             logging.debug("%s", traceback.format_exc())

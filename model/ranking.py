@@ -35,6 +35,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+def out_of_memory(error: BaseException) -> ValueError:
+    """What to say where that ends the program."""
+    return ValueError(
+        f"out of memory ({_first_line(error)}); lower --batch_size, --num_negatives, --sample_size or --eval_block_mb, "
+        "or use a machine with more"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def in_blocks(work: Callable[[range], None], count: int, size: int, what: str, done: Callable[[int], object]) -> None:
     """Do `work` on consecutive ranges of at most `size` of `count` rows, and tell `done` how many rows each had.
 
@@ -66,7 +78,7 @@ def _try(work: Callable[[range], None], rows: range) -> str | None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
     else:
         return None
     torch.cuda.empty_cache()

@@ -22,7 +22,7 @@ from model.config import FREE_SETTINGS, Config, own_generators
 from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.ranking import NotFiniteError
-from model.report import atomic_path
+from model.report import WriteError, atomic_path
 
 CHECKPOINT_FORMAT = 2
 STATE_FORMAT = 1
@@ -278,6 +278,25 @@ class Training:
         bad = [key for key, value in self.progress.totals.items() if not value.isfinite()]
         if bad:
             raise NotFiniteError(f"the mean of {', '.join(bad)} is not finite")
+
+    @contextlib.contextmanager
+    def naming(self, where: str) -> Iterator[None]:
+        """Say of a number that is not finite where it came up, what is left and what to do (ValueError)."""
+        try:
+            yield
+        except NotFiniteError as error:
+            best = self.selection.epoch
+            kept = f"checkpoint.pt keeps epoch {best}, the best before" if best else "no epoch was kept"
+            raise ValueError(
+                f"{where}: {error}: training has diverged ({kept}); begin another run with a lower --lr, or lower "
+                "adversarial weights"
+            ) from error
+
+    def unwritten(self, error: WriteError, run_name: str, phases: int) -> WriteError:
+        """The `error` of a run that could not write, with how it goes on; `phases` is how many the run has."""
+        trained = self.progress.phase == phases
+        what = "tests and writes again, without training" if trained else "goes on from the last saved state"
+        return WriteError(f"{error}; then the same command with --resume and --run_name={run_name} {what}")
 
     def state(self) -> dict[str, Any]:
         """Everything that going on from here needs: tensors and plain values. All processes must ask."""
