@@ -207,7 +207,7 @@ class Session:
     def save(self) -> None:
         """Write the state from which `--resume` goes on."""
         self.training.progress.spend("train")
-        with self.naming(f"epoch {self.training.progress.epoch}"):
+        with self.training.naming(f"epoch {self.training.progress.epoch}"):
             write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
         self.saved = time.monotonic()
 
@@ -253,7 +253,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
 def validate(session: Session, phase: Phase) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
     run = session.run
-    with session.stop.at_once(), session.naming(f"epoch {session.training.progress.epoch}"):
+    with session.stop.at_once(), session.training.naming(f"epoch {session.training.progress.epoch}"):
         valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
         summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
         return run.processes.from_first(summary)

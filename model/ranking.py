@@ -264,7 +264,11 @@ class _Drawn:
         if self._candidates is None or isinstance(self._candidates, ItemLists):
             return self._candidates and self._candidates.take(rows)
         if rows[-1] not in self._rows:
-            self._lists = self._candidates(rows)
+            try:
+                self._lists = self._candidates(rows)
+            except (MemoryError, RuntimeError) as error:
+                # a second draw would be another
+                raise (out_of_memory(error) if is_out_of_memory(error) else error) from error
             self._rows = range(rows[0], rows[-1] + 1)
         return self._lists.take(rows - self._rows.start)
 

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from absl import logging
 from absl.testing import flagsaver
 
 import main
@@ -29,7 +28,7 @@ from data.datareader import READERS
 from data.protocols import PROTOCOLS, leave_one_out
 from data.rows import read_csv_rows
 from data.structs import Group, Histories, ItemLists, Rejected
-from model import report, run
+from model import ranking, report, run
 from model.evaluation import Evaluator
 from model.ranking import is_out_of_memory, random_scores, rank_catalogue, sample_candidates
 from model.training import save_checkpoint, update
@@ -559,7 +558,9 @@ def at_most(rows, error):
 
 @MEMORY
 @pytest.mark.parametrize("sampled", [False, True])
-def test_blocks_that_do_not_fit_are_ranked_in_halves(caplog, error, sampled):
+def test_blocks_that_do_not_fit_are_ranked_in_halves(monkeypatch, error, sampled):
+    warnings = []
+    monkeypatch.setattr(ranking.logging, "warning", lambda text, *values: warnings.append(text % values))
     users, relevant, excluded, items = questions()
 
     def rank(score):
@@ -572,12 +573,11 @@ def test_blocks_that_do_not_fit_are_ranked_in_halves(caplog, error, sampled):
 
     expected = rank(random_scores(40, 3))
     score, asked = at_most(3, error)
-    with caplog.at_level("WARNING", logger=logging.get_absl_logger().name):
-        found = rank(score)
+    found = rank(score)
     for name in ("ranks", "topk", "scores", "candidates"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert asked[:2] == [9, 4] and max(asked[2:]) <= 2 and sum(size for size in asked if size <= 3) == len(users)
-    assert len([record for record in caplog.records if "do not fit in memory" in record.getMessage()]) <= 1
+    assert len(warnings) == 1 and warnings[0].startswith("ranking users: 9 at a time do not fit in memory")
 
 
 @MEMORY
@@ -585,6 +585,14 @@ def test_one_user_that_does_not_fit_is_an_error(error):
     with pytest.raises(ValueError, match="does not fit in memory even one at a time") as caught:
         rank_catalogue(at_most(0, error)[0], *questions(), 5, 9)
     assert "\n" not in str(caught.value)
+
+
+def test_candidates_are_never_drawn_twice():
+    def draw(rows):
+        raise MemoryError
+
+    with pytest.raises(ValueError, match="out of memory"):
+        rank_catalogue(at_most(9, MemoryError())[0], *questions(), 5, 9, draw)
 
 
 def test_other_errors_pass_through():
