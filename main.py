@@ -39,7 +39,8 @@ from model.export import export_split
 from model.layers import SCORERS
 from model.losses import LOSSES
 from model.metrics import evaluate
-from model.report import append_jsonl, lock_run_dir, reserve_run_dir, write_json, write_jsonl
+from model.ranking import is_out_of_memory, out_of_memory
+from model.report import WriteError, append_jsonl, own_run_dir, write_json, write_jsonl
 from model.run import (
     Run,
     ask_tests,
@@ -192,11 +193,12 @@ GROUPS = {
 
 
 def settings_from_flags() -> Settings:
-    """The values of all flags, and which of them differ from their default; refuses what does not go together."""
+    """The values of all flags, and which of them the user chose; refuses what does not go together."""
     names = [field.name for kind in (Request, Config) for field in dataclasses.fields(kind)]
     settings = Settings(
         {name: FLAGS[name].value for name in names},
         frozenset(name for name in names if FLAGS[name].value != FLAGS[name].default),
+        frozenset(name for name in names if not FLAGS[name].using_default_value),
     )
     settings.check()
     return settings
@@ -222,7 +224,8 @@ class Session:
     def save(self) -> None:
         """Write the state from which `--resume` goes on."""
         self.training.progress.spend("train")
-        write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
+        with self.training.naming(f"epoch {self.training.progress.epoch}"):
+            write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
         self.saved = time.monotonic()
 
     def save_if_due(self, epoch: int | None = None) -> None:
@@ -251,23 +254,24 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
         bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=silent)
         for edges in bar:
             batch = sampler.sample(edges, generators["negatives"], generators["history"])
-            progress.add(training.method.train_step(batch, stage, name, step), len(edges))
+            with training.naming(f"{label}, step {progress.step + 1} of {steps}"):
+                values = training.method.train_step(batch, stage, name, step)
+            progress.add(values, len(edges))
             session.stop.check()
             session.save_if_due()
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
-    means = progress.means(processes)
-    bad = [key for key, value in means.items() if not math.isfinite(value)]
-    if bad:
-        raise ValueError(f"{label}: {bad} is not finite; lower --lr or the adversarial weights")
-    return means
+    # the last step may have spoilt the weights, and on a GPU no step was looked at
+    with training.naming(label):
+        training.check_finite()
+    return progress.means(processes)
 
 
 def validate(session: Session, phase: Phase) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
     run, states = session.run, session.training.generator_states()
     try:
-        with session.stop.at_once():
+        with session.stop.at_once(), session.training.naming(f"epoch {session.training.progress.epoch}"):
             valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
             summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
             return run.processes.from_first(summary)
@@ -374,8 +378,7 @@ def execute(
     with contextlib.ExitStack() as stack:
         saved = None
         if processes.first:
-            reserve_run_dir(config.output_dir, config.run_name, config.resume)
-            stack.enter_context(lock_run_dir(directory))
+            stack.enter_context(own_run_dir(config.output_dir, config.run_name, config.resume))
             saved = read_state(directory / "state.pt", config, run.fingerprint, run.device) if config.resume else None
             write_json(directory / "config.json", config.as_json())
         saved = processes.from_first(saved)
@@ -408,14 +411,16 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
                 progress.results[f"{root}{level}/{rest}"] = value
             progress.spend("test")
             progress.phase, progress.stage = progress.phase + 1, 0
+        if not run.processes.first:
+            return {}
+        selection = session.training.selection
+        origin = origin_of(run.config, phases[-1].metric, selection.epoch, selection.value)
+        images = write_results(run, session.directory, progress, origin, rankings, per_user, session.evaluator)
     except BaseException as error:
         session.tracker.finish(exit_code=getattr(error, "exit_code", 1))
+        if isinstance(error, WriteError):
+            raise session.training.unwritten(error, run.config.run_name, len(phases)) from error
         raise
-    if not run.processes.first:
-        return {}
-    selection = session.training.selection
-    origin = origin_of(run.config, phases[-1].metric, selection.epoch, selection.value)
-    images = write_results(run, session.directory, progress, origin, rankings, per_user, session.evaluator)
     (session.directory / "state.pt").unlink(missing_ok=True)
     session.tracker.finish(progress.results, images, tables_of(run, progress.results))
     return progress.results
@@ -473,10 +478,12 @@ def main(argv: list[str]) -> None:
             sys.stdout.flush()
             if not processes.speaks_for_failure():
                 sys.exit(2)
+            if is_out_of_memory(error):
+                error = out_of_memory(error)
             if not isinstance(error, ValueError | OSError):
                 raise
             logging.debug("%s", traceback.format_exc())
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             sys.exit(2)
 
 

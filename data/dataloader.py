@@ -210,10 +210,13 @@ class HistorySampler:
         entries, weighted = len(histories.item), weights.log_weights.shape[1]
         if entries != weighted:
             raise ValueError(f"history weights are for {weighted} entries, not {entries}; use these histories")
+        longest = int(histories.lengths.max(initial=1))
+        # places that no history can fill would only take memory
+        length = length if with_replacement else min(length, max(longest, 1))
         self.length, self.with_replacement, self.device = length, with_replacement, device
         self.indptr = torch.from_numpy(histories.indptr).to(device)
         self.item = torch.from_numpy(histories.item).to(device)
-        self.longest = int(histories.lengths.max(initial=1))
+        self.longest = longest
         normalised = [_normalised(row, histories) for row in weights.log_weights]
         parts = [(mix + log_p, rest) for mix, (log_p, rest) in zip(weights.log_mix, normalised, strict=True)]
         self.log_p = torch.from_numpy(np.stack([part[0] for part in parts]).astype(np.float32)).to(device)

@@ -268,8 +268,15 @@ def _plain_text(text: np.ndarray) -> np.ndarray:
     """Undo the 2004 dump's HTML entities, and its NULL for missing text `[N]`."""
     series = pd.Series(np.where(text == "NULL", "", text), dtype=object)
     has_entity = series.str.contains("&", regex=False).to_numpy(dtype=bool)
-    series[has_entity] = series[has_entity].map(html.unescape)
+    series[has_entity] = series[has_entity].map(_unescaped)
     return series.to_numpy(dtype=object)
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # a number of thousands of digits is no entity
+        return text
 
 
 def _demographics(users: FileRows) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from data.structs import Rejected
 LINES_NAMED = 5
 REASONS_NAMED = 3
 MAX_DIGITS = 18  # the most that always fit int64
+LONGEST_ROW = 32  # lines; a quote that nothing closes would otherwise run through the whole file
 NEWLINE, CARRIAGE_RETURN, COLON, ZERO = b"\n\r:0"
 UNREADABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and what surrogateescape made of undecodable bytes
 CUT_OFF = "no line end, so the row may be cut off"
@@ -172,12 +173,13 @@ def read_csv_rows(path: Path, names: Mapping[str, str], encoding: str, escape: s
     """Read `;`-separated text with a header into str objects; `names` maps header fields to column names.
 
     Quoted fields may hold `;`, line ends and doubled quotes; with `escape`, also escaped characters. Reading
-    resumes on the line after the first line of a broken row, so that one stray quote costs one line.
+    resumes on the line after the first line of a broken row, so that one stray quote costs one line; a row of more
+    than `LONGEST_ROW` lines is broken.
     """
     lines, numbers, rejected = _readable_lines(path, encoding)
     dialect = {"delimiter": ";", "quotechar": '"', "escapechar": escape, "doublequote": True, "strict": True}
     header = _header(path, lines, numbers, names, dialect)
-    fields, starts, broken = _tokenize(lines, len(header), dialect)
+    fields, starts, broken = _tokenize(lines, numbers, len(header), dialect)
     rejected += [_rejected(path.name, reason, numbers[np.array(bad)]) for reason, bad in broken.items()]
     table = np.array(fields, dtype=object).reshape(len(starts), len(header))
     columns = {name: table[:, header.index(field)] for field, name in names.items()}
@@ -200,13 +202,24 @@ def _header(path: Path, lines: list[str], numbers: np.ndarray, names: Mapping[st
     return header
 
 
-def _tokenize(lines: list[str], width: int, dialect: dict) -> tuple[list[str], list[int], dict[str, list[int]]]:
+def _tokenize(
+    lines: list[str], numbers: np.ndarray, width: int, dialect: dict
+) -> tuple[list[str], list[int], dict[str, list[int]]]:
     """Split `lines` after the header into rows of `width` fields: all fields in one list, first lines, bad lines."""
     fields, starts, broken = [], [], {}
-    position = 1
-    while position < len(lines):
-        reader = csv.reader(map(lines.__getitem__, range(position, len(lines))), **dialect)
-        start = position
+    # a row never goes on beyond a line that could not be read
+    follows = np.diff(numbers, prepend=-1) == 1
+    start = 1
+
+    def rest(position: int) -> Iterator[str]:
+        for index in range(position, len(lines)):
+            if index > start and (index - start >= LONGEST_ROW or not follows[index]):
+                raise csv.Error("the row does not end")
+            yield lines[index]
+
+    while start < len(lines):
+        position = start
+        reader = csv.reader(rest(position), **dialect)
         reason = f"not {width} fields"
         try:
             for record in reader:
@@ -220,7 +233,7 @@ def _tokenize(lines: list[str], width: int, dialect: dict) -> tuple[list[str], l
         except csv.Error:
             reason = "broken quoting"
         broken.setdefault(reason, []).append(start)
-        position = start + 1
+        start += 1
     return fields, starts, broken
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -66,9 +67,11 @@ def build_sparsenn(data: InteractionData, config: Config, seed: int, device: tor
     users = data.users
     if config.mask_sensitive_feature and config.attribute in users.columns:
         users = users.without((config.attribute,))
+    # a wider GRU would only have weights that see zeros
+    longest = int(np.bincount(data.user_id).max())
     options = SparseNNOptions(
         synthesis_type=config.synthesis_type,
-        sample_size=config.sample_size,
+        sample_size=config.sample_size if config.upstream_compat else min(config.sample_size, longest),
         attention_heads=config.attention_heads,
         scorer=config.scorer,
         user_hidden=config.user_hidden,

@@ -22,8 +22,7 @@ from model.report import (
     UNDEFINED,
     WIDTH,
     atomic_path,
-    lock_run_dir,
-    reserve_run_dir,
+    own_run_dir,
     write_frame,
     write_json,
 )
@@ -84,8 +83,7 @@ def compare_runs(settings: Settings, started: float, processes: Processes) -> Co
     config, asked = settings.config(), settings.values["eval_k"]
     runs = load_runs(settings.request.runs, config.output_dir)
     ks = common_cutoffs(runs, None if asked is None else converted("eval_k", asked))
-    directory = reserve_run_dir(config.output_dir, config.run_name)
-    with lock_run_dir(directory):
+    with own_run_dir(config.output_dir, config.run_name) as directory:
         rows = [row for other in runs[1:] for row in comparison_rows(runs[0], other, ks)]
         table = pd.DataFrame(rows, columns=FIELDS).astype({"k": "Int64", "users": "Int64"})
         comparison = Comparison(

@@ -12,13 +12,20 @@ from torch import nn
 
 from data.dataloader import HistorySampler
 from data.protocols import Task
-from data.structs import Group, Histories, Ranking, Split
+from data.structs import Group, Histories, History, Ranking, Split
 from fairness_utils import rerank_ranking, target_shares
 from model.config import Config, own_generators, torch_generator
 from model.distributed import ALONE, Processes
 from model.methods.base import Method
 from model.probe import leakage_auc, linear_erasure
-from model.ranking import block_users_for, popularity_scores, random_scores, rank_catalogue, sample_candidates
+from model.ranking import (
+    block_users_for,
+    in_blocks,
+    popularity_scores,
+    random_scores,
+    rank_catalogue,
+    sample_candidates,
+)
 
 USER_BLOCK = 4096
 # float32 numbers handled at a time on a CPU: they stay in its cache, and the allocator hands the same memory out again
@@ -94,11 +101,27 @@ class Evaluator:
             blocks = []
             for block in rows.split(USER_BLOCK):
                 history = self._sampler(histories, split).sample(block, None, generator) if reads else None
-                vectors = self.backbone.encode_users(context, block, history)
-                blocks.append(self.method.transform_users(vectors, block, control))
+                blocks += self._encode(context, block, history, control)
             vectors = torch.cat(blocks)
             total = vectors if total is None else total + vectors
         return total / draws
+
+    def _encode(self, context, users: torch.Tensor, history: History | None, control: str) -> list[torch.Tensor]:
+        """Vectors of `users [b]` in parts that fit in memory."""
+        parts = []
+
+        def encode(rows: range) -> None:
+            own = slice(rows.start, rows.stop)
+            past = None if history is None else History(history.items[own], history.mask[own])
+            vectors = self.backbone.encode_users(context, users[own], past)
+            parts.append(self.method.transform_users(vectors, users[own], control))
+
+        # noise that a network draws itself would be another in parts
+        if own_generators(self.backbone):
+            encode(range(len(users)))
+        else:
+            in_blocks(encode, len(users), len(users), "encoding users", lambda count: None)
+        return parts
 
     def _floats_at_a_time(self) -> float:
         """Numbers that the scorer may keep, and as many again the ranking: each has half of `--eval_block_mb`."""
@@ -167,11 +190,24 @@ class Evaluator:
         progress: str | None = None,
         users: np.ndarray | None = None,
     ) -> Ranking | None:
-        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each."""
-        users = np.flatnonzero(task.relevant.lengths > 0) if users is None else users
+        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each.
+
+        Whom it asks about gets the same histories, and so the same list, whoever else is ranked.
+        """
+        asked = np.flatnonzero(task.relevant.lengths > 0)
+        users = asked if users is None else users
+        if not len(users):
+            raise ValueError(f"the {task.name} task asks about no user; the split has no item for it")
         with self._serving():
             context = self.backbone.prepare()
-            vectors = self._represent(context, users, histories, split, control)
+            # draws belong to everybody who is asked about, and to all others: some alone would get other ones
+            others = np.setdiff1d(np.arange(split.num_users), asked)
+            parts = [part for part in (asked, others) if np.isin(users, part).any()]
+            vectors = torch.cat([self._represent(context, part, histories, split, control) for part in parts])
+            order = np.concatenate(parts)
+            if not np.array_equal(order, users):
+                place = np.argsort(order)[np.searchsorted(np.sort(order), users)]
+                vectors = vectors[torch.from_numpy(place).to(self.device)]
             items = self.backbone.encode_items(context, torch.arange(self.num_items, device=self.device))
             # the items' features, several times their vectors, are done with
             del context

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from absl import logging
 from tqdm import tqdm
 
 from data.structs import ItemLists, Ranking
@@ -21,6 +22,67 @@ ENGINE_FLOATS = 6
 
 # Random keys that the candidate sampler holds at once (about 17 bytes each).
 _SAMPLER_KEYS = 1 << 22
+
+
+class NotFiniteError(ValueError):
+    """A loss, a score or a weight that is no finite number: training has diverged."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, Python's, torch's own or a GPU's, found no memory."""
+    # torch has no class of its own for what its CPU allocator raises
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def out_of_memory(error: BaseException) -> ValueError:
+    """What to say where that ends the program."""
+    return ValueError(
+        f"out of memory ({_first_line(error)}); lower --batch_size, --num_negatives, --sample_size or --eval_block_mb, "
+        "or use a machine with more"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def in_blocks(work: Callable[[range], None], count: int, size: int, what: str, done: Callable[[int], object]) -> None:
+    """Do `work` on consecutive ranges of at most `size` of `count` rows, and tell `done` how many rows each had.
+
+    A range that does not fit in memory is done again in halves, as is all that follows; `work` has to bear that.
+    `what` names the work in the one warning, and in the ValueError of a single row that does not fit.
+    """
+    limit, pending = size, [range(start, min(start + size, count)) for start in range(0, count, size)][::-1]
+    while pending:
+        rows = pending.pop()
+        if len(rows) > limit:
+            pending += [rows[start : start + limit] for start in range(0, len(rows), limit)][::-1]
+            continue
+        reason = _try(work, rows)
+        if reason is None:
+            done(len(rows))
+            continue
+        if len(rows) == 1:
+            raise ValueError(f"{what} does not fit in memory even one at a time ({reason}); use a machine with more")
+        if limit == size:
+            logging.warning("%s: %d at a time do not fit in memory (%s); going on with fewer", what, len(rows), reason)
+        limit = len(rows) // 2
+        pending.append(rows)
+
+
+def _try(work: Callable[[range], None], rows: range) -> str | None:
+    """Do `work`; None where it fits in memory. An error that were kept would keep its tensors."""
+    try:
+        work(rows)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = _first_line(error)
+    else:
+        return None
+    torch.cuda.empty_cache()
+    return reason
 
 
 @torch.no_grad()
@@ -47,7 +109,8 @@ def rank_catalogue(
     `progress` describes a progress bar on stderr; without it there is none.
 
     Raises ValueError for ids out of range, a relevant item that is excluded or listed twice, scores of another
-    shape, and a candidate whose score is not finite.
+    shape, and a candidate whose score is not finite (NotFiniteError). A block that does not fit in memory is
+    ranked in halves, with the same result.
     """
     _check_request(users, relevant, excluded, num_items, top, block_users)
     width = min(top, num_items)
@@ -56,12 +119,13 @@ def rank_catalogue(
     counts = np.empty(len(users), np.int64)
     at_least = np.empty(len(relevant.item), np.int64)
     own_score = np.empty(len(relevant.item), np.float32)
-    starts = range(0, len(users), block_users)
-    for start in tqdm(starts, desc=progress, unit="block", leave=False, disable=progress is None or None):
-        rows = np.arange(start, min(start + block_users, len(users)))
+    drawn = _Drawn(candidates)
+
+    def rank_block(block: range) -> None:
+        rows = np.arange(block.start, block.stop)
         entries = slice(relevant.indptr[rows[0]], relevant.indptr[rows[-1] + 1])
         wanted = relevant.take(rows)
-        allowed = _block_candidates(candidates, rows)
+        allowed = drawn.take(rows)
         masked, dropped = _score_candidates(score_block, users[rows], wanted, excluded, allowed, num_items)
         extremes = torch.stack(masked.aminmax())
         masked[dropped] = -torch.inf
@@ -81,8 +145,9 @@ def rank_catalogue(
         _check_conflict(value, wanted, users[rows])
         topk[rows], scores[rows] = _settle_ties(masked, best, best_score, width)
         counts[rows], at_least[entries], own_score[entries] = count, above, value
-        # The next block is scored while this name still holds this one: let go of what is large.
-        del masked, dropped, results
+
+    with tqdm(total=len(users), desc=progress, unit="user", leave=False, disable=progress is None or None) as bar:
+        in_blocks(rank_block, len(users), block_users, "ranking users", bar.update)
     ranks = 1 + at_least - _tied_from_here(relevant.owner, own_score)
     return Ranking(users, relevant, ranks, topk, scores, counts)
 
@@ -189,10 +254,23 @@ def _check_request(
         raise ValueError(f"item {item} is listed twice as relevant for user {users[row]}: list each item once")
 
 
-def _block_candidates(candidates: ItemLists | CandidateLists | None, rows: np.ndarray) -> ItemLists | None:
-    if candidates is None:
-        return None
-    return candidates.take(rows) if isinstance(candidates, ItemLists) else candidates(rows)
+class _Drawn:
+    """Candidates of blocks of rows. A function is asked once for each row, whatever becomes of the block."""
+
+    def __init__(self, candidates: ItemLists | CandidateLists | None):
+        self._candidates, self._rows, self._lists = candidates, range(0), None
+
+    def take(self, rows: np.ndarray) -> ItemLists | None:
+        if self._candidates is None or isinstance(self._candidates, ItemLists):
+            return self._candidates and self._candidates.take(rows)
+        if rows[-1] not in self._rows:
+            try:
+                self._lists = self._candidates(rows)
+            except (MemoryError, RuntimeError) as error:
+                # a second draw would be another
+                raise (out_of_memory(error) if is_out_of_memory(error) else error) from error
+            self._rows = range(rows[0], rows[-1] + 1)
+        return self._lists.take(rows - self._rows.start)
 
 
 def _coordinates(lists: ItemLists, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,7 +305,7 @@ def _score_candidates(
 def _raise_not_finite(masked: torch.Tensor, dropped, users: np.ndarray) -> None:
     masked[dropped] = 0.0
     row, item = (~masked.isfinite()).nonzero()[0].tolist()
-    raise ValueError(
+    raise NotFiniteError(
         f"user {users[row]}, item {item}: the score is {masked[row, item].item()}; ranking needs finite scores "
         "(the model may have diverged: lower the learning rate)"
     )

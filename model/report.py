@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 import pandas as pd
@@ -177,16 +178,35 @@ def _exposure_table(results, columns, k, directions) -> Table:
     return Table(caption, ["", "better", *columns], rows, left=2, note=legend)
 
 
+class WriteError(OSError):
+    """A file that could not be written; the message names it and the remedy, and what was there before is whole."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> WriteError:
+        """The error for `path`."""
+        return cls(f"cannot write {path} ({error.strerror or error}); make room there, or choose another place")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place when the block ends well, and is removed if not."""
+    """Give a temporary path beside `path` that takes its place when the block ends well, and is removed if not.
+
+    Raises WriteError where the file system refuses.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch wraps what its file raised
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise WriteError.of(path, cause) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value) -> None:
@@ -200,12 +220,28 @@ def write_json(path: Path | str, value) -> None:
 
 
 def append_jsonl(path: Path | str, row: Mapping) -> None:
-    """Append `row` as one line of JSON (NaN as `null`); a line that a killed run left half-written is cut off."""
+    """Append `row` as one line of JSON (NaN as `null`); a line that a killed run left half-written is cut off.
+
+    Raises WriteError, and leaves the whole lines, where the file system refuses.
+    """
     line = _line(row)
-    with open(path, "a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line)
+    try:
+        with open(path, "a+b", buffering=0) as file:
+            file.seek(0)
+            end = file.truncate(file.read().rfind(b"\n") + 1)
+            try:
+                _write_all(file, line)
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise WriteError.of(Path(path), error) from error
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file, which may take a part at a time."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def write_jsonl(path: Path | str, rows: Sequence[Mapping]) -> None:
@@ -278,13 +314,20 @@ def recommendation_frame(
     return pd.DataFrame(columns)
 
 
+def check_table_path(path: Path | str) -> None:
+    """Raise ValueError where `write_frame` could not write: the suffix is another one, or there is no such folder."""
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: allowed is a file name that ends in .csv or .parquet")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write {path}: allowed is a file in a folder that exists and can be written")
+
+
 def write_frame(path: Path | str, frame: pd.DataFrame) -> None:
     """Write a table as parquet or CSV, by the suffix of `path`, whole or not at all."""
-    kind = Path(path).suffix
-    if kind not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: allowed is a file name that ends in .csv or .parquet")
+    check_table_path(path)
     with atomic_path(path) as temporary:
-        if kind == ".csv":
+        if Path(path).suffix == ".csv":
             frame.to_csv(temporary, index=False)
         else:
             frame.to_parquet(temporary, engine="pyarrow", index=False)
@@ -296,7 +339,7 @@ def make_folder(directory: Path, remedy: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may try the same
     except OSError as error:
         raise ValueError(f"cannot write to {directory} ({error.strerror}); {remedy}") from error
 
@@ -333,14 +376,37 @@ def lock_run_dir(directory: Path) -> Iterator[Path]:
     The operating system drops the lock with the process, however that ends.
     """
     path = directory / ".lock"
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{directory} is in use by another process; wait for it, or pass another --run_name"
-            ) from error
+    with _locked(path):
         try:
             yield directory
         finally:
             path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> TextIO:
+    """Open and lock a file that is still at `path` then: who held it before may have removed it in between."""
+    while True:
+        try:
+            file = open(path, "w")  # noqa: SIM115 (the caller closes it)
+        except OSError as error:
+            raise WriteError.of(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ValueError(
+                f"{path.parent} is in use by another process; wait for it, or pass another --run_name"
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+@contextlib.contextmanager
+def own_run_dir(
+    output_dir: Path | str, run_name: str, resume: bool = False, unfinished: str = "config.json"
+) -> Iterator[Path]:
+    """Reserve and lock a run's folder; a run that another process made in between is seen, and a ValueError."""
+    wanted = (output_dir, run_name, resume, unfinished)
+    with lock_run_dir(reserve_run_dir(*wanted)):
+        yield reserve_run_dir(*wanted)

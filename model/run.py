@@ -128,7 +128,12 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
     if max(config.eval_k) > data.num_items:
         raise ValueError(
             f"--eval_k={','.join(map(str, config.eval_k))}: a list cannot be longer than the catalogue of {data.name}, "
-            f"{data.num_items} items"
+            f"{data.num_items} items; lower --eval_k"
+        )
+    if config.rerank_fair and config.rerank_pool < config.eval_k[0]:
+        raise ValueError(
+            f"--rerank_pool={config.rerank_pool}: re-ranking fills lists of K = {config.eval_k[0]} (the first of "
+            "--eval_k) from the pool; raise it to at least K, or lower --eval_k"
         )
     protocol = PROTOCOLS[config.protocol](
         data,

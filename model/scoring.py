@@ -19,7 +19,7 @@ from data.structs import Ranking
 from model.distributed import Processes
 from model.evaluation import Evaluator
 from model.export import SPLIT_FILE, split_fingerprint
-from model.report import lock_run_dir, reserve_run_dir, write_json
+from model.report import own_run_dir, write_json
 from model.run import Run, ask_tests, describe, prepare, tables_of, write_results
 from model.settings import Settings
 from model.tracking import Tracker
@@ -159,8 +159,7 @@ def score_rankings(settings: Settings, started: float, processes: Processes) -> 
     results, rankings, per_user = ask_tests(run, phase, judge, judge)
     progress.results.update(results)
     progress.spend("test")
-    directory = reserve_run_dir(config.output_dir, config.run_name)
-    with lock_run_dir(directory):
+    with own_run_dir(config.output_dir, config.run_name) as directory:
         write_json(directory / "config.json", config.as_json())
         tracker = Tracker.of(config, directory)
         counts = next(iter(judge.counts.values())) if len(judge.counts) == 1 else judge.counts

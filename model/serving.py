@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from data.protocols import Phase
+from data.datareader import READERS
+from data.protocols import PROTOCOLS, Phase
+from model import BACKBONES, METHODS
 from model.config import Config
 from model.distributed import Processes
 from model.evaluation import Evaluator
-from model.report import lock_run_dir, recommendation_frame, reserve_run_dir, write_frame, write_json
+from model.report import own_run_dir, recommendation_frame, write_frame, write_json
 from model.run import (
     Run,
     ask_tests,
@@ -48,17 +50,36 @@ def serve(settings: Settings, processes: Processes) -> Served:
         raise ValueError(f"--mode={mode} runs in one process; start it without torchrun")
     trained, content = load_checkpoint(path)
     config = settings.over(trained)
+    _check_registered(path, config)
     # what the weights were trained to hide, and from whom, stays what it was; other attributes can be reported
     run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute))
     phase = run.protocol.phases[-1]
     _check_train_data(path, config, content["train_fingerprint"], phase)
     backbone, method = build(run)
-    backbone.load_state_dict(content["backbone"])
-    method.load_state_dict(content["method"])
+    try:
+        backbone.load_state_dict(content["backbone"])
+        method.load_state_dict(content["method"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: the weights do not fit the model of its settings on {config.dataset_dir} ({reason}); pass a "
+            "whole checkpoint and the data of the run"
+        ) from error
     run = dataclasses.replace(run, config=config, groups=reported_groups(run.data, config))
     evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
     origin = origin_of(trained, content["selected_by"], content["epoch"], content["validation"])
     return Served(run, phase, evaluator, origin)
+
+
+def _check_registered(path: Path, config: Config) -> None:
+    for name, value, registry in (
+        ("dataset", config.dataset, READERS),
+        ("protocol", config.protocol, PROTOCOLS),
+        ("backbone", config.backbone, BACKBONES),
+        ("fairness_method", config.method, METHODS),
+    ):
+        if value not in registry:
+            raise ValueError(f"{path}: --{name}={value} is not known here; known is {', '.join(registry)}")
 
 
 def _check_train_data(path: Path, config: Config, trained_on: str, phase: Phase) -> None:
@@ -77,8 +98,7 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
     served = serve(settings, processes)
     run, config = served.run, served.run.config
     describe(run)
-    directory = reserve_run_dir(config.output_dir, config.run_name)
-    with lock_run_dir(directory):
+    with own_run_dir(config.output_dir, config.run_name) as directory:
         write_json(directory / "config.json", config.as_json())
         tracker = Tracker.of(config, directory)
         progress.spend("read")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from model import preset
 from model.config import EVALUATION_SETTINGS, Config, Request
+from model.report import check_table_path
 
 SETTINGS = {field.name for field in dataclasses.fields(Config)}
 SERVING = {
@@ -73,6 +75,13 @@ def positive(name: str, value: float) -> float:
     return value
 
 
+def finite(name: str, value: float) -> float:
+    """`value`, which must be no infinity."""
+    if math.isinf(value):
+        raise ValueError(f"--{name}={value}: allowed is a finite number")
+    return value
+
+
 def integers(name: str, parts: list | tuple, least: int = 1) -> tuple[int, ...]:
     """Whole numbers of at least `least` from a comma-separated flag."""
     shown = f"--{name}={','.join(map(str, parts))}"
@@ -117,7 +126,9 @@ CONVERSIONS: dict[str, Callable[[str, Any], Any]] = {
     "recommendations": expanded,
     "rankings": expanded,
     "export_split": expanded,
-    "lr": positive,
+    "lr": lambda name, value: finite(name, positive(name, value)),
+    "adversarial_lambda_user": finite,
+    "adversarial_lambda_item": finite,
     "sampling_softmax_temp": positive,
     "warm_threshold": positive,
     "user_attribute": lambda name, value: tuple(value),
@@ -147,10 +158,12 @@ REPEATED = {"method_option"}
 
 @dataclass(frozen=True)
 class Settings:
-    """The `values` of all flags, and the names of those `given` another value than their default."""
+    """The `values` of all flags, the names of those `given` another value than their default, and of all `named`,
+    which may repeat the default: a checkpoint's settings differ from it."""
 
     values: Mapping[str, Any]
     given: frozenset[str]
+    named: frozenset[str] = frozenset()
 
     @property
     def request(self) -> Request:
@@ -169,6 +182,12 @@ class Settings:
             judged = name not in SETTINGS or (needed in read and not values["checkpoint"])
             if judged:
                 self._require(name, values[needed], needed, allowed)
+        for name in sorted(self.given):
+            # a NaN passes every range
+            if isinstance(values[name], float) and math.isnan(values[name]):
+                raise ValueError(f"--{name}=nan: allowed is a number")
+        if values["recommendations"]:
+            check_table_path(converted("recommendations", values["recommendations"]))
         if mode in NEEDS and not values[NEEDS[mode]]:
             raise ValueError(f"--mode={mode} needs --{NEEDS[mode]}")
         if {"seed", "seeds"} <= self.given:
@@ -207,7 +226,9 @@ class Settings:
     def over(self, trained: Config) -> Config:
         """The settings of a `trained` run under those given here."""
         # where results go and what computes is never the trained run's choice
-        names = (self.given & SETTINGS) | {"output_dir", "device", "wandb_mode"}
+        read = MODE_SETTINGS[self.values["mode"]]
+        named = {name for name in self.named & read if self.values[name] is not None}
+        names = (self.given & SETTINGS) | named | {"output_dir", "device", "wandb_mode"}
         chosen = {name: converted(name, self.values[name]) for name in names}
         if "run_name" not in chosen:
             chosen["run_name"] = f"{trained.run_name}-{self.values['mode']}-{datetime.now():%Y%m%d-%H%M%S}"

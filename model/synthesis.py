@@ -97,7 +97,9 @@ class GRUSynthesis(nn.Module):
         projected = F.embedding(items.T, first.input(features))
         states = first(projected, steps, self._initial_state(rows, features))
         states = second(second.input(states), steps, self._initial_state(rows, features))
-        return (states * steps).transpose(0, 1).flatten(1)
+        states = (states * steps).transpose(0, 1).flatten(1)
+        # shorter where no history has N items
+        return F.pad(states, (0, self.width - states.shape[1]))
 
 
 SYNTHESIZERS = {"mean": MeanSynthesis, "attention": AttentionSynthesis, "gru": GRUSynthesis}

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ from data.protocols import Phase
 from model.config import FREE_SETTINGS, Config, own_generators
 from model.distributed import ALONE, Processes
 from model.methods.base import Method
-from model.report import atomic_path
+from model.ranking import NotFiniteError
+from model.report import WriteError, atomic_path
 
 CHECKPOINT_FORMAT = 2
 STATE_FORMAT = 1
@@ -34,10 +36,10 @@ def update(
     *optimisers: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> None:
-    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is a ValueError."""
+    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is NotFiniteError."""
     # asking a GPU for every loss would stall it; there the epoch's mean is checked instead
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-        raise ValueError(f"the training loss is {loss.item()}; lower --lr or the adversarial weights")
+        raise NotFiniteError(f"the training loss is {loss.item()}")
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -90,15 +92,21 @@ def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selecti
         "validation": selection.value,
         **selection.weights,
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    _save(content, path)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def _load(path: Path, kind: str, expected_format: int, remedy: str) -> dict[str, Any]:
     """Read a file that this program saved; one that is broken or of another format is a ValueError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found = content["format"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by others, which the error is about
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        found = dict(content)["format"]
     except Exception as error:  # torch raises whatever its parts do
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read as a {kind} ({reason}); {remedy}") from error
@@ -112,8 +120,15 @@ def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
     path = path / "checkpoint.pt" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path} is no file; pass a run's folder or its checkpoint.pt")
-    content = _load(path, "checkpoint", CHECKPOINT_FORMAT, "pass one that this version of the program wrote")
-    return Config.from_json(json.loads(content["config"])), content
+    remedy = "pass one that this version of the program wrote"
+    content = _load(path, "checkpoint", CHECKPOINT_FORMAT, remedy)
+    try:
+        config = Config.from_json(json.loads(content["config"]))
+        for name in ("train_fingerprint", "selected_by", "epoch", "validation", "backbone", "method"):
+            content[name]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no whole checkpoint ({error}); {remedy}") from error
+    return config, content
 
 
 def resume_command(config: Config, processes: Processes) -> str:
@@ -268,6 +283,34 @@ class Training:
         for name, generator in self.generators.items():
             generator.set_state(states[name])
 
+    def check_finite(self) -> None:
+        """Raise NotFiniteError where a weight, or a value that the epoch's steps reported, is not finite."""
+        for name, weight in self.backbone.named_parameters():
+            if not weight.isfinite().all():
+                raise NotFiniteError(f"weights of {name} are not finite")
+        bad = [key for key, value in self.progress.totals.items() if not value.isfinite()]
+        if bad:
+            raise NotFiniteError(f"the mean of {', '.join(bad)} is not finite")
+
+    @contextlib.contextmanager
+    def naming(self, where: str) -> Iterator[None]:
+        """Say of a number that is not finite where it came up, what is left and what to do (ValueError)."""
+        try:
+            yield
+        except NotFiniteError as error:
+            best = self.selection.epoch
+            kept = f"checkpoint.pt keeps epoch {best}, the best before" if best else "no epoch was kept"
+            raise ValueError(
+                f"{where}: {error}: training has diverged ({kept}); begin another run with a lower --lr, or lower "
+                "adversarial weights"
+            ) from error
+
+    def unwritten(self, error: WriteError, run_name: str, phases: int) -> WriteError:
+        """The `error` of a run that could not write, with how it goes on; `phases` is how many the run has."""
+        trained = self.progress.phase == phases
+        what = "tests and writes again, without training" if trained else "goes on from the last saved state"
+        return WriteError(f"{error}; then the same command with --resume and --run_name={run_name} {what}")
+
     def state(self) -> dict[str, Any]:
         """Everything that going on from here needs: tensors and plain values. All processes must ask."""
         return {
@@ -296,7 +339,9 @@ def write_state(path: Path, config: Config, fingerprint: str, training: Training
     """Write all that `--resume` needs, whole or not at all; loads with `weights_only=True`.
 
     `fingerprint` is that of the data, which must be the same when the run goes on. All processes call, one writes.
+    A state from which nothing good can come, as a weight is not finite, is a NotFiniteError and not written.
     """
+    training.check_finite()
     state = training.state()
     if not training.processes.first:
         return
@@ -306,8 +351,7 @@ def write_state(path: Path, config: Config, fingerprint: str, training: Training
         "fingerprint": fingerprint,
         "device": next(training.backbone.parameters()).device.type,
     }
-    with atomic_path(path) as temporary:
-        torch.save(header | state, temporary)
+    _save(header | state, path)
 
 
 def read_state(path: Path, config: Config, fingerprint: str, device: torch.device) -> dict[str, Any] | None:

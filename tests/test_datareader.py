@@ -1,4 +1,4 @@
-"""Raw files in both BookCrossing dialects and MovieLens: exact values, every reject and filter, and fuzzed bytes."""
+"""Raw files in both BookCrossing dialects and MovieLens: exact values, every reject and filter."""
 
 import csv
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import datareader, download
@@ -574,7 +574,7 @@ def test_any_text_survives_both_dialects(texts):
         assert column(cleaned.items, name) == column(dump.items, name)
 
 
-# Twins and fuzz
+# Twins
 
 
 def naive_integer_rows(data: bytes, width: int) -> dict[int, tuple[int, ...]]:
@@ -621,70 +621,6 @@ def test_text_rows_account_for_every_line(lines):
         line.removesuffix("\r") for line in good
     ]
     assert rows.num_rows == len(lines)
-
-
-SPECIAL_BYTES = [0, 10, 13, 34, 38, 44, 45, 46, 48, 57, 58, 59, 92, 124, 128, 195, 255]
-BYTE = st.one_of(st.sampled_from(SPECIAL_BYTES), st.integers(0, 255))
-EDIT = st.tuples(st.sampled_from(["replace", "insert", "delete", "cut", "repeat"]), st.floats(0, 1), BYTE)
-FORMS = {"ml": (read_movielens, movielens_bytes()), "bx": (read_bookcrossing, cleaned_bytes())}
-FORMS["bx-2004"] = (read_bookcrossing, dump_bytes())
-FILES = [(form, name) for form, (_, files) in FORMS.items() for name in files]
-
-
-def corrupted(data: bytes, edit: tuple[str, float, int]) -> bytes:
-    kind, fraction, value = edit
-    place = int(fraction * (len(data) - 1)) if data else 0
-    before, after = data[:place], data[place:]
-    return {
-        "replace": before + bytes([value]) + after[1:],
-        "insert": before + bytes([value]) + after,
-        "delete": before + after[1:],
-        "cut": before,
-        "repeat": before + after[:value] + after,
-    }[kind]
-
-
-def fuzz(folder: Path, form: str, name: str, examples: int) -> None:
-    reader, files = FORMS[form]
-    write(folder, files)
-    base = events(reader(options(folder)))
-    file = Path(name).name
-
-    @settings(deadline=None, max_examples=examples, suppress_health_check=list(HealthCheck))
-    @given(st.lists(EDIT, min_size=1, max_size=3), st.booleans())
-    def corrupt(edits, keep):
-        data = files[name]
-        for edit in edits:
-            data = corrupted(data, edit)
-        write(folder, {name: data})
-        try:
-            result = reader(options(folder, max_bad_rows=1.0, keep_incomplete_users=keep))
-        except DataError:
-            return
-        rejected = sum(entry.count for entry in result.report.rejected if entry.file == file)
-        assert 0 <= rejected <= result.report.rows[file] <= data.count(b"\n") + 1
-        is_small = all(kind in ("replace", "insert", "delete") for kind, _, _ in edits)
-        if "atings" in file and is_small and not keep:
-            # One byte touches at most two rows, by joining them or by taking another's key; the rest must be exact.
-            found = events(result)
-            assert len([event for event in base if event not in found]) <= 2 * len(edits)
-            assert len([event for event in found if event not in base]) <= 2 * len(edits)
-
-    corrupt()
-
-
-FUZZED = pytest.mark.parametrize(("form", "name"), FILES, ids=[f"{form}-{Path(name).stem}" for form, name in FILES])
-
-
-@FUZZED
-def test_corrupted_bytes_give_counted_rows_or_one_error(tmp_path, form, name):
-    fuzz(tmp_path, form, name, examples=60)
-
-
-@pytest.mark.slow
-@FUZZED
-def test_many_corrupted_bytes(tmp_path, form, name):
-    fuzz(tmp_path, form, name, examples=500)
 
 
 def test_ids_do_not_depend_on_the_hash_seed(tmp_path):

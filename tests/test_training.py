@@ -53,7 +53,7 @@ def test_update_leaves_modules_whose_optimiser_is_not_named_alone():
 def test_update_refuses_a_loss_that_is_not_finite_before_it_does_harm(bad):
     module = make_module()
     before = module.weight.detach().clone()
-    with pytest.raises(ValueError, match=f"{bad}.*lower"):
+    with pytest.raises(ValueError, match=f"loss is -?{bad}"):
         update(module(torch.ones(1, 3)).sum() * bad, torch.optim.SGD(module.parameters(), lr=1.0))
     assert torch.equal(module.weight, before)
 
@@ -144,7 +144,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, make_config
     before = path.read_bytes()
 
     def interrupted(content, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", interrupted)
