@@ -45,13 +45,6 @@ TOY = {
 USERS, ITEMS, EACH = 24, 20, 8
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Leave pictures out: they take longer than the runs."""
-    for name in ("training_curves", "exposure_lorenz"):
-        monkeypatch.setattr(run, name, lambda *arguments, **options: None)
-
-
 @pytest.fixture
 def register(monkeypatch, tiny_data):
     """A function: change -> registers the data set `toy`, 24 users with 8 of 20 items each, after the change."""
@@ -406,8 +399,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "leakage", lambda *arguments: {})
-        for name in ("training_curves", "exposure_lorenz"):
-            patch.setattr(run, name, lambda *arguments, **options: None)
+        patch.setattr(run, "draw_run", lambda *arguments: {})
         run_main(folder, **SMALL)
     return folder / "run"
 
@@ -429,11 +421,9 @@ def test_a_full_disk_does_not_lose_a_trained_run(tmp_path, capsys, monkeypatch, 
     assert all((tmp_path / "run" / n).read_bytes() == (whole / n).read_bytes() for n in COMPARED)
 
 
+@pytest.mark.pictures
 def test_a_disk_too_full_for_pictures(tmp_path, capsys, monkeypatch, full):
-    from model import plots
-
     monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
-    monkeypatch.setattr(run, "exposure_lorenz", plots.exposure_lorenz)
     with monkeypatch.context() as patch:
         full(patch, "exposure.svg")
         error = refused(capsys, tmp_path, **SMALL)
