@@ -108,6 +108,8 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
     if config.dry_run:
         _estimate(work)
         return
+    # also says once what is wrong with the settings or the data, and fills the caches that all seeds read
+    drawn, expected = _fingerprints(work)
     reserve_run_dir(config.output_dir, config.run_name, config.resume, FOLDER_OF_SEEDS)
     used = [folder_name(seed) for seed in seeds if work.folder(seed).exists()]
     if used and not config.resume:
@@ -115,8 +117,6 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
             f"{directory} already holds {', '.join(used)}; pass another --run_name, go on with --resume, or delete them"
         )
     with lock_run_dir(directory):
-        # also says once what is wrong with the settings or the data, and fills the caches that all seeds read
-        drawn, expected = _fingerprints(work)
         print(work.shown(), flush=True)
         failed = Children(work).run(_kept(work, expected))
         results = {seed: read_result(work.folder(seed)) for seed in seeds if seed not in failed}
