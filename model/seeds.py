@@ -20,7 +20,7 @@ import torch
 from tabulate import tabulate
 
 from model.config import FREE_SETTINGS, Config
-from model.distributed import Processes
+from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
 from model.finished import FOLDER_OF_SEEDS, read_json, read_result
 from model.report import WIDTH, atomic_path, lock_run_dir, reserve_run_dir, write_frame, write_json
@@ -28,7 +28,7 @@ from model.run import build, describe, estimate, prepare
 from model.settings import Settings
 from model.statistics import CONFIDENCE, Summary, summarise
 from model.tables import Shown, escape, latex_table, main_metrics, under
-from model.training import Stopped
+from model.training import Stopped, resume_command
 
 MAIN = Path(__file__).parent.parent / "main.py"
 HEADERS = ("metric", "mean", "std", "95 % interval", "defined")
@@ -209,7 +209,7 @@ class Children:
                 signal.signal(number, handler)
         failed = {seed: reason for seed, reason in reasons.items() if reason is not None}
         if self._number and failed:
-            raise Stopped(self._number)
+            raise Stopped(self._number, resume_command(self.work.config, ALONE))
         return failed
 
     def _pass_on(self, number: int, frame) -> None:

@@ -76,7 +76,8 @@ def test_evaluation_gives_the_bytes_of_the_run(tmp_path, trained, place):
     for name in ("result.json", "per_user.parquet", "recommendations.parquet"):
         assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes(), name
     names = {path.name for path in (tmp_path / "again").iterdir()}
-    assert names == {"config.json", "cost.json", "per_user.parquet", "recommendations.parquet", "result.json"}
+    tables = {"per_user.parquet", "recommendations.parquet"}
+    assert names == {"config.json", "cost.json", "report.html", "result.json", *tables}
 
 
 def test_evaluation_may_ask_other_questions(tmp_path, trained):
@@ -223,9 +224,9 @@ def test_a_state_or_nothing_is_no_checkpoint(tmp_path, capsys, monkeypatch, trai
     assert "cannot be read as a checkpoint" in unserved(capsys, tmp_path, trained / "result.json")
 
     def stop(*arguments):
-        raise KeyboardInterrupt
+        raise RuntimeError("a crash")
 
-    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+    with monkeypatch.context() as patch, contextlib.suppress(RuntimeError):
         patch.setattr(main, "ask_tests", stop)
         run_main(tmp_path, epochs=1)
     assert "checkpoint format" in unserved(capsys, tmp_path, tmp_path / "run" / "state.pt")
