@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
-import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
+from model.compare_report import Comparison, latex_report, terminal_report, write_report
 from model.distributed import Processes
 from model.finished import Finished, check_comparable, load
+from model.pages import typed_command
 from model.report import (
-    ARROWS,
     KEY,
-    UNDEFINED,
-    WIDTH,
     atomic_path,
     own_run_dir,
     write_frame,
@@ -28,7 +22,6 @@ from model.report import (
 )
 from model.settings import Settings, converted
 from model.statistics import CONFIDENCE, RESAMPLES, compare_gaps, compare_paired, holm
-from model.tables import best, escape, latex_table, main_metrics, shown
 
 PER_USER = ("hr", "ndcg", "mrr", "arp", "aplt")
 # names of what the statistics give, as columns of the long table
@@ -41,39 +34,6 @@ USED = {
     "untested": NUMBERS,
 }
 FIELDS = ["baseline", "run", "kind", "k", "metric", *USED["paired"]]
-VALUE_HEADERS = ["baseline", "run", "difference"]
-TEST_HEADERS = ["95 % interval", "p", "p (Holm)", "d_z", "r"]
-LEVELS = {0.001: "***", 0.01: "**", 0.05: "*"}
-# columns of the LaTeX table: key -> header; {k} and {attribute} are the primary ones
-COLUMNS = {
-    "hr@{k}": "HR",
-    "ndcg@{k}": "NDCG",
-    "mrr@{k}": "MRR",
-    "ndcg@{k}/head": "head",
-    "ndcg@{k}/tail": "tail",
-    "ndcg@{k}/gap/{attribute}": "gap",
-    "gini@{k}": "Gini",
-    "coverage@{k}": "coverage",
-    "arp@{k}": "ARP",
-    "aplt@{k}": "APLT",
-    "dp_rate@{k}/{attribute}": "DP rate",
-    "dp_js@{k}/{attribute}": "DP JS",
-    "leakage_auc/{attribute}": "AUC",
-}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison found: runs' `names` (the first is the baseline) and `labels`, their `metrics` (name -> key ->
-    number), the primary `k`, the long `table` of `comparison.csv`, the `caption` and the folder of its files."""
-
-    names: tuple[str, ...]
-    labels: tuple[str, ...]
-    metrics: dict[str, dict[str, float]]
-    k: int
-    table: pd.DataFrame
-    caption: str
-    directory: Path
 
 
 def compare_runs(settings: Settings, started: float, processes: Processes) -> Comparison:
@@ -96,8 +56,9 @@ def compare_runs(settings: Settings, started: float, processes: Processes) -> Co
             directory=directory,
         )
         _write(comparison, runs, ks)
+        write_report(comparison, runs, typed_command())
     print(terminal_report(comparison, runs))
-    print(f"\nEvery metric, cut-off and group is in {directory}: comparison.json, .csv, .tex", flush=True)
+    print(f"\nEvery metric, cut-off and group is in {directory}: comparison.json, .csv, .tex, report.html", flush=True)
     return comparison
 
 
@@ -230,111 +191,3 @@ def _plain_row(row: dict) -> dict:
     return {name: row[name] for name in names if name not in empty} | {
         name: value for name, value in whole.items() if name in names
     }
-
-
-def latex_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
-    """A booktabs table, runs as rows: the best of each column bold, stars where a run differs from the first."""
-    k, table = comparison.k, comparison.table
-    attribute = next(iter(runs[0].groups.columns), "")
-    columns = {key.format(k=k, attribute=attribute): header for key, header in COLUMNS.items()}
-    columns = {key: header for key, header in columns.items() if any(key in run.metrics for run in runs)}
-    marks = {
-        (row.run, row.metric): _stars(row.p_holm) for row in table[table["family"] == f"all users @{k}"].itertuples()
-    }
-    cells = []
-    for key in columns:
-        metric, numbers = shown(key), [run.metrics.get(key, math.nan) for run in runs]
-        winners = best(metric, numbers)
-        for place, (run, number) in enumerate(zip(runs, numbers, strict=True)):
-            text = escape(metric.cell(number)) if key in run.metrics else ""
-            text = rf"\textbf{{{text}}}" if place in winners else text
-            stars = marks.get((run.name, key), "")
-            cells.append(f"{text}$^{{{stars}}}$" if stars else text)
-    by_run = [cells[place :: len(runs)] for place in range(len(runs))]
-    rows = [[escape(run.name), *row] for run, row in zip(runs, by_run, strict=True)]
-    legend = (
-        f"HR, NDCG and MRR are in percent; head, tail and gap are NDCG of head and tail items and between groups by "
-        f"{attribute or 'no attribute'}. Best in bold. Stars: "
-    )
-    levels = ", ".join(f"$^{{{stars}}}$ $p < {level}$" for level, stars in sorted(LEVELS.items(), reverse=True))
-    caption = f"{escape(comparison.caption)} {escape(legend)}{levels} against the first row."
-    return "% needs booktabs\n" + latex_table(["run", *map(escape, columns.values())], rows, caption, "tab:comparison")
-
-
-def _stars(p: float) -> str:
-    return next((stars for level, stars in sorted(LEVELS.items()) if p < level), "")
-
-
-def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
-    """The comparison at the primary K as text: for each run its tests, groups, gaps and what has no test."""
-    k, blocks = comparison.k, [textwrap.fill(comparison.caption, WIDTH)]
-    for other in runs[1:]:
-        table = comparison.table[comparison.table["run"] == other.name]
-        at_k = table[table["k"] == k]
-        paired, gaps = at_k[at_k["kind"] == "paired"], at_k[at_k["kind"] == "gap"]
-        overall = paired[paired["attribute"].isna()]
-        groups = paired[paired["metric"].str.startswith(f"ndcg@{k}/")]
-        tables = {
-            "All users; accuracy in percent": ([*VALUE_HEADERS, *TEST_HEADERS], _tests(overall, of_group=False)),
-            f"NDCG@{k} by user group, in percent": ([*VALUE_HEADERS, *TEST_HEADERS], _tests(groups, of_group=True)),
-            "Gap between user groups, largest less smallest mean; accuracy in percent": (
-                [*VALUE_HEADERS, TEST_HEADERS[0]],
-                [[_named(row.metric), *_values(row), _interval(row)] for row in gaps.itertuples()],
-            ),
-            "Numbers of the whole list, which have no test; accuracy in percent": (
-                VALUE_HEADERS,
-                _side_by_side(table[table["kind"] == "untested"], (runs[0], other), k),
-            ),
-        }
-        blocks.append(f"=== {other.name} against {runs[0].name} (baseline)")
-        for title, (headers, rows) in tables.items():
-            if rows:
-                alignment = ["left"] + ["right"] * len(headers)
-                text = tabulate(rows, ["", *headers], disable_numparse=True, colalign=alignment)
-                blocks.append(f"{title}\n{text}")
-    stars = ", ".join(f"{stars} below {level}" for level, stars in sorted(LEVELS.items(), reverse=True))
-    blocks.append(
-        f"Stars: p after Holm {stars}.  d_z: mean difference over its standard deviation.\n"
-        "r: rank-biserial correlation.  Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  "
-        f"{UNDEFINED} undefined, blank: not measured."
-    )
-    return "\n" + "\n\n".join(blocks)
-
-
-def _named(key: str) -> str:
-    """The metric's name, without what stands in brackets, and its better side."""
-    metric = shown(key)
-    name = re.sub(r" \([^)]*\)", "", metric.name)
-    return f"{name} {ARROWS.get(metric.better, '')}"
-
-
-def _values(row: Any) -> list[str]:
-    metric = shown(row.metric)
-    return [metric.cell(row.baseline_value), metric.cell(row.value), metric.cell(row.difference, signed=True)]
-
-
-def _side_by_side(untested: pd.DataFrame, pair: tuple[Finished, Finished], k: int) -> list[list[str]]:
-    rows, table = {row.metric: row for row in untested.itertuples()}, []
-    for metric in main_metrics(rows, k):
-        measured = [metric.key in run.metrics for run in pair]
-        cells = zip(_values(rows[metric.key]), [*measured, all(measured)], strict=True)
-        table.append([_named(metric.key), *(cell if there else "" for cell, there in cells)])
-    return table
-
-
-def _interval(row: Any) -> str:
-    return shown(row.metric).interval(row.low, row.high, signed=True)
-
-
-def _tests(rows: pd.DataFrame, of_group: bool) -> list[list[str]]:
-    table = []
-    for row in rows.itertuples():
-        name = f"{row.attribute} {row.group}" if of_group else _named(row.metric)
-        chances = [_p(row.p), f"{_p(row.p_holm)} {_stars(row.p_holm):<3}"]
-        effects = [UNDEFINED if math.isnan(effect) else f"{effect:+.3f}" for effect in (row.d_z, row.rank_biserial)]
-        table.append([name, *_values(row), _interval(row), *chances, *effects])
-    return table
-
-
-def _p(value: float) -> str:
-    return UNDEFINED if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"

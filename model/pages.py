@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,11 @@ class Section:
     text: str = ""
     tables: Sequence[Table | tuple[Sequence, Sequence[Sequence]] | pd.DataFrame] = ()
     images: Sequence[Picture] = ()
+
+
+def typed_command() -> str:
+    """The command that this program was called by, ready to paste."""
+    return shlex.join(["python", *sys.argv])
 
 
 def write_page(path: Path | str, title: str, command: str, sections: Sequence[Section]) -> None:

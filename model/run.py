@@ -32,7 +32,7 @@ from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
 from model.methods.base import Environment, Method
 from model.metrics import evaluate
-from model.pages import run_sections, write_page
+from model.pages import run_sections, typed_command, write_page
 from model.pictures import draw_run
 from model.probe import held_out_users
 from model.report import (
@@ -297,7 +297,7 @@ def write_results(
     write_page(
         directory / "report.html",
         f"{config.run_name}: {origin['method']} on {data.name}",
-        _command() if command is None else command,
+        typed_command() if command is None else command,
         run_sections(
             run,
             header | {"commit": commit or "unknown"},
@@ -330,10 +330,6 @@ def tables_of(run: Run, results: Mapping[str, float]) -> list[Table]:
     """The tables of a run's `results` at its first K."""
     labels = {name: group.labels for name, group in run.groups.items()}
     return result_tables(results, labels, run.config.eval_k[0], DIRECTIONS)
-
-
-def _command() -> str:
-    return shlex.join(["python", *sys.argv])
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:

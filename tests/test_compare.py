@@ -134,8 +134,11 @@ def test_three_runs_make_two_pairs_and_all_files(tmp_path, capsys):
         assert words in re.sub(r"\s+", " ", text)
     assert comparison.names == ("a", "b", "c") and comparison.k == 10
     assert {path.name for path in comparison.directory.iterdir()} == {
-        "comparison.json", "comparison.csv", "comparison.tex",
+        "comparison.json", "comparison.csv", "comparison.tex", "report.html",
+        "accuracy_against_fairness.png", "accuracy_against_fairness.svg",
     }  # fmt: skip
+    page = (comparison.directory / "report.html").read_text()
+    assert all(words in page for words in ("b against a", "c against a", "data:image/", "fingerprint f1", "Holm"))
     content = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
     assert [run["name"] for run in content["runs"]] == ["a", "b", "c"]
     assert content["caption"] == comparison.caption and content["resamples"] == 200
