@@ -190,7 +190,8 @@ def _unit(draw: torch.Tensor) -> torch.Tensor:
 
 
 class HistorySampler:
-    """Draw N items of each user's history without replacement (Decision 3).
+    """Draw N items of each user's history without replacement (Decision 3); where no history has N, as many as the
+    longest has.
 
     Each item arrives after an exponentially distributed time of rate p, and the first N are the sample: Gumbel top-k,
     in log space. On the host only items that arrive early are looked at, a tenth of a long history: whether one does
