@@ -14,6 +14,8 @@ from torch.nn import functional as F
 class MeanSynthesis(nn.Module):
     """The mean of the history's item features."""
 
+    reads_user = False
+
     def __init__(self, user_width: int, item_width: int, length: int, heads: int):
         super().__init__()
         self.width = item_width
@@ -27,6 +29,8 @@ class MeanSynthesis(nn.Module):
 
 class AttentionSynthesis(nn.Module):
     """One query from the user's features over the history's items; values are the raw item features."""
+
+    reads_user = True
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, projection: int = 96):
         super().__init__()
@@ -75,6 +79,8 @@ class GRULayer(nn.Module):
 
 class GRUSynthesis(nn.Module):
     """A two-layer GRU over the history in time order; all N outputs are flattened."""
+
+    reads_user = False
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, hidden: int = 64):
         super().__init__()
