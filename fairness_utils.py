@@ -207,9 +207,7 @@ class ConditionalAdversary(nn.Module):
             target.copy_(source)
         return index
 
-    def mass(
-        self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def mass(self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None = None) -> torch.Tensor:
         """Total weight of rows: what their `loss` and `solved_loss` divide by."""
         return self._weights(label, target, row_weight).sum()
 
