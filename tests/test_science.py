@@ -162,7 +162,7 @@ def train_planted(make_config, **changes):
         for batch in edge_batches(edges, config.batch_size, order):
             method.train_step(sampler.sample(batch, negatives, history), "method", "train", update)
     evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
-    return run, evaluator, evaluator.represent(np.arange(DATA.num_users), phase.split.test_histories, phase.split)
+    return run, evaluator, evaluator.represent(np.arange(run.data.num_users), phase.split.test_histories, phase.split)
 
 
 def judge(run, evaluator):
@@ -227,3 +227,23 @@ def test_every_feasible_user_gets_the_floor_from_a_trained_model(sweep, make_con
     assert share[feasible].min() >= floor - 1e-9
     before = (weights * tail[ranking.topk[:, :10]]).sum(1) / weights.sum()
     assert before.min() < floor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru"])
+def test_leakage_falls_with_lambda_at_the_defaults_of_the_network(monkeypatch, make_config, synthesis_type):
+    data = Planted(num_users=3000, seed=1)
+    monkeypatch.setitem(READERS, "planted", lambda options: generate(data)[0])
+    defaults = {"scorer": "dot_compress", "user_hidden": (512, 256, 128), "item_hidden": (256, 128), "lr": 1e-3}
+    results = []
+    for strength in (0.0, 0.1, 1.0, 10.0):
+        run, evaluator, _ = train_planted(
+            make_config, adversarial_lambda_user=strength, synthesis_type=synthesis_type, **defaults
+        )
+        results.append(judge(run, evaluator))
+        print(strength, results[-1])
+    leaks = [result["leakage_auc"] for result in results]
+    # from 0.1 on there is next to nothing left to fall: the standard error of an AUC at chance is 0.025 here
+    assert leaks[0] >= 0.7 and leaks[-1] <= 0.6
+    assert np.all(np.diff(leaks) < 0.05) and leaks[1] < leaks[0] - 0.1
+    assert results[-1]["ndcg"] >= 0.85 * results[0]["ndcg"]
