@@ -104,10 +104,11 @@ class SparseNN(nn.Module):
         shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))
         past = shared_past = None
         if self.synthesis is not None:
-            inputs = context.features, context.local(history.items), history.mask
-            past = shared_past = self.synthesis(features, *inputs)
-            if self.synthesis.reads_user:
-                shared_past = self.synthesis(shared, *inputs)
+            # both at once where they differ: the history's items are gathered once
+            reads = self.synthesis.reads_user
+            asked = torch.stack([features, shared]) if reads else features
+            past = self.synthesis(asked, context.features, context.local(history.items), history.mask)
+            past, shared_past = past if reads else (past, past)
         return self._user_vectors(features, past), self._user_vectors(shared, shared_past)
 
     def _user_vectors(self, features: torch.Tensor, past: torch.Tensor | None) -> torch.Tensor:

@@ -40,14 +40,14 @@ class AttentionSynthesis(nn.Module):
         self.output = nn.Linear(item_width, item_width)
 
     def forward(self, user: torch.Tensor, features: torch.Tensor, items: torch.Tensor, mask: torch.Tensor):
-        """Reduce rows `items [B, N]` of `features [n, F]` under `mask [B, N]`, given `user [B, U]`: `[B, width]`."""
+        """Reduce `items [B, N]`, rows of `features [n, F]`, under `mask [B, N]`, for `user [..., B, U]`: `[..., B, width]`."""
         rows, length = items.shape
-        query = self.query(user).view(rows, self.heads, -1)  # [B, h, p]
+        query = self.query(user).unflatten(-1, (self.heads, -1))  # [..., B, h, p]
         key = F.embedding(items, self.key(features)).view(rows, length, self.heads, -1)  # [B, N, h, p]
-        logits = torch.einsum("bhp,bnhp->bhn", query, key) * query.shape[-1] ** -0.5
+        logits = torch.einsum("...bhp,bnhp->...bhn", query, key) * query.shape[-1] ** -0.5
         weight = logits.masked_fill(~mask[:, None], torch.finfo(logits.dtype).min).softmax(-1) * mask[:, None]
         value = F.embedding(items, features).view(rows, length, self.heads, -1)  # [B, N, h, F / h]
-        mixed = torch.einsum("bhn,bnhf->bhf", weight, value).flatten(1)
+        mixed = torch.einsum("...bhn,bnhf->...bhf", weight, value).flatten(-2)
         return self.output(mixed) * mask.any(1, keepdim=True)
 
 

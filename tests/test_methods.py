@@ -205,8 +205,9 @@ def test_the_reversed_gradient_never_reaches_what_belongs_to_one_user(train, syn
         return made.user_encoder.columns["id"].weight
 
     off = id_rows(NO_ADVERSARY)
-    assert torch.equal(off, id_rows(FULL_ADVERSARY | {"adversarial_lambda_item": 0.0}))
-    assert not torch.equal(off, id_rows(FULL_ADVERSARY, "scrub_own_embeddings=True"))
+    # steps are of size 1e-3; attention reads both users at once, which rounds differently
+    assert_close(off, id_rows(FULL_ADVERSARY | {"adversarial_lambda_item": 0.0}), rtol=0, atol=1e-5)
+    assert (off - id_rows(FULL_ADVERSARY, "scrub_own_embeddings=True")).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("synthesis", ["none", "mean", "attention", "gru"])
@@ -215,7 +216,7 @@ def test_users_apart_from_their_own_embeddings_are_the_same_vectors(train, tiny_
     generator = torch_generator(0)
     batch = make_sampler(tiny_phase, method.config, method, backbone).sample(torch.arange(9), generator, generator)
     forward = method.forward(batch, apart=True)
-    assert torch.equal(forward.user, forward.apart)
+    assert_close(forward.user, forward.apart)
     weight = backbone.user_encoder.columns["id"].weight
     others = [parameter for name, parameter in backbone.named_parameters() if name.startswith("user_tower")]
     gradients = torch.autograd.grad(forward.apart.square().sum(), [weight, *others], allow_unused=True)
