@@ -135,6 +135,10 @@ def _group_item_counts(
 # --- Adversaries ---
 
 
+# penalty of the closed-form discriminator, relative to the mean variance of its inputs
+RIDGE = 1e-3
+
+
 class _GradientReversal(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value, scale):
@@ -171,11 +175,12 @@ class ConditionalAdversary(nn.Module):
     """Discriminators `D([GRL(z); e_y]) -> class`: two-layer MLPs of several widths on layer-normalised input.
 
     Decision 15: layer normalisation leaves no escape by scale; several widths, one of them re-initialised in turn
-    (`reinitialise`), keep the encoder from dodging a single discriminator. Parameters come from `seed` alone.
+    (`reinitialise`), keep the encoder from dodging a single discriminator. Parameters come from `seed` alone. Beside
+    them stands a linear discriminator that is never behind the encoder: `solve` has it in closed form.
     """
 
     def __init__(self, inputs: int, class_label_weight: torch.Tensor, widths: tuple[int, ...], seed: int):
-        """`class_label_weight [G, 2]` weighs the cross-entropy of each class under each interaction label."""
+        """`class_label_weight [G, 2]` weighs the loss of each class under each interaction label."""
         super().__init__()
         self.inputs, self.seed, self.label_dim = inputs, seed, 8
         self.num_classes = len(class_label_weight)
@@ -202,12 +207,17 @@ class ConditionalAdversary(nn.Module):
             target.copy_(source)
         return index
 
-    def mass(self, label: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Total cross-entropy weight of rows: what their `loss` divides by."""
-        return self._weights(label, target).sum()
+    def mass(self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None = None) -> torch.Tensor:
+        """Total weight of rows: what their `loss` and `solved_loss` divide by."""
+        return self._weights(label, target, row_weight).sum()
 
-    def _weights(self, label: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return self.weight[target.clamp(min=0), label] * (target >= 0)
+    def _weights(self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None) -> torch.Tensor:
+        weight = self.weight[target.clamp(min=0), label] * (target >= 0)
+        return weight if row_weight is None else weight * row_weight
+
+    def _reversed(self, representation: torch.Tensor, scale: float) -> torch.Tensor:
+        value = reverse_gradient(representation, scale) if scale else representation.detach()
+        return F.layer_norm(value, (self.inputs,))
 
     def loss(
         self,
@@ -216,26 +226,85 @@ class ConditionalAdversary(nn.Module):
         target: torch.Tensor,
         scale: float,
         mass: torch.Tensor | None = None,
+        row_weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Weighted cross-entropy, summed over discriminators, of `target [R]` (-1 unknown: weight 0).
 
         `representation [R, D]` gets the reversed gradient of the discriminators' mean times `scale` (0: detached,
         no path back; Decision 14); each discriminator gets its own loss in full. `label [R]` is 1 for the positive
-        and 0 for a negative. Without known rows the loss is exactly 0. `mass` is that of all rows where these are a
-        part of them (None: they are all).
+        and 0 for a negative, `row_weight [R]` further weighs rows (None: all the same). Without known rows the loss
+        is exactly 0. `mass` is that of all rows where these are a part of them (None: they are all).
         """
-        count = len(self.discriminators)
-        value = reverse_gradient(representation, scale / count) if scale else representation.detach()
-        value = F.layer_norm(value, (self.inputs,))
+        value = self._reversed(representation, scale / len(self.discriminators))
         value = torch.cat([value, self.label_embedding(label)], dim=1)
-        weight = self._weights(label, target)
+        weight = self._weights(label, target, row_weight)
         target = target.clamp(min=0)
-        normaliser = (weight.sum() if mass is None else mass).clamp(min=torch.finfo(weight.dtype).tiny)
+        normaliser = _at_least_tiny(weight.sum() if mass is None else mass)
         total = value.new_zeros(())
         for discriminator in self.discriminators:
             entropy = F.cross_entropy(discriminator(value), target, reduction="none")
             total = total + (entropy * weight).sum() / normaliser
         return total
+
+    def _labels(self, label: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(label, 2).to(self.weight.dtype)
+
+    def _classes(self, target: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(target.clamp(min=0), self.num_classes).to(self.weight.dtype)
+
+    @torch.no_grad()
+    def solve(
+        self,
+        representation: torch.Tensor,
+        label: torch.Tensor,
+        target: torch.Tensor,
+        row_weight: torch.Tensor | None = None,
+        total: Callable[[torch.Tensor], torch.Tensor] = lambda part: part,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the linear least-squares discriminator of the rows in closed form: weights `[D, G]`, offsets `[2, G]`.
+
+        An offset belongs to a label. The weights are 0 exactly where no linear attacker finds anything (Belrose et al.,
+        NeurIPS 2023, theorem 3.1) and Fisher's direction for two classes. `total` adds sums over a part of the rows up
+        to those over all. Without known rows everything is 0.
+        """
+        weight = self._weights(label, target, row_weight)[:, None]
+        labels, value = self._labels(label), self._reversed(representation, 0.0)
+        rows = torch.cat([value, self._classes(target)], dim=1)
+        sums = total((labels * weight).T @ torch.cat([rows, torch.ones_like(weight)], dim=1))
+        means = sums[:, :-1] / _at_least_tiny(sums[:, -1:])
+        # centred first: the difference of large moments would drown a small variance in rounding
+        rows = rows - labels @ means
+        moments = total((rows[:, : self.inputs] * weight).T @ rows).double()
+        covariance, cross = moments[:, : self.inputs], moments[:, self.inputs :]
+        strength = RIDGE * torch.diagonal(covariance).mean() + torch.finfo(torch.float32).tiny
+        # the unchecked form does not make the host wait, and the ridge keeps the matrix positive
+        factor, _ = torch.linalg.cholesky_ex(covariance + torch.diag_embed(strength.expand(self.inputs)))
+        solution = torch.cholesky_solve(cross, factor).to(rows.dtype)
+        return solution, means[:, self.inputs :] - means[:, : self.inputs] @ solution
+
+    def solved_loss(
+        self,
+        representation: torch.Tensor,
+        label: torch.Tensor,
+        target: torch.Tensor,
+        scale: float,
+        solution: tuple[torch.Tensor, torch.Tensor],
+        mass: torch.Tensor | None = None,
+        row_weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Squared error of the `solve`d discriminator, relative to that of not knowing: 1 where it finds nothing.
+
+        Arguments as for `loss`; `representation [R, D]` gets the reversed gradient times `scale`.
+        """
+        weights, offsets = solution
+        weight = self._weights(label, target, row_weight)
+        error = self._classes(target) - self._labels(label) @ offsets - self._reversed(representation, scale) @ weights
+        normaliser = _at_least_tiny(weight.sum() if mass is None else mass) * (1 - 1 / self.num_classes)
+        return (error.square().sum(1) * weight).sum() / normaliser
+
+
+def _at_least_tiny(value: torch.Tensor) -> torch.Tensor:
+    return value.clamp(min=torch.finfo(value.dtype).tiny)
 
 
 # --- Metrics ---

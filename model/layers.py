@@ -55,6 +55,12 @@ class FeatureEncoder(nn.Module):
             parts.append(module(column if rows is None else column[rows]))
         return torch.cat(parts, dim=1)
 
+    def detach_columns(self, encoded: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """`encoded [n, len(schema) * dim]` without a way back for gradients to the columns `names`."""
+        parts = encoded.chunk(len(self.columns), dim=1)
+        named = zip(self.columns, parts, strict=True)
+        return torch.cat([part.detach() if name in names else part for name, part in named], dim=1)
+
 
 def _users_at_a_time(user: torch.Tensor, pairs: int, items: int) -> int:
     """How many of `user [B, D]` make up to `pairs` with `items` each; all of them on another device than a CPU.

@@ -13,6 +13,8 @@ from model.layers import SCORERS, FeatureEncoder, mlp
 from model.synthesis import SYNTHESIZERS
 
 VECTOR_WIDTH = 128
+# the column that is a user's own
+OWN_FEATURE = "id"
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,28 @@ class SparseNN(nn.Module):
 
     def encode_users(self, context: StepContext, users: torch.Tensor, history: History | None) -> torch.Tensor:
         """User vectors `[B, D]` of `users [B]` with their `history`."""
-        features = self.user_encoder(users)
+        features, past = self.user_encoder(users), None
         if self.synthesis is not None:
             past = self.synthesis(features, context.features, context.local(history.items), history.mask)
-            features = torch.cat([features, past], dim=1)
-        return self.user_tower(features)
+        return self._user_vectors(features, past)
+
+    def encode_users_apart(
+        self, context: StepContext, users: torch.Tensor, history: History | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`encode_users`, and the same vectors again, from which no gradient reaches the users' id embeddings."""
+        features = self.user_encoder(users)
+        shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))
+        past = shared_past = None
+        if self.synthesis is not None:
+            # both at once where they differ: the history's items are gathered once
+            reads = self.synthesis.reads_user
+            asked = torch.stack([features, shared]) if reads else features
+            past = self.synthesis(asked, context.features, context.local(history.items), history.mask)
+            past, shared_past = past if reads else (past, past)
+        return self._user_vectors(features, past), self._user_vectors(shared, shared_past)
+
+    def _user_vectors(self, features: torch.Tensor, past: torch.Tensor | None) -> torch.Tensor:
+        return self.user_tower(features if past is None else torch.cat([features, past], dim=1))
 
     def encode_items(self, context: StepContext, items: torch.Tensor) -> torch.Tensor:
         """Items as the scorer reads them, `[..., D']` of `items [...]`: the first D numbers are the item's vector."""

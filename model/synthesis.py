@@ -14,6 +14,8 @@ from torch.nn import functional as F
 class MeanSynthesis(nn.Module):
     """The mean of the history's item features."""
 
+    reads_user = False
+
     def __init__(self, user_width: int, item_width: int, length: int, heads: int):
         super().__init__()
         self.width = item_width
@@ -28,6 +30,8 @@ class MeanSynthesis(nn.Module):
 class AttentionSynthesis(nn.Module):
     """One query from the user's features over the history's items; values are the raw item features."""
 
+    reads_user = True
+
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, projection: int = 96):
         super().__init__()
         self.heads, self.width = heads, item_width
@@ -36,14 +40,14 @@ class AttentionSynthesis(nn.Module):
         self.output = nn.Linear(item_width, item_width)
 
     def forward(self, user: torch.Tensor, features: torch.Tensor, items: torch.Tensor, mask: torch.Tensor):
-        """Reduce rows `items [B, N]` of `features [n, F]` under `mask [B, N]`, given `user [B, U]`: `[B, width]`."""
+        """Reduce `items [B, N]`, rows of `features [n, F]`, under `mask [B, N]`, for `user [..., B, U]`: `[..., B, width]`."""
         rows, length = items.shape
-        query = self.query(user).view(rows, self.heads, -1)  # [B, h, p]
+        query = self.query(user).unflatten(-1, (self.heads, -1))  # [..., B, h, p]
         key = F.embedding(items, self.key(features)).view(rows, length, self.heads, -1)  # [B, N, h, p]
-        logits = torch.einsum("bhp,bnhp->bhn", query, key) * query.shape[-1] ** -0.5
+        logits = torch.einsum("...bhp,bnhp->...bhn", query, key) * query.shape[-1] ** -0.5
         weight = logits.masked_fill(~mask[:, None], torch.finfo(logits.dtype).min).softmax(-1) * mask[:, None]
         value = F.embedding(items, features).view(rows, length, self.heads, -1)  # [B, N, h, F / h]
-        mixed = torch.einsum("bhn,bnhf->bhf", weight, value).flatten(1)
+        mixed = torch.einsum("...bhn,bnhf->...bhf", weight, value).flatten(-2)
         return self.output(mixed) * mask.any(1, keepdim=True)
 
 
@@ -75,6 +79,8 @@ class GRULayer(nn.Module):
 
 class GRUSynthesis(nn.Module):
     """A two-layer GRU over the history in time order; all N outputs are flattened."""
+
+    reads_user = False
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, hidden: int = 64):
         super().__init__()

@@ -180,19 +180,49 @@ def test_rows_of_the_adversaries_carry_their_own_labels_items_and_users(train, t
     assert torch.equal(rows.item_target, popularity[torch.tensor([5, 8, 6, 2])])
 
 
-def test_adversary_weights_come_from_train_counts_of_known_users(train, tiny_data, tiny_phase, held_out):
+def test_adversary_weights_count_known_users_and_items_of_the_train_set(train, tiny_data, tiny_phase, held_out):
     _, method, _ = train(steps=0)
     codes, split = tiny_data.user_groups["gender"].codes, tiny_phase.split
-    count = np.zeros(2)
-    for user, length in enumerate(split.train.lengths):
-        if not held_out[user]:
-            count[codes[user]] += length
+    count = np.bincount(codes[~held_out])
     expected = np.repeat(count.sum() / (2 * count)[:, None], 2, axis=1)
     np.testing.assert_allclose(method.user_adversary.weight, expected, rtol=1e-6)
+    # an epoch shows a user once per interaction, and every user counts the same in it
+    in_an_epoch = method.user_weight.double().numpy() * split.train.lengths
+    np.testing.assert_allclose(in_an_epoch, split.train.lengths.mean(), rtol=1e-6)
     head = split.item_groups["popularity"].codes == 0
     positives, negatives = split.degree[head].sum() / split.degree.sum(), head.mean()
     shares = np.array([[negatives, positives], [1 - negatives, 1 - positives]])
     np.testing.assert_allclose(method.item_adversary.weight, 0.5 / shares, rtol=1e-6)
+
+
+@pytest.mark.parametrize("synthesis", ["none", "mean", "attention", "gru"])
+@pytest.mark.parametrize("options", [{}, {"adversary_input": "pair"}], ids=["user", "pair"])
+def test_the_reversed_gradient_never_reaches_what_belongs_to_one_user(train, synthesis, options):
+    """It would hide the attribute of the users whose attribute it knows, and of nobody else."""
+
+    def id_rows(strengths, *method_option):
+        made = train(synthesis_type=synthesis, steps=1, method_option=method_option, **strengths, **options)[0]
+        return made.user_encoder.columns["id"].weight
+
+    off = id_rows(NO_ADVERSARY)
+    # steps are of size 1e-3; attention reads both users at once, which rounds differently
+    assert_close(off, id_rows(FULL_ADVERSARY | {"adversarial_lambda_item": 0.0}), rtol=0, atol=1e-5)
+    assert (off - id_rows(FULL_ADVERSARY, "scrub_own_embeddings=True")).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("synthesis", ["none", "mean", "attention", "gru"])
+def test_users_apart_from_their_own_embeddings_are_the_same_vectors(train, tiny_phase, synthesis):
+    backbone, method, _ = train(synthesis_type=synthesis, steps=1)
+    generator = torch_generator(0)
+    batch = make_sampler(tiny_phase, method.config, method, backbone).sample(torch.arange(9), generator, generator)
+    forward = method.forward(batch, apart=True)
+    assert_close(forward.user, forward.apart)
+    weight = backbone.user_encoder.columns["id"].weight
+    others = [parameter for name, parameter in backbone.named_parameters() if name.startswith("user_tower")]
+    gradients = torch.autograd.grad(forward.apart.square().sum(), [weight, *others], allow_unused=True)
+    assert not gradients[0].any()
+    for gradient in gradients[1:]:
+        assert gradient.abs().sum() > 0
 
 
 def test_discriminators_are_reinitialised_on_schedule_and_forget_their_moments(train):

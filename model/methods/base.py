@@ -38,12 +38,14 @@ class Environment:
 class Forward:
     """One step's outputs: its item `context`, `user [R, D]` and `scores [B, 1 + M]` (positive first).
 
-    R is B, or B * (1 + M) where every row has its own history.
+    R is B, or B * (1 + M) where every row has its own history. `apart [R, D]`, where asked for, are the same user
+    vectors without a path to what belongs to one user alone.
     """
 
     context: Any
     user: torch.Tensor
     scores: torch.Tensor
+    apart: torch.Tensor | None = None
 
 
 def parse_options(kind: type, assignments: Sequence[str]) -> Any:
@@ -135,8 +137,8 @@ class Method:
         """`--loss` of the global `batch`: the share of this process's `scores`, so that processes add up to it."""
         return self.loss(scores) * (len(self.environment.processes.own(len(batch.users))) / len(batch.users))
 
-    def forward(self, batch: Batch) -> Forward:
-        """Score every row's positive and negatives."""
+    def forward(self, batch: Batch, apart: bool = False) -> Forward:
+        """Score every row's positive and negatives; `apart` asks for `Forward.apart` of a backbone that can give it."""
         items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)  # [B, 1 + M]
         rows, width = items.shape
         needed = [items.flatten()] + ([] if batch.history is None else [batch.history.items.flatten()])
@@ -145,9 +147,13 @@ class Method:
             users, items = users.repeat_interleave(width), items.view(-1, 1)
         with torch.autocast(users.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             context = self.backbone.prepare(torch.cat(needed))
-            user = self.backbone.encode_users(context, users, batch.history)
+            if apart and hasattr(self.backbone, "encode_users_apart"):
+                user, shared = self.backbone.encode_users_apart(context, users, batch.history)
+            else:
+                user, shared = self.backbone.encode_users(context, users, batch.history), None
             scores = self.backbone.score(context, user, items)
-        return Forward(context, user.float(), scores.float().view(rows, width))
+        scores = scores.float().view(rows, width)
+        return Forward(context, user.float(), scores, None if shared is None else shared.float())
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Take one step on the global `batch` through `update(loss, *optimisers)`; give detached values for the log.

@@ -23,14 +23,15 @@ from model.methods.base import Environment, Forward, Method, Update
 
 
 class AdversaryRows(NamedTuple):
-    """What the adversaries read in a step of R rows: interaction labels and targets `[R]` (-1 unknown), and inputs
-    `[r, D]` of those rows that are this process's."""
+    """What the adversaries read in a step of R rows: interaction labels, targets (-1 unknown) and weights of user rows
+    `[R]`, and inputs `[r, D]` of those rows that are this process's."""
 
     user: torch.Tensor
     item: torch.Tensor
     label: torch.Tensor
     user_target: torch.Tensor
     item_target: torch.Tensor
+    user_weight: torch.Tensor
 
 
 class FABUHS(Method):
@@ -40,13 +41,17 @@ class FABUHS(Method):
     class Options:
         """Widths of the discriminators, their steps per step, learning rate and the steps between re-initialisations.
 
-        `reinitialise_every` = 0 never re-initialises; `smoothing` scales the prior mass κ of group parity (1: κ = |I|).
+        `reinitialise_every` = 0 never re-initialises; `solved_discriminator` adds the closed-form one on the user side;
+        `scrub_own_embeddings` lets the reversed gradient reach users' id embeddings, which then hide the attribute of
+        the users whose attribute training sees; `smoothing` scales the prior mass κ of group parity (1: κ = |I|).
         """
 
         discriminator_widths: tuple[int, ...] = (32, 64, 128)
         discriminator_steps: int = 3
         discriminator_lr: float = 1e-3
         reinitialise_every: int = 200
+        solved_discriminator: bool = True
+        scrub_own_embeddings: bool = False
         smoothing: float = 1.0
 
         def __post_init__(self):
@@ -73,28 +78,31 @@ class FABUHS(Method):
         popularity = split.item_groups["popularity"]
         self.item_target = torch.from_numpy(popularity.codes).to(device)
         user_seed, item_seed = np.random.SeedSequence(self.environment.seeds["adversary"]).generate_state(2).tolist()
-        user_codes = self.known_codes[split.train.owner]
-        by_user = np.bincount(user_codes[user_codes >= 0], minlength=self.group.num_groups)
-        user_counts = np.stack([by_user, by_user], axis=1).astype(float)
+        # rows come by interaction; every user counts the same, as for whoever reads the served vectors
+        interactions = split.train.lengths
+        self.user_weight = torch.from_numpy(np.float32(interactions.mean() / interactions.clip(min=1))).to(device)
+        known = (self.known_codes >= 0) & (interactions > 0)
+        user_counts = self._both_labels(self.known_codes[known])
         # a negative is drawn from the catalogue, a positive from the train interactions
         by_item = np.bincount(popularity.codes, weights=split.degree, minlength=2)
         by_catalogue = popularity.counts() / split.num_items * split.degree.sum()
         item_counts = np.stack([by_catalogue, by_item], axis=1)
         if self.config.item_adversary == "user_attribute":
-            item_counts = user_counts
+            item_counts = self._both_labels(self.known_codes[split.train.owner])
         width = self.backbone.vector_width
         inputs = width * (2 if self.config.adversary_input == "pair" else 1)
         widths = self.options.discriminator_widths
-        self.user_adversary = ConditionalAdversary(inputs, class_label_weights(user_counts), widths, user_seed).to(
-            device
-        )
-        self.item_adversary = ConditionalAdversary(width, class_label_weights(item_counts), widths, item_seed).to(
-            device
-        )
+        user_weights, item_weights = class_label_weights(user_counts), class_label_weights(item_counts)
+        self.user_adversary = ConditionalAdversary(inputs, user_weights, widths, user_seed).to(device)
+        self.item_adversary = ConditionalAdversary(width, item_weights, widths, item_seed).to(device)
         parameters = [*self.user_adversary.parameters(), *self.item_adversary.parameters()]
         self.discriminator_optimiser = torch.optim.Adam(parameters, lr=self.options.discriminator_lr, fused=True)
         if self.config.fairness_sampling:
             self._warn_of_smoothing(split)
+
+    def _both_labels(self, codes: np.ndarray) -> np.ndarray:
+        counts = np.bincount(codes[codes >= 0], minlength=self.group.num_groups).astype(float)
+        return np.stack([counts, counts], axis=1)
 
     def _warn_of_smoothing(self, split: Split) -> None:
         share = smoothing_share(split.train, self.group, split.num_items, self._kappa(split))
@@ -128,29 +136,28 @@ class FABUHS(Method):
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Step the discriminators on parts of the batch, then backbone and discriminators together on all of it."""
+        config, options = self.config, self.options
+        strength = ramp(self.step, self.total_steps, config.adversarial_ramp)
+        user_scale, item_scale = strength * config.adversarial_lambda_user, strength * config.adversarial_lambda_item
         own = self.own_rows(batch)
-        forward = self.forward(own)
+        forward = self.forward(own, apart=bool(user_scale) and not options.scrub_own_embeddings)
         rows = self._adversary_rows(batch, own, forward)
         count = len(rows.label)
-        if self.options.discriminator_steps > 1:
-            size = -(-count // (self.options.discriminator_steps - 1))
+        if options.discriminator_steps > 1:
+            size = -(-count // (options.discriminator_steps - 1))
             for start in range(0, count, size):
                 user_loss, item_loss = self._adversarial_losses(rows, start, min(start + size, count), 0.0, 0.0)
                 update(user_loss + item_loss, self.discriminator_optimiser)
-        strength = ramp(self.step, self.total_steps, self.config.adversarial_ramp)
-        user_loss, item_loss = self._adversarial_losses(
-            rows,
-            0,
-            count,
-            strength * self.config.adversarial_lambda_user,
-            strength * self.config.adversarial_lambda_item,
-        )
+        user_loss, item_loss = self._adversarial_losses(rows, 0, count, user_scale, item_scale)
         loss = self.ranking_loss(forward.scores, batch)
-        update(loss + user_loss + item_loss, *self.optimisers, self.discriminator_optimiser)
+        total = loss + user_loss + item_loss
+        if user_scale and options.solved_discriminator:
+            total = total + self._solved_loss(rows, user_scale)
+        update(total, *self.optimisers, self.discriminator_optimiser)
         self.step += 1
-        if self.options.reinitialise_every and self.step % self.options.reinitialise_every == 0:
-            self._reinitialise(self.step // self.options.reinitialise_every)
-        discriminators = len(self.options.discriminator_widths)
+        if options.reinitialise_every and self.step % options.reinitialise_every == 0:
+            self._reinitialise(self.step // options.reinitialise_every)
+        discriminators = len(options.discriminator_widths)
         return {
             "loss": loss.detach(),
             "adversary/user": user_loss.detach() / discriminators,
@@ -192,7 +199,8 @@ class FABUHS(Method):
         rows = len(own.users)
         item = self.backbone.encode_items(forward.context, shown(own))[..., : self.backbone.vector_width].float()
         # with a shared history both labels see one user vector; with one per row each has its own
-        user = forward.user.view(rows, -1, forward.user.shape[-1])[:, :2].expand(-1, 2, -1)
+        user = forward.user if forward.apart is None else forward.apart
+        user = user.view(rows, -1, user.shape[-1])[:, :2].expand(-1, 2, -1)
         item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)
         target = self.user_target[batch.users].repeat_interleave(2)
         by_user = self.config.item_adversary == "user_attribute"
@@ -202,22 +210,35 @@ class FABUHS(Method):
             label=torch.arange(1, len(target) + 1, device=item.device) % 2,  # 1, 0, 1, 0, ...
             user_target=target,
             item_target=target if by_user else self.item_target[shown(batch)].flatten(),
+            user_weight=self.user_weight[batch.users].repeat_interleave(2),
         )
+
+    def _held(self, values):
+        """Those of the batch's row values `[R]` that are this process's."""
+        processes = self.environment.processes
+        return values.reshape(-1, 2)[processes.rank :: processes.world].flatten()
 
     def _adversarial_losses(self, rows: AdversaryRows, start: int, stop: int, user_scale: float, item_scale: float):
         """Losses of both sides on `rows` from `start` to `stop`: the share of those that are this process's."""
-        processes = self.environment.processes
-
-        def held(values):
-            return values.reshape(-1, 2)[processes.rank :: processes.world].flatten()
-
-        own = slice(*np.searchsorted(held(np.arange(len(rows.label))), (start, stop)))
+        part, own = slice(start, stop), slice(*np.searchsorted(self._held(np.arange(len(rows.label))), (start, stop)))
+        even = torch.ones_like(rows.user_weight)
         losses = []
-        for adversary, vectors, target, scale in (
-            (self.user_adversary, rows.user, rows.user_target, user_scale),
-            (self.item_adversary, rows.item, rows.item_target, item_scale),
+        for adversary, vectors, target, weight, scale in (
+            (self.user_adversary, rows.user, rows.user_target, rows.user_weight, user_scale),
+            (self.item_adversary, rows.item, rows.item_target, even, item_scale),
         ):
             # the weights of all processes' rows: a mean over some rows only would not add up
-            mass = adversary.mass(rows.label[start:stop], target[start:stop])
-            losses.append(adversary.loss(vectors[own], held(rows.label)[own], held(target)[own], scale, mass))
+            mass = adversary.mass(rows.label[part], target[part], weight[part])
+            label, target, weight = (self._held(values)[own] for values in (rows.label, target, weight))
+            losses.append(adversary.loss(vectors[own], label, target, scale, mass, weight))
         return losses
+
+    def _solved_loss(self, rows: AdversaryRows, scale: float) -> torch.Tensor:
+        """Solve the linear discriminator on all processes' rows; give its loss on this process's."""
+        adversary = self.user_adversary
+        mass = adversary.mass(rows.label, rows.user_target, rows.user_weight)
+        # where a process has no row of the batch, it has one vector that stands for none
+        label, target, weight = (self._held(part) for part in (rows.label, rows.user_target, rows.user_weight))
+        user = rows.user[: len(label)]
+        solution = adversary.solve(user, label, target, weight, self.environment.processes.sum)
+        return adversary.solved_loss(user, label, target, scale, solution, mass, weight)
