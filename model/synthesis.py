@@ -40,7 +40,10 @@ class AttentionSynthesis(nn.Module):
         self.output = nn.Linear(item_width, item_width)
 
     def forward(self, user: torch.Tensor, features: torch.Tensor, items: torch.Tensor, mask: torch.Tensor):
-        """Reduce `items [B, N]`, rows of `features [n, F]`, under `mask [B, N]`, for `user [..., B, U]`: `[..., B, width]`."""
+        """Reduce rows `items [B, N]` of `features [n, F]` under `mask [B, N]`: `[..., B, width]`.
+
+        `user [..., B, U]` asks; leading dimensions are several questions about the same histories.
+        """
         rows, length = items.shape
         query = self.query(user).unflatten(-1, (self.heads, -1))  # [..., B, h, p]
         key = F.embedding(items, self.key(features)).view(rows, length, self.heads, -1)  # [B, N, h, p]
