@@ -592,7 +592,7 @@ def test_other_errors_pass_through():
 
 
 @MEMORY
-def test_a_run_ranks_with_less_memory_to_the_same_bytes(tmp_path, monkeypatch, whole, error):
+def test_a_run_ranks_with_less_memory_to_the_same_metrics(tmp_path, monkeypatch, whole, error):
     monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     backbone = main.build.__globals__["BACKBONES"]["sparsenn"]
 
