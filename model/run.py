@@ -148,6 +148,11 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
         ),
         np.random.default_rng(seeds["split"]),
     )
+    if not any(len(task.relevant.item) for phase in protocol.phases for task in phase.tests):
+        raise ValueError(
+            f"--protocol={config.protocol} finds no test item in {data.name}: leave-one-out needs users with three "
+            "interactions, one each to train, validate and test; use more data"
+        )
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
     return Run(config, data, protocol, groups, held_out, seeds, device, processes)
 

@@ -190,7 +190,7 @@ def test_a_user_without_train_interactions_is_still_scored(tmp_path, monkeypatch
 
 def test_too_few_interactions_for_the_protocol(tmp_path, capsys, register):
     register(only(lambda user, item, number: number < 2))
-    assert "no user has three interactions" in refused(capsys, tmp_path, **TOY)
+    assert "finds no test item" in refused(capsys, tmp_path, **TOY)
 
 
 # Items

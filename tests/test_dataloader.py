@@ -182,8 +182,8 @@ def test_normalised_equals_a_loop(lists, seed, spread):
 
 def assert_valid(lists, users, exclude, length, history):
     assert history.items.dtype == torch.int64 and history.mask.dtype == torch.bool
-    width = min(length, max(1, *map(len, lists)))  # no wider than the longest
-    assert tuple(history.items.shape) == tuple(history.mask.shape) == (len(users), width)
+    length = min(length, max([1, *map(len, lists)]))  # no wider than the longest
+    assert tuple(history.items.shape) == tuple(history.mask.shape) == (len(users), length)
     for user, place, items, mask in zip(users, exclude, history.items.tolist(), history.mask.tolist(), strict=True):
         allowed = [item for n, item in enumerate(lists[user]) if n != place]
         size = min(length, len(allowed))
