@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tabulate import tabulate
 
-from model.config import Config
 from model.evaluation import Evaluator
 from model.run import build, prepare
+from model.training import load_checkpoint
 
 FOLDER = Path(__file__).parent / "results"
 ACCURACY = {
@@ -60,12 +60,8 @@ def keep(run: Path, dataset_dir: Path) -> None:
 
 def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
     """Leakage of a finished run's checkpoint by today's probes, keys as in result.json."""
-    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
-    config = Config.from_json(
-        {"sparse_updates": False}
-        | json.loads(checkpoint["config"])
-        | {"dataset_dir": str(dataset_dir), "device": "cpu"}
-    )
+    config, checkpoint = load_checkpoint(run)
+    config = replace(config, dataset_dir=dataset_dir, device="cpu")
     setting = prepare(config)
     backbone, method = build(setting)
     backbone.load_state_dict(checkpoint["backbone"])
@@ -131,18 +127,18 @@ TABLES = {
             "BUHS attention": "tuned-buhs-attention",
             "BUHS gru": "tuned-buhs-gru",
             "FA-BUHS mean": "tuned-fabuhs-mean",
-            "FA-BUHS attention": "tuned-fabuhs-attention",
-            "FA-BUHS gru": "tuned-fabuhs-gru",
+            "FA-BUHS attention, earlier adversary": "tuned-fabuhs-attention",
+            "FA-BUHS gru, earlier adversary": "tuned-fabuhs-gru",
         },
         "gender",
     ),
     "MovieLens-1M, upstream's loss": lambda: overview(
         {
             "BUHS mean": "ml-buhs-mean",
-            "FA-BUHS mean": "ml-fabuhs-mean",
+            "FA-BUHS mean, earlier adversary": "ml-fabuhs-mean",
             "BUHS gru (upstream command 1)": "upstream-1",
-            "FA-BUHS gru (upstream command 2)": "upstream-2",
-            "FA-BUHS mean (upstream command 3)": "upstream-3",
+            "FA-BUHS gru (upstream command 2), earlier adversary": "upstream-2",
+            "FA-BUHS mean (upstream command 3), earlier adversary": "upstream-3",
         },
         "gender",
     ),
