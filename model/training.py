@@ -28,7 +28,7 @@ from model.ranking import NotFiniteError
 from model.report import WriteError, atomic_path
 
 CHECKPOINT_FORMAT = 2
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 def update(
@@ -196,9 +196,9 @@ class Progress:
     """How far a run has come, and what it has gathered.
 
     `phase`, `stage` and `turn` (a pass of the epoch) are positions, `epoch` counts from 1, `step` steps of the turn
-    are done; `totals` sums the values of the epoch's `count` rows so far, this process's share of it. `seconds`
-    are spent by activity, since the run began; `rows` are those of `metrics.jsonl`, `results` the metrics of earlier
-    phases.
+    are done; `totals` sums each value over the epoch's `counts` of rows that report it, this process's share of it.
+    `seconds` are spent by activity, since the run began; `rows` are those of `metrics.jsonl`, `results` the metrics of
+    earlier phases.
     """
 
     phase: int = 0
@@ -206,7 +206,7 @@ class Progress:
     epoch: int = 1
     turn: int = 0
     step: int = 0
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
     results: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "train", "test", "write"), 0.0))
@@ -232,17 +232,17 @@ class Progress:
         """Count a step on `rows` rows and the values that it reports."""
         for key, value in values.items():
             self.totals[key] = self.totals.get(key, 0.0) + value.double() * rows
-        self.count += rows
+            self.counts[key] = self.counts.get(key, 0) + rows
         self.step += 1
 
     def means(self, processes: Processes) -> dict[str, float]:
-        """Mean of each value over the epoch's rows."""
-        return {key: float(value) / self.count for key, value in processes.sum_values(self.totals).items()}
+        """Mean of each value over the epoch's rows that report it: passes may report different ones."""
+        return {key: float(value) / self.counts[key] for key, value in processes.sum_values(self.totals).items()}
 
     def end_epoch(self, row: dict) -> None:
         """Keep the epoch's row and turn to the next epoch."""
         self.rows.append(row)
-        self.epoch, self.turn, self.step, self.count, self.totals = self.epoch + 1, 0, 0, 0, {}
+        self.epoch, self.turn, self.step, self.counts, self.totals = self.epoch + 1, 0, 0, {}, {}
 
     def spend(self, activity: str) -> None:
         """Charge the time since the last call to `activity`."""

@@ -338,7 +338,7 @@ def test_processes_save_by_one_clock(monkeypatch, make_config):
 
 def test_processes_that_resume_after_the_last_step_of_an_epoch_add_its_values_up():
     def work(processes):
-        saved = {"progress": Progress(step=7, count=10).as_json(), "totals": {"loss": torch.tensor(5.0)}}
+        saved = {"progress": Progress(step=7, counts={"loss": 10}).as_json(), "totals": {"loss": torch.tensor(5.0)}}
         training = Training(
             nn.Linear(1, 1), METHODS["none"].__new__(METHODS["none"]), Progress.of(saved, 0.0), processes
         )

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from model.config import Config
-from model.training import Selection, load_checkpoint, save_checkpoint, update
+from model.distributed import ALONE
+from model.training import Progress, Selection, load_checkpoint, save_checkpoint, update
 
 
 class StatefulMethod:
@@ -157,3 +158,13 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, make_config
 def test_settings_come_back_from_their_json(make_config):
     config = make_config(sampling_softmax_temp=math.inf, method_option=("smoothing=2",), eval_negatives=7)
     assert Config.from_json(json.loads(json.dumps(config.as_json()))) == config
+
+
+def test_a_mean_is_over_the_rows_that_report_the_value():
+    progress = Progress()
+    for noise, rows in ((1.0, 3), (4.0, 1)):
+        progress.add({"noise/loss": torch.tensor(noise)}, rows)
+    progress.add({"loss": torch.tensor(2.0)}, 5)
+    assert progress.means(ALONE) == {"noise/loss": 7 / 4, "loss": 2.0}
+    restored = Progress.of({"progress": progress.as_json(), "totals": progress.totals}, 0.0)
+    assert restored.means(ALONE) == progress.means(ALONE)
