@@ -230,18 +230,14 @@ def test_every_feasible_user_gets_the_floor_from_a_trained_model(sweep, make_con
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru"])
-def test_leakage_falls_with_lambda_at_the_defaults_of_the_network(monkeypatch, make_config, synthesis_type):
+def test_leakage_falls_with_lambda_at_the_defaults_of_the_network(monkeypatch, make_config):
     data = Planted(num_users=3000, seed=1)
     monkeypatch.setitem(READERS, "planted", lambda options: generate(data)[0])
     defaults = {"scorer": "dot_compress", "user_hidden": (512, 256, 128), "item_hidden": (256, 128), "lr": 1e-3}
     results = []
-    for strength in (0.0, 0.1, 1.0, 10.0):
-        run, evaluator, _ = train_planted(
-            make_config, adversarial_lambda_user=strength, synthesis_type=synthesis_type, **defaults
-        )
+    for strength in (0.0, 0.1, 1.0):
+        run, evaluator, _ = train_planted(make_config, adversarial_lambda_user=strength, **defaults)
         results.append(judge(run, evaluator))
-        print(strength, results[-1])
     leaks = [result["leakage_auc"] for result in results]
     # from 0.1 on there is next to nothing left to fall: the standard error of an AUC at chance is 0.025 here
     assert leaks[0] >= 0.7 and leaks[-1] <= 0.6
