@@ -28,7 +28,7 @@ from model.ranking import NotFiniteError
 from model.report import WriteError, atomic_path
 
 CHECKPOINT_FORMAT = 2
-STATE_FORMAT = 2
+STATE_FORMAT = "state 2"  # never a checkpoint's
 
 
 def update(
@@ -100,7 +100,7 @@ def _save(content: dict[str, Any], path: Path) -> None:
         torch.save(content, file)
 
 
-def _load(path: Path, kind: str, expected_format: int, remedy: str) -> dict[str, Any]:
+def _load(path: Path, kind: str, expected_format: int | str, remedy: str) -> dict[str, Any]:
     """Read a file that this program saved; one that is broken or of another format is a ValueError."""
     try:
         with warnings.catch_warnings():
