@@ -113,6 +113,8 @@ flags.DEFINE_integer("synthetic_interactions", 24_000, "Synthetic data: number o
 
 # --- Model and history synthesis ---
 _define_choice("backbone", "sparsenn", BACKBONES, "Recommender.")
+flags.DEFINE_integer("embedding_dim", None, "Width of embeddings: of each feature for sparsenn, of users and items for the others, >= 1. None: preset.", 1)
+flags.DEFINE_integer("graph_layers", None, "gccf, lightgcn: layers of convolution, >= 0. None: preset.", 0)
 _define_choice("synthesis_type", "mean", SYNTHESIZERS, "User history synthesis; none = two-tower base model without a history.", ("none",))
 flags.DEFINE_integer("sample_size", 15, "Synthesis horizon N: items drawn from the user's history, >= 1.", 1)
 flags.DEFINE_integer("attention_heads", 1, "Heads of --synthesis_type=attention; must divide the width 96.", 1)
@@ -150,6 +152,7 @@ flags.DEFINE_float("lr", None, "Learning rate of Adam, > 0. None: preset.", 0)
 flags.DEFINE_integer("num_negatives", None, "Uniform negatives per positive, >= 1. None: preset.", 1)
 flags.DEFINE_integer("in_batch_negatives", None, "Other positives of the batch as further negatives per positive, >= 0. None: as many as --num_negatives.", 0)
 _define_choice("loss", None, LOSSES, "Ranking loss of a positive against its negatives. None: preset.")
+flags.DEFINE_float("l2", None, "Weight of the mean squared norm of a row's vectors, for backbones that know ids alone, >= 0. None: preset.", 0)
 flags.DEFINE_integer("patience", None, "Epochs without a better validation score before stopping, >= 1. None: preset.", 1)
 flags.DEFINE_bool("sparse_updates", False, "Update only those rows of user tables that a step reads: faster with many users, not exact (other rows' momentum waits).")
 flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda"], "Where to compute; cuda without a GPU is an error.")
@@ -324,6 +327,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     streams = {name: torch_generator(run.seeds[name], run.device) for name in ("order", "negatives", "history")}
     sampler = batch_sampler(run, phase, training.backbone, training.method)
     steps = math.ceil(len(sampler.user) / run.config.batch_size)
+    training.backbone.begin_phase(phase.split)
     training.method.begin_phase(phase, steps * phase.epochs)
     training.begin_phase(phase, streams)
     if saved is not None:

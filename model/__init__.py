@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data.structs import InteractionData
+from model.collaborative import GCCF, LightGCN, MatrixFactorisation, NeuMF
 from model.config import Config, torch_generator
 from model.methods.base import Method
 from model.methods.fabuhs import FABUHS
@@ -31,6 +32,17 @@ MOVIELENS_PRESET = {
     "user_hidden": (512, 256, 128),
     "warm_threshold": 0.2,
 }
+# Of backbones that know ids alone: as usual in their papers and in RecBole, small batches and one negative.
+COLLABORATIVE = {
+    "batch_size": 2048,
+    "embedding_dim": 64,
+    "graph_layers": 0,
+    "in_batch_negatives": 0,
+    "l2": 0.0,
+    "loss": "bpr",
+    "lr": 1e-3,
+    "num_negatives": 1,
+}
 PRESETS: dict[str, dict] = {
     "ml": MOVIELENS_PRESET,
     "bx": MOVIELENS_PRESET
@@ -50,6 +62,16 @@ PRESETS: dict[str, dict] = {
     | {"batch_size": 512, "epochs": 15, "lr": 1e-3, "num_negatives": 10, "patience": 5, "title_encoder": "hash"},
 }
 
+# What a backbone changes in them; None stands for what the data set says.
+BACKBONE_PRESETS: dict[str, dict] = {
+    "sparsenn": {"embedding_dim": 96, "graph_layers": 0, "l2": 0.0, "in_batch_negatives": None},
+    "bprmf": COLLABORATIVE,
+    "pmf": COLLABORATIVE | {"l2": 1e-4},
+    "ncf": COLLABORATIVE | {"loss": "cross_entropy"},
+    "gccf": COLLABORATIVE | {"batch_size": 8192, "lr": 2e-3, "graph_layers": 2, "l2": 1e-2},
+    "lightgcn": COLLABORATIVE | {"batch_size": 8192, "lr": 2e-3, "graph_layers": 2, "l2": 1e-4},
+}
+
 # What a recipe changes in a data set's hyper-parameters. Decision 25: tuned is ours, by ablation on MovieLens-1M.
 RECIPES: dict[str, dict] = {
     "upstream": {},
@@ -57,9 +79,9 @@ RECIPES: dict[str, dict] = {
 }
 
 
-def preset(dataset: str, recipe: str = "upstream") -> dict:
-    """The hyper-parameters of `dataset` by `recipe`; a data set without a preset uses MovieLens's."""
-    return PRESETS.get(dataset, MOVIELENS_PRESET) | RECIPES[recipe]
+def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn") -> dict:
+    """The hyper-parameters of `backbone` on `dataset` by `recipe`; a data set without a preset uses MovieLens's."""
+    return PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, {}) | RECIPES[recipe]
 
 
 def build_sparsenn(data: InteractionData, config: Config, seed: int, device: torch.device) -> SparseNN:
@@ -72,6 +94,7 @@ def build_sparsenn(data: InteractionData, config: Config, seed: int, device: tor
     options = SparseNNOptions(
         synthesis_type=config.synthesis_type,
         sample_size=config.sample_size if config.upstream_compat else min(config.sample_size, longest),
+        embedding_dim=config.embedding_dim,
         attention_heads=config.attention_heads,
         scorer=config.scorer,
         user_hidden=config.user_hidden,
@@ -86,5 +109,26 @@ def build_sparsenn(data: InteractionData, config: Config, seed: int, device: tor
     return backbone.to(device)
 
 
-BACKBONES: dict[str, Callable[[InteractionData, Config, int, torch.device], nn.Module]] = {"sparsenn": build_sparsenn}
+Builder = Callable[[InteractionData, Config, int, torch.device], nn.Module]
+
+
+def by_ids(make: Callable[[int, int, Config], nn.Module]) -> Builder:
+    """A builder of a backbone that knows ids alone: `make(users, items, config)`; the seed decides its weights."""
+
+    def build(data: InteractionData, config: Config, seed: int, device: torch.device) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make(data.num_users, data.num_items, config).to(device)
+
+    return build
+
+
+BACKBONES: dict[str, Builder] = {
+    "sparsenn": build_sparsenn,
+    "bprmf": by_ids(lambda users, items, config: MatrixFactorisation(users, items, config.embedding_dim)),
+    "pmf": by_ids(lambda users, items, config: MatrixFactorisation(users, items, config.embedding_dim)),
+    "ncf": by_ids(lambda users, items, config: NeuMF(users, items, config.embedding_dim)),
+    "gccf": by_ids(lambda users, items, config: GCCF(users, items, config.embedding_dim, config.graph_layers)),
+    "lightgcn": by_ids(lambda users, items, config: LightGCN(users, items, config.embedding_dim, config.graph_layers)),
+}
 METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS}

@@ -79,6 +79,8 @@ class Config:
     synthetic_interactions: int
     # model and history synthesis
     backbone: str
+    embedding_dim: int
+    graph_layers: int
     synthesis_type: str
     sample_size: int
     attention_heads: int
@@ -113,6 +115,7 @@ class Config:
     num_negatives: int
     in_batch_negatives: int
     loss: str
+    l2: float
     patience: int
     sparse_updates: bool
     device: str

@@ -23,8 +23,14 @@ def softmax_loss(scores: torch.Tensor) -> torch.Tensor:
     return (scores.logsumexp(1) - scores[:, 0]).mean()
 
 
+def cross_entropy_loss(scores: torch.Tensor) -> torch.Tensor:
+    """Mean over `scores [B, 1 + M]` of the binary cross-entropy, label 1 for the positive (He et al., WWW 2017)."""
+    return (F.softplus(-scores[:, 0]).sum() + F.softplus(scores[:, 1:]).sum()) / scores.numel()
+
+
 LOSSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "margin": margin_ranking_loss,
     "bpr": bpr_loss,
     "softmax": softmax_loss,
+    "cross_entropy": cross_entropy_loss,
 }

@@ -56,6 +56,7 @@ def serve(settings: Settings, processes: Processes) -> Served:
     phase = run.protocol.phases[-1]
     _check_train_data(path, config, content["train_fingerprint"], phase)
     backbone, method = build(run)
+    backbone.begin_phase(phase.split)
     try:
         backbone.load_state_dict(content["backbone"])
         method.load_state_dict(content["method"])

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,35 +35,45 @@ MODE_SETTINGS: dict[str, set[str]] = {
     "compare": {"output_dir", "run_name", "eval_k"},
 }
 
-# A flag that nothing would read otherwise: flag -> (flag that it needs, the values of that one which do).
-REQUIRES: dict[str, tuple[str, tuple]] = {
-    "checkpoint": ("mode", ("evaluate", "recommend")),
-    "users": ("mode", ("recommend",)),
-    "recommendations": ("mode", ("recommend",)),
-    "rankings": ("mode", ("score",)),
-    "runs": ("mode", ("compare",)),
-    "seeds": ("mode", ("train",)),
-    "export_split": ("dry_run", (True,)),
-    "fairness_method": ("enable_fairness", (True,)),
-    "method_option": ("enable_fairness", (True,)),
-    "fairness_sampling": ("enable_fairness", (True,)),
-    "adversarial_lambda_user": ("enable_fairness", (True,)),
-    "adversarial_lambda_item": ("enable_fairness", (True,)),
-    "adversarial_ramp": ("enable_fairness", (True,)),
-    "item_adversary": ("enable_fairness", (True,)),
-    "adversary_input": ("enable_fairness", (True,)),
-    "rerank_fair": ("enable_fairness", (True,)),
-    "fairness_weight": ("fairness_sampling", (True,)),
-    "rerank_alpha": ("rerank_fair", (True,)),
-    "exposure_floor": ("rerank_fair", (True,)),
-    "rerank_pool": ("rerank_fair", (True,)),
-    "rerank_target": ("rerank_fair", (True,)),
-    "attention_heads": ("synthesis_type", ("attention",)),
-    "keep_incomplete_users": ("dataset", ("bx",)),
-    "synthetic_users": ("dataset", ("synthetic",)),
-    "synthetic_items": ("dataset", ("synthetic",)),
-    "synthetic_interactions": ("dataset", ("synthetic",)),
-}
+_FAIR, _SAMPLED, _RERANKED = ("enable_fairness", (True,)), ("fairness_sampling", (True,)), ("rerank_fair", (True,))
+_TOWERS, _BY_IDS = ("backbone", ("sparsenn",)), ("backbone", ("bprmf", "pmf", "ncf", "gccf", "lightgcn"))
+_SYNTHETIC = ("dataset", ("synthetic",))
+# A flag that nothing would read otherwise: flag -> the flags that it needs, each with those of its values which do.
+REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
+    "checkpoint": (("mode", ("evaluate", "recommend")),),
+    "users": (("mode", ("recommend",)),),
+    "recommendations": (("mode", ("recommend",)),),
+    "rankings": (("mode", ("score",)),),
+    "runs": (("mode", ("compare",)),),
+    "seeds": (("mode", ("train",)),),
+    "export_split": (("dry_run", (True,)),),
+    "fairness_method": (_FAIR,),
+    "method_option": (_FAIR,),
+    "fairness_sampling": (_FAIR, _TOWERS),
+    "adversarial_lambda_user": (_FAIR,),
+    "adversarial_lambda_item": (_FAIR,),
+    "adversarial_ramp": (_FAIR,),
+    "item_adversary": (_FAIR,),
+    "adversary_input": (_FAIR,),
+    "rerank_fair": (_FAIR,),
+    "fairness_weight": (_SAMPLED,),
+    "rerank_alpha": (_RERANKED,),
+    "exposure_floor": (_RERANKED,),
+    "rerank_pool": (_RERANKED,),
+    "rerank_target": (_RERANKED,),
+    "attention_heads": (("synthesis_type", ("attention",)),),
+    "keep_incomplete_users": (("dataset", ("bx",)),),
+    "synthetic_users": (_SYNTHETIC,),
+    "synthetic_items": (_SYNTHETIC,),
+    "synthetic_interactions": (_SYNTHETIC,),
+    "graph_layers": (("backbone", ("gccf", "lightgcn")),),
+    "l2": (_BY_IDS,),
+    **dict.fromkeys(
+        ("eval_history_draws", "item_hidden", "mask_sensitive_feature", "recipe", "sample_size", "sampling_softmax_temp",
+         "scorer", "sparse_updates", "synthesis_type", "upstream_compat", "user_hidden"),
+        (_TOWERS,),
+    ),
+}  # fmt: skip
 # What a mode cannot do without: mode -> flag.
 NEEDS = {"evaluate": "checkpoint", "recommend": "checkpoint", "score": "rankings", "compare": "runs"}
 
@@ -156,6 +166,10 @@ def _comma_separated(value: Any) -> str:
 REPEATED = {"method_option"}
 
 
+def _requirements() -> Iterator[tuple[str, str, tuple]]:
+    return ((name, needed, allowed) for name, entries in REQUIRES.items() for needed, allowed in entries)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The `values` of all flags, the names of those `given` another value than their default, and of all `named`,
@@ -177,7 +191,7 @@ class Settings:
         read = MODE_SETTINGS[mode]
         for name in sorted(self.given & SETTINGS - read):
             raise ValueError(f"--{name}={values[name]} has no effect with --mode={mode}; leave it out")
-        for name, (needed, allowed) in REQUIRES.items():
+        for name, needed, allowed in _requirements():
             # a checkpoint's own settings count too; `over` knows them
             judged = name not in SETTINGS or (needed in read and not values["checkpoint"])
             if judged:
@@ -211,7 +225,7 @@ class Settings:
 
     def config(self) -> Config:
         """All settings, presets filled in where the user left them open."""
-        defaults = preset(self.values["dataset"], self.values["recipe"])
+        defaults = preset(self.values["dataset"], self.values["recipe"], self.values["backbone"])
         values = {name: self.values[name] for name in SETTINGS}
         values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
         values = {name: converted(name, value) for name, value in values.items()}
@@ -233,7 +247,7 @@ class Settings:
         if "run_name" not in chosen:
             chosen["run_name"] = f"{trained.run_name}-{self.values['mode']}-{datetime.now():%Y%m%d-%H%M%S}"
         config = dataclasses.replace(trained, **chosen)
-        for name, (needed, allowed) in REQUIRES.items():
+        for name, needed, allowed in _requirements():
             if needed in MODE_SETTINGS[self.values["mode"]]:
                 self._require(name, getattr(config, needed), needed, allowed)
         return config

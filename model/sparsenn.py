@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.structs import FeatureTable, History
+from data.structs import FeatureTable, History, Split
 from model.layers import SCORERS, FeatureEncoder, mlp
 from model.synthesis import SYNTHESIZERS
 
@@ -67,6 +67,9 @@ class SparseNN(nn.Module):
         self.user_tower = mlp([width, *user_hidden, VECTOR_WIDTH], affine_norm=not base)
         self.item_tower = mlp([self.item_encoder.width, *item_hidden, VECTOR_WIDTH], affine_norm=not base)
         self.scorer = SCORERS[options.scorer](VECTOR_WIDTH)
+
+    def begin_phase(self, split: Split) -> None:
+        """Get ready for a phase on `split`: nothing here depends on it."""
 
     @property
     def history_kind(self) -> str | None:

@@ -135,7 +135,21 @@ class Method:
 
     def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         """`--loss` of the global `batch`: the share of this process's `scores`, so that processes add up to it."""
-        return self.loss(scores) * (len(self.environment.processes.own(len(batch.users))) / len(batch.users))
+        return self.loss(scores) * self._share(batch)
+
+    def batch_loss(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        """`ranking_loss` and `--l2` times the mean squared norm of a row's vectors, this process's share of both."""
+        loss = self.ranking_loss(forward.scores, batch)
+        if self.config.l2:
+            own = self.own_rows(batch)
+            items = torch.cat([own.positives[:, None], own.negatives], dim=1)
+            norms = self.backbone.squared_norms(forward.context, own.users, items)
+            loss = loss + self.config.l2 * norms.mean() * self._share(batch)
+        return loss
+
+    def _share(self, batch: Batch) -> float:
+        """How much of the global batch is this process's."""
+        return len(self.environment.processes.own(len(batch.users))) / len(batch.users)
 
     def forward(self, batch: Batch, apart: bool = False) -> Forward:
         """Score every row's positive and negatives; `apart` asks for `Forward.apart` of a backbone that can give it."""
@@ -160,7 +174,7 @@ class Method:
 
         Losses and values are this process's share: they add up over processes, as `update` adds gradients up.
         """
-        loss = self.ranking_loss(self.forward(self.own_rows(batch)).scores, batch)
+        loss = self.batch_loss(self.forward(self.own_rows(batch)), batch)
         update(loss, *self.optimisers)
         return {"loss": loss.detach()}
 

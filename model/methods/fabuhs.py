@@ -149,7 +149,7 @@ class FABUHS(Method):
                 user_loss, item_loss = self._adversarial_losses(rows, start, min(start + size, count), 0.0, 0.0)
                 update(user_loss + item_loss, self.discriminator_optimiser)
         user_loss, item_loss = self._adversarial_losses(rows, 0, count, user_scale, item_scale)
-        loss = self.ranking_loss(forward.scores, batch)
+        loss = self.batch_loss(forward, batch)
         total = loss + user_loss + item_loss
         if user_scale and options.solved_discriminator:
             total = total + self._solved_loss(rows, user_scale)

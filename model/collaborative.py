@@ -1,0 +1,230 @@
+"""Backbones that know users and items by id alone: matrix factorisation, NeuMF, convolutions over the train graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.structs import History, Split
+from model.layers import DotScorer
+
+# Rendle et al. (UAI 2009) and the code of FDA, LightGCN and AFRL start so; FA-BUHS's tables differ (Decision 23)
+INITIAL_STD = 0.01
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Vectors of one step as the scorer reads them: `users [U, D]`, `items [I, D]`."""
+
+    users: torch.Tensor
+    items: torch.Tensor
+
+
+class MatrixFactorisation(nn.Module):
+    """Inner products of user and item vectors, without biases (BPR-MF: Rendle et al., UAI 2009; PMF: NeurIPS 2007).
+
+    Both names stand for this form; what it is trained by, `--loss`, tells them apart. Others refine `vectors`.
+    """
+
+    history_kind = None
+
+    def __init__(self, num_users: int, num_items: int, dim: int):
+        super().__init__()
+        self.num_items, self.vector_width = num_items, dim
+        self.user, self.item = nn.Embedding(num_users, dim), nn.Embedding(num_items, dim)
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=INITIAL_STD)
+        self.scorer = DotScorer()
+
+    def begin_phase(self, split: Split) -> None:
+        """Get ready for a phase on `split`."""
+
+    @property
+    def floats_per_pair(self) -> int:
+        """Numbers that scoring one (user, item) pair keeps at a time: bounds the block size in ranking."""
+        return self.scorer.floats_per_pair
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape `[I, D]` of the noise that `prepare` adds to the item table, before anything is propagated."""
+        return tuple(self.item.weight.shape)
+
+    def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> Tables:
+        """Vectors of all users and items, those of items with `item_noise [I, D]` added to their table.
+
+        Which `items` a step asks for makes no difference: a table is read where it is needed.
+        """
+        item = self.item.weight if item_noise is None else self.item.weight + item_noise
+        return Tables(*self.vectors(self.user.weight, item))
+
+    def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final vectors from the tables `user [U, d]`, `item [I, d]`: here the same."""
+        return user, item
+
+    def encode_users(self, context: Tables, users: torch.Tensor, history: History | None) -> torch.Tensor:
+        """User vectors `[B, D]` of `users [B]`."""
+        return F.embedding(users, context.users)
+
+    def encode_items(self, context: Tables, items: torch.Tensor) -> torch.Tensor:
+        """Item vectors `[..., D]` of `items [...]`."""
+        return F.embedding(items, context.items)
+
+    def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, D]` with `items [B, M]`: `[B, M]`."""
+        return self.scorer(user, context.items, items)
+
+    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, D]` with all of the encoded `item [m, D]`: `[b, m]`."""
+        return self.scorer.catalogue(user, item)
+
+    def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Squared norms of what `--l2` weighs, summed over each row's user and its `items [B, M]`: `[B]`."""
+        own = F.embedding(users, context.users).square().sum(-1)
+        return own + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
+
+
+class NeuMF(MatrixFactorisation):
+    """Neural collaborative filtering (He et al., WWW 2017): a product of one pair of tables beside an MLP on another.
+
+    A vector is both parts side by side, `[generalised product, MLP]`, so that noise reaches both.
+    """
+
+    def __init__(self, num_users: int, num_items: int, dim: int, hidden: tuple[int, ...] = (64, 32, 16)):
+        super().__init__(num_users, num_items, 2 * dim)
+        self.dim = dim
+        widths = (2 * dim, *hidden)
+        layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
+        self.layers = nn.ModuleList(layers)
+        self.output = nn.Linear(dim + hidden[-1], 1)
+        self._floats = dim + 2 * sum(hidden)
+
+    @property
+    def floats_per_pair(self) -> int:
+        """Numbers that scoring one (user, item) pair keeps at a time."""
+        return self._floats
+
+    def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, 2d]` with `items [B, M]`: `[B, M]`."""
+        return self._score(user, F.embedding(items, context.items))
+
+    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, 2d]` with all of the encoded `item [m, 2d]`: `[b, m]`."""
+        return self._score(user, item[None])
+
+    def _score(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, 2d]` with `item [b or 1, m, 2d]`: `[b, m]`."""
+        first = self.layers[0]
+        # a Linear on [u; v] is the sum of one on u and one on v: no [b, m, 4d] of pairs is built
+        own, other = first.weight.split(self.dim, dim=1)
+        hidden = F.linear(user[:, None, self.dim :], own, first.bias) + F.linear(item[..., self.dim :], other)
+        for layer in self.layers[1:]:
+            hidden = layer(F.relu(hidden))
+        hidden = F.relu(hidden)
+        product, mlp = self.output.weight[0].split([self.dim, hidden.shape[-1]])
+        weighted = user[:, None, : self.dim] * product
+        return (weighted * item[..., : self.dim]).sum(-1) + hidden @ mlp + self.output.bias
+
+
+class _Spread(torch.autograd.Function):
+    """Product of a sparse matrix with a dense one; the gradient is the product with its transpose, kept beside it."""
+
+    @staticmethod
+    def forward(context, matrix: torch.Tensor, transposed: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        context.transposed = transposed
+        return matrix @ dense
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor):
+        return None, None, context.transposed @ gradient.contiguous()
+
+
+class GraphConvolution(MatrixFactorisation):
+    """Linear convolution of the tables over the train interactions; forms differ in the edges' weights and the end."""
+
+    def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
+        super().__init__(num_users, num_items, dim)
+        self.layers = layers
+        self._kept: tuple[tuple, Tables] | None = None
+
+    def begin_phase(self, split: Split) -> None:
+        """Take the train interactions of `split` as the graph."""
+        train, shape = split.train, (split.num_users, split.num_items)
+        owner, item = torch.from_numpy(train.owner), torch.from_numpy(train.item)
+        degrees = torch.from_numpy(train.lengths).float(), torch.from_numpy(split.degree).float()
+        weight = self.edge_weights(degrees[0][owner], degrees[1][item])
+        places = torch.stack([owner, item])
+        device = self.item.weight.device
+        self.to_users, self.to_items = (
+            torch.sparse_coo_tensor(indices, weight, size).coalesce().to_sparse_csr().to(device)
+            for indices, size in ((places, shape), (places.flip(0), shape[::-1]))
+        )
+        self._kept = None
+
+    def edge_weights(self, user_degree: torch.Tensor, item_degree: torch.Tensor) -> torch.Tensor:
+        """Weight of each interaction `[E]` from the degrees of its ends."""
+        raise NotImplementedError
+
+    def spread(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What users get from their items and items from their users in one layer: `[U, d]`, `[I, d]`."""
+        return (
+            _Spread.apply(self.to_users, self.to_items, item),
+            _Spread.apply(self.to_items, self.to_users, user),
+        )
+
+    def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> Tables:
+        """As above; without gradients what was propagated before is used again while the tables are the same."""
+        if item_noise is not None or torch.is_grad_enabled():
+            return super().prepare(items, item_noise)
+        state = tuple((table.weight.data_ptr(), table.weight._version) for table in (self.user, self.item))
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, super().prepare(items))
+        return self._kept[1]
+
+
+class LightGCN(GraphConvolution):
+    """Mean over layers of the symmetrically normalised convolution (He et al., SIGIR 2020)."""
+
+    def edge_weights(self, user_degree: torch.Tensor, item_degree: torch.Tensor) -> torch.Tensor:
+        """1 / sqrt(d_u d_i)."""
+        return (user_degree * item_degree).rsqrt()
+
+    def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean over the layers."""
+        users, items = user, item
+        for _ in range(self.layers):
+            user, item = self.spread(user, item)
+            users, items = users + user, items + item
+        return users / (self.layers + 1), items / (self.layers + 1)
+
+    def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """As above, of the tables: LightGCN weighs its parameters, not what they are propagated to."""
+        return super().squared_norms(Tables(self.user.weight, self.item.weight), users, items)
+
+
+class GCCF(GraphConvolution):
+    """All layers side by side, each adding to the one before (Chen et al., AAAI 2020, in FDA's form).
+
+    Edges weigh 1 / ((d_u + 1)(d_i + 1)), without the square root of the paper, and self-connections weigh 1, as in
+    the code that FDA's numbers come from (Decision 27).
+    """
+
+    def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
+        super().__init__(num_users, num_items, dim, layers)
+        self.vector_width = dim * (layers + 1)
+
+    def edge_weights(self, user_degree: torch.Tensor, item_degree: torch.Tensor) -> torch.Tensor:
+        """1 / ((d_u + 1)(d_i + 1))."""
+        return 1 / ((user_degree + 1) * (item_degree + 1))
+
+    def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Layers 0 to L side by side."""
+        users, items = [user], [item]
+        for _ in range(self.layers):
+            to_users, to_items = self.spread(users[-1], items[-1])
+            users.append(users[-1] + to_users)
+            items.append(items[-1] + to_items)
+        return torch.cat(users, dim=1), torch.cat(items, dim=1)
