@@ -55,12 +55,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol applied to a data set; `description` says in one line what its numbers mean."""
+    """A protocol applied to a data set; `description` says in one line what its numbers mean, `metrics` whose
+    definitions they follow."""
 
     name: str
     description: str
     ks: tuple[int, ...]
     phases: tuple[Phase, ...]
+    metrics: str = "standard"
 
 
 def popularity_group(degree: np.ndarray, warm_threshold: float) -> Group:
@@ -125,6 +127,59 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
     return Protocol("loo", description, options.ks, (phase,))
 
 
+FDA_LIKED = 3  # a rating above it is a positive
+FDA_TEST, FDA_VALID = 0.2, 0.1  # shares of the positives, and of a user's other ones
+
+
+def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generator) -> Protocol:
+    """Split the positives (ratings above 3) 80/20 at random, all users together (Chen et al., WWW 2023, section 5.1).
+
+    Of each user's train items a tenth, at least one of ten, is held out to select the epoch by NDCG@20, where the
+    authors' code stops after a fixed number of epochs (Decision 28). Test candidates are all but the user's train and
+    validation items; repeats of a (user, item) pair count once.
+    """
+    positive = data.rating > FDA_LIKED
+    if not positive.any():
+        raise ValueError(f"--protocol=fda: {data.name} has no rating above {FDA_LIKED}; use --protocol=loo")
+    users, items = data.user_id[positive], data.item_id[positive]
+    time = None if data.time is None else data.time[positive]
+    order = rng.permutation(len(users))
+    is_test = np.zeros(len(users), dtype=bool)
+    is_test[order[: round(FDA_TEST * len(users))]] = True
+    # each user's other positives in random order: the first tenth is for validation
+    kept = np.flatnonzero(~is_test)
+    kept = kept[np.lexsort((rng.random(len(kept)), users[kept]))]
+    count = np.bincount(users[kept], minlength=data.num_users)
+    place = np.arange(len(kept)) - np.repeat(np.cumsum(count) - count, count)
+    is_valid = np.zeros(len(users), dtype=bool)
+    is_valid[kept[place < np.floor(FDA_VALID * count + 0.5).astype(np.int64)[users[kept]]]] = True
+    is_train = ~(is_test | is_valid)
+    train_time = None if time is None else time[is_train]
+    train = Histories.build(users[is_train], items[is_train], train_time, data.num_users)
+    valid = _lists(users[is_valid], items[is_valid], data.num_users)
+    test = _lists(users[is_test], items[is_test], data.num_users)
+    degree = np.bincount(train.item, minlength=data.num_items)
+    groups = {"popularity": popularity_group(degree, options.warm_threshold)}
+    split = Split(train, valid, test, train, train, degree, groups)
+    phase = Phase(
+        name="fda",
+        split=split,
+        epochs=options.epochs,
+        metric="ndcg@20",
+        every=options.every,
+        patience=options.patience,
+        valid=Task("valid", valid, train, None),
+        tests=(Task("test", test, train.merge(valid), None),),
+    )
+    description = (
+        f"FDA's (WWW 2023): ratings above {FDA_LIKED}, random 80/20 of all records, a tenth of each user's train items "
+        "for validation; the full catalogue minus the user's train and validation items; HR, NDCG, DP and EO as FDA "
+        "computes them"
+    )
+    return Protocol("fda", description, options.ks, (phase,), metrics="fda")
+
+
 PROTOCOLS: dict[str, Callable[[InteractionData, ProtocolOptions, np.random.Generator], Protocol]] = {
-    "loo": leave_one_out
+    "loo": leave_one_out,
+    "fda": fda,
 }

@@ -13,6 +13,7 @@ from model.collaborative import GCCF, LightGCN, MatrixFactorisation, NeuMF
 from model.config import Config, torch_generator
 from model.methods.base import Method
 from model.methods.fabuhs import FABUHS
+from model.methods.fda import FDA
 from model.sparsenn import SparseNN, SparseNNOptions
 
 # Hyper-parameters that depend on the data set, from the upstream BUHS scripts; a flag left at None takes them.
@@ -131,4 +132,4 @@ BACKBONES: dict[str, Builder] = {
     "gccf": by_ids(lambda users, items, config: GCCF(users, items, config.embedding_dim, config.graph_layers)),
     "lightgcn": by_ids(lambda users, items, config: LightGCN(users, items, config.embedding_dim, config.graph_layers)),
 }
-METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS}
+METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS, "fda": FDA}

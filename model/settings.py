@@ -69,8 +69,8 @@ REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "graph_layers": (("backbone", ("gccf", "lightgcn")),),
     "l2": (_BY_IDS,),
     **dict.fromkeys(
-        ("eval_history_draws", "item_hidden", "mask_sensitive_feature", "recipe", "sample_size", "sampling_softmax_temp",
-         "scorer", "sparse_updates", "synthesis_type", "upstream_compat", "user_hidden"),
+        ("eval_history_draws", "item_hidden", "mask_sensitive_feature", "recipe", "sample_size",
+         "sampling_softmax_temp", "scorer", "sparse_updates", "synthesis_type", "upstream_compat", "user_hidden"),
         (_TOWERS,),
     ),
 }  # fmt: skip

@@ -81,8 +81,16 @@ class SparseNN(nn.Module):
         """Numbers that scoring one (user, item) pair keeps at a time: bounds the block size in ranking."""
         return self.scorer.floats_per_pair
 
-    def prepare(self, items: torch.Tensor | None = None) -> StepContext:
-        """Run the item tower once on the distinct ones of `items [n]`, or on the smaller catalogue (Decision 12)."""
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape `[I, D]` of the noise that `prepare` adds to what the item tower gives."""
+        return self.num_items, VECTOR_WIDTH
+
+    def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> StepContext:
+        """Run the item tower once on the distinct ones of `items [n]`, or on the smaller catalogue (Decision 12).
+
+        `item_noise [I, D]` is added to the items' vectors, not to their features, which histories read.
+        """
         rows = row = None
         if items is not None and items.numel() < self.num_items:
             # a GPU would have to tell the host how many distinct ones there are: there, repeats stay in
@@ -90,7 +98,10 @@ class SparseNN(nn.Module):
             row = torch.empty(self.num_items, dtype=torch.int64, device=items.device)
             row[rows] = torch.arange(len(rows), device=items.device)
         features = self.item_encoder(rows)
-        return StepContext(features, self.scorer.item_side(self.item_tower(features)), row)
+        vectors = self.item_tower(features)
+        if item_noise is not None:
+            vectors = vectors + (item_noise if rows is None else item_noise[rows])
+        return StepContext(features, self.scorer.item_side(vectors), row)
 
     def encode_users(self, context: StepContext, users: torch.Tensor, history: History | None) -> torch.Tensor:
         """User vectors `[B, D]` of `users [B]` with their `history`."""

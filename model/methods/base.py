@@ -138,14 +138,17 @@ class Method:
         return self.loss(scores) * self._share(batch)
 
     def batch_loss(self, forward: Forward, batch: Batch) -> torch.Tensor:
-        """`ranking_loss` and `--l2` times the mean squared norm of a row's vectors, this process's share of both."""
-        loss = self.ranking_loss(forward.scores, batch)
-        if self.config.l2:
-            own = self.own_rows(batch)
-            items = torch.cat([own.positives[:, None], own.negatives], dim=1)
-            norms = self.backbone.squared_norms(forward.context, own.users, items)
-            loss = loss + self.config.l2 * norms.mean() * self._share(batch)
-        return loss
+        """`ranking_loss` and `penalty`, this process's share of both."""
+        return self.ranking_loss(forward.scores, batch) + self.penalty(forward, batch)
+
+    def penalty(self, forward: Forward, batch: Batch) -> torch.Tensor | float:
+        """`--l2` times the mean squared norm of the vectors of a row of the global `batch`, this process's share."""
+        if not self.config.l2:
+            return 0.0
+        own = self.own_rows(batch)
+        items = torch.cat([own.positives[:, None], own.negatives], dim=1)
+        norms = self.backbone.squared_norms(forward.context, own.users, items)
+        return self.config.l2 * norms.mean() * self._share(batch)
 
     def _share(self, batch: Batch) -> float:
         """How much of the global batch is this process's."""

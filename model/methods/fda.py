@@ -1,0 +1,258 @@
+"""FDA: fairly augmented training with learned noise on items (Chen et al., WWW 2023)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.protocols import Phase
+from data.structs import Batch
+from model.collaborative import INITIAL_STD, MatrixFactorisation
+from model.config import torch_generator
+from model.methods.base import Environment, Forward, Method, Update
+
+FORMS = ("paper", "code")
+
+
+class FDA(Method):
+    """Backbone and noise trained in turn: noise makes one group's items pass for another's, the backbone learns both.
+
+    `form=paper` follows the equations, `form=code` what the authors released (Decision 29): there the model's pass
+    comes first, noise is unbounded, fakes are the user's own items and negatives are rotated within the batch.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """`epsilon` bounds each dimension of the noise (0: the form's own, 0.5 or unbounded); `mask_ratio` is the share
+        of fakes; `noise_passes` and `model_passes` over the data make an epoch, after `warmup_epochs` without noise.
+
+        H1 is about positives that the other group likes, H2 about negatives that it dislikes.
+        """
+
+        form: str = "paper"
+        epsilon: float = 0.0
+        mask_ratio: float = 0.4
+        positive_hypothesis: bool = True
+        negative_hypothesis: bool = True
+        noise_passes: int = 1
+        model_passes: int = 1
+        warmup_epochs: int = 0
+        noise_lr: float = 1e-3
+        rotate_negatives: bool = True
+
+        def __post_init__(self):
+            for name, holds, allowed in (
+                ("form", self.form in FORMS, " or ".join(FORMS)),
+                ("epsilon", self.epsilon >= 0, "0 (the form's own bound) or more"),
+                ("mask_ratio", 0 <= self.mask_ratio <= 1, "a share in [0, 1]"),
+                ("positive_hypothesis", self.positive_hypothesis or self.negative_hypothesis, "true where H2 is off"),
+                ("noise_passes", self.noise_passes >= 1, "1 or more"),
+                ("model_passes", self.model_passes >= 1, "1 or more"),
+                ("warmup_epochs", self.warmup_epochs >= 0, "0 or more"),
+                ("noise_lr", self.noise_lr > 0, "a positive number"),
+            ):
+                if not holds:
+                    raise ValueError(f"--method_option={name}={getattr(self, name)}: allowed is {allowed}")
+
+        @property
+        def bound(self) -> float:
+            """The largest absolute value of the noise."""
+            return self.epsilon or (0.5 if self.form == "paper" else float("inf"))
+
+    def __init__(self, backbone: nn.Module, environment: Environment):
+        super().__init__(backbone, environment)
+        if environment.processes.world > 1:
+            raise ValueError("--fairness_method=fda pairs rows of the whole batch: run it in one process")
+        if self.config.upstream_compat:
+            raise ValueError("--fairness_method=fda gives a row one user vector: leave --upstream_compat out")
+        group = environment.user_groups[self.config.attribute]
+        self.codes = torch.from_numpy(group.codes).to(environment.device)
+        self.num_groups = group.num_groups
+
+    def begin_phase(self, phase: Phase, total_steps: int) -> None:
+        """Draw fresh noise, one row an item."""
+        device = self.environment.device
+        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        noise = torch.randn(self.backbone.noise_shape, generator=self.generator, device=device) * INITIAL_STD
+        self.noise = nn.Parameter(noise.clamp(-self.options.bound, self.options.bound))
+        self.noise_optimiser = torch.optim.Adam([self.noise], lr=self.options.noise_lr, fused=True)
+        self.epoch_steps = total_steps // phase.epochs
+        self.steps = 0
+
+    def passes(self, stage: str) -> tuple[str, ...]:
+        """The noise's passes and the model's: noise first in the paper, model first in the code."""
+        noise, model = ("noise",) * self.options.noise_passes, ("model",) * self.options.model_passes
+        return noise + model if self.options.form == "paper" else model + noise
+
+    def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
+        """One step of the noise with the model frozen, or of the model with the noise frozen."""
+        self.steps += 1
+        epoch = (self.steps - 1) // (self.epoch_steps * len(self.passes(stage)))
+        if epoch < self.options.warmup_epochs:
+            return super().train_step(batch, stage, name, update) if name == "model" else {}
+        if name == "model":
+            loss = self._model_loss(batch)
+            update(loss, *self.optimisers)
+            return {"loss": loss.detach()}
+        with self._frozen_model():
+            loss = self._noise_loss(batch)
+        update(loss, self.noise_optimiser)
+        with torch.no_grad():
+            self.noise.clamp_(-self.options.bound, self.options.bound)
+        return {"noise/loss": loss.detach(), "noise/size": self.noise.detach().square().mean().sqrt()}
+
+    @contextlib.contextmanager
+    def _frozen_model(self) -> Iterator[None]:
+        parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def _noisy_scores(self, forward: Forward, noise: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Score `items [B, M]` in their noisy form for the users of a step, whose own vectors stay clean."""
+        if self.options.form == "code" and type(self.backbone) is MatrixFactorisation:
+            # the released BPR-MF clamps the item's vector, not the noise
+            item = self.backbone.item.weight
+            noise = noise + item.clamp(-1, 1) - item
+        return self.backbone.score(self.backbone.prepare(items.flatten(), noise), forward.user, items)
+
+    # --- The paper's form ---
+
+    def _partners(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For rows of groups `codes [B]` a random row of each other group: rows `[B, G - 1]`, and which there are.
+
+        A row of unknown group has none, and none has one of a group that the batch lacks.
+        """
+        counts = torch.bincount(codes.clamp(min=0), weights=(codes >= 0).double(), minlength=self.num_groups)
+        order = torch.argsort(torch.where(codes >= 0, codes, self.num_groups), stable=True)
+        first = (counts.cumsum(0) - counts).long()
+        shifts = torch.arange(1, self.num_groups, device=codes.device)
+        other = (codes[:, None].clamp(min=0) + shifts) % self.num_groups
+        draw = torch.rand(other.shape, generator=self.generator, device=codes.device)
+        place = first[other] + (draw * counts[other]).long()
+        exists = (codes[:, None] >= 0) & (counts[other] > 0)
+        return order[place.clamp(max=len(codes) - 1)], exists
+
+    def _terms(self, batch: Batch, noise: torch.Tensor):
+        """What both losses of the paper are made of: the clean scores, per other group the noisy scores of the
+        partner's positive and negatives, those items, and whether there is a partner."""
+        forward = self.forward(batch)
+        partners, exists = self._partners(self.codes[batch.users])
+        fakes = []
+        for column, present in zip(partners.T, exists.T, strict=True):
+            items = torch.cat([batch.positives[column, None], batch.negatives[column]], dim=1)
+            fakes.append((self._noisy_scores(forward, noise, items), items, present))
+        return forward, fakes
+
+    def _hypotheses(self, real: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+        """Mean over the hypotheses in use of -log sigmoid(positive - negative): `[B]`."""
+        terms = []
+        if self.options.positive_hypothesis:
+            terms.append(F.softplus(real[:, 1:] - positive).mean(1))
+        if self.options.negative_hypothesis:
+            terms.append(F.softplus(negative - real[:, :1]).mean(1))
+        return torch.stack(terms).mean(0)
+
+    def _noise_loss(self, batch: Batch) -> torch.Tensor:
+        """The inner problem: sum over groups of the mean over their rows, averaged over the other groups."""
+        if self.options.form == "code":
+            return self._released_noise_loss(batch)
+        forward, fakes = self._terms(batch, self.noise)
+        codes = self.codes[batch.users]
+        values, weights = 0.0, 0.0
+        for scores, _, present in fakes:
+            values = values + self._hypotheses(forward.scores, scores[:, :1], scores[:, 1:]) * present
+            weights = weights + present
+        rows = values / weights.clamp(min=1)
+        known = codes >= 0
+        totals = rows.new_zeros(self.num_groups).index_add_(0, codes[known], rows[known])
+        counts = rows.new_zeros(self.num_groups).index_add_(0, codes[known], (weights > 0)[known].to(rows.dtype))
+        return (totals / counts.clamp(min=1)).sum()
+
+    def _model_loss(self, batch: Batch) -> torch.Tensor:
+        """The outer problem: a masked item's fake takes the place of the row's own; without any this is BPR."""
+        if self.options.form == "code":
+            return self._released_model_loss(batch)
+        forward, fakes = self._terms(batch, self.noise.detach())
+        masked = self._mask()
+        real = forward.scores
+        values, weights = 0.0, 0.0
+        for scores, items, present in fakes:
+            fake = masked[items] & present[:, None]
+            mixed = torch.where(fake, scores, real)
+            values = values + self._hypotheses(real, mixed[:, :1], mixed[:, 1:]) * present
+            weights = weights + present
+        plain = self._hypotheses(real, real[:, :1], real[:, 1:])
+        loss = torch.where(weights > 0, values / weights.clamp(min=1), plain).mean()
+        return loss + self.penalty(forward, batch)
+
+    def _mask(self) -> torch.Tensor:
+        """Which items are fake in this step: a random `mask_ratio` of them, `[I]` bool."""
+        items, device = self.backbone.num_items, self.environment.device
+        masked = torch.zeros(items, dtype=torch.bool, device=device)
+        chosen = torch.randperm(items, generator=self.generator, device=device)[: int(self.options.mask_ratio * items)]
+        masked[chosen] = True
+        return masked
+
+    # --- The released form ---
+
+    def _released_noise_loss(self, batch: Batch) -> torch.Tensor:
+        """Rows keep user and clean negatives; positives are the noisy ones of another group, in the batch's order."""
+        forward, codes = self.forward(batch), self.codes[batch.users]
+        total, pairs = forward.scores.new_zeros(()), 0
+        for own in range(self.num_groups):
+            rows = torch.nonzero(codes == own).flatten()
+            for other in range(self.num_groups):
+                theirs = torch.nonzero(codes == other).flatten()
+                if own == other or not len(rows) or not len(theirs):
+                    continue
+                borrowed = theirs[torch.arange(len(rows), device=rows.device) % len(theirs)]
+                fake = batch.positives[borrowed, None]
+                part = Forward(forward.context, forward.user[rows], forward.scores[rows])
+                scores = self._noisy_scores(part, self.noise, fake)
+                total = total + F.softplus(part.scores[:, 1:] - scores).mean()
+                pairs += 1
+        return total * (self.num_groups / max(pairs, 1))
+
+    def _released_model_loss(self, batch: Batch) -> torch.Tensor:
+        """The last rows' own positives and the first rows' negatives are noisy; negatives are rotated by as many."""
+        count = int(self.options.mask_ratio * len(batch.users))
+        negatives = batch.negatives.roll(count, 0) if self.options.rotate_negatives else batch.negatives
+        batch = Batch(batch.users, batch.positives, negatives, batch.history)
+        forward = self.forward(batch)
+        items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
+        noisy = self._noisy_scores(forward, self.noise.detach(), items)
+        row = torch.arange(len(items), device=items.device)[:, None]
+        is_positive = torch.arange(items.shape[1], device=items.device) == 0
+        fake = torch.where(is_positive, row >= len(items) - count, row < count)
+        scores = torch.where(fake, noisy, forward.scores)
+        return F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch)
+
+    def training_state(self) -> dict[str, Any]:
+        """Add the noise, its optimiser, its random stream and the step, which times the warm-up."""
+        own = {
+            "noise": self.noise.detach(),
+            "noise_optimiser": self.noise_optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "steps": self.steps,
+        }
+        return {**super().training_state(), **own}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `training_state` gave."""
+        super().load_training_state(state)
+        with torch.no_grad():
+            self.noise.copy_(state["noise"])
+        self.noise_optimiser.load_state_dict(state["noise_optimiser"])
+        self.generator.set_state(state["generator"])
+        self.steps = state["steps"]
