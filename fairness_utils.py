@@ -314,7 +314,7 @@ def _at_least_tiny(value: torch.Tensor) -> torch.Tensor:
 DIRECTIONS = (
     dict.fromkeys(("hr", "ndcg", "mrr", "coverage", "aplt"), "higher")
     | dict.fromkeys(("gap", "std", "gini", "gini_count", "arp", "leakage_auc", "leakage_auc_erased"), "lower")
-    | dict.fromkeys(("dp", "eo", "dp_rate", "eo_rate", "dp_js", "eo_js"), "lower")
+    | dict.fromkeys(("dp", "eo", "dp_rate", "eo_rate", "dp_js", "eo_js", "dp_code", "eo_code"), "lower")
     | {"exposure_gap": "zero", "dtr": "one"}
 )
 
@@ -443,6 +443,20 @@ def js_distance(topk: np.ndarray, codes: np.ndarray, num_items: int) -> float:
         return float(jensenshannon(first, second)) if first.any() and second.any() else float("nan")
 
     return _mean_over_pairs(_group_counts(topk, codes, num_items)[0], distance)
+
+
+def released_parity(topk: np.ndarray, relevant: ItemLists, codes: np.ndarray, num_items: int) -> tuple[float, float]:
+    """DP@K and EO@K as the code that FDA's authors released computes them, quirks included, from `topk [T, K]`.
+
+    An item counts as two, one where it is a hit and one where it is not, and hits of item 0 are lost to EO
+    (`dp_code`, `eo_code`; Chen et al., WWW 2023, whose published numbers follow the code).
+    """
+    hits = keep_hits(topk, relevant, num_items)
+    split = np.where(hits >= 0, topk + num_items, topk)
+    return (
+        demographic_parity(split, codes, 2 * num_items),
+        demographic_parity(np.where(hits > 0, hits, -1), codes, num_items),
+    )
 
 
 def list_metrics(

@@ -273,10 +273,13 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
 def validate(session: Session, phase: Phase) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
     run, states = session.run, session.training.generator_states()
+    protocol = run.protocol
     try:
         with session.stop.at_once(), session.training.naming(f"epoch {session.training.progress.epoch}"):
-            valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-            summary = evaluate(valid, phase.split, run.groups, run.protocol.ks).summary if valid is not None else None
+            valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(protocol.ks))
+            summary = None
+            if valid is not None:
+                summary = evaluate(valid, phase.split, run.groups, protocol.ks, protocol.metrics).summary
             return run.processes.from_first(summary)
     except Stopped:
         # the signal may have come before the evaluator put a network's own stream back

@@ -128,6 +128,7 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
 
 
 FDA_LIKED = 3  # a rating above it is a positive
+FDA_SELECTED_AT = 20
 FDA_TEST, FDA_VALID = 0.2, 0.1  # shares of the positives, and of a user's other ones
 
 
@@ -136,8 +137,12 @@ def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generato
 
     Of each user's train items a tenth, at least one of ten, is held out to select the epoch by NDCG@20, where the
     authors' code stops after a fixed number of epochs (Decision 28). Test candidates are all but the user's train and
-    validation items; repeats of a (user, item) pair count once.
+    validation items.
     """
+    if options.eval_negatives or options.keep_valid_candidates:
+        raise ValueError("--protocol=fda ranks the full catalogue; leave --eval_negatives and --upstream_compat out")
+    if FDA_SELECTED_AT not in options.ks:
+        raise ValueError(f"--protocol=fda selects by NDCG@{FDA_SELECTED_AT}; put {FDA_SELECTED_AT} into --eval_k")
     positive = data.rating > FDA_LIKED
     if not positive.any():
         raise ValueError(f"--protocol=fda: {data.name} has no rating above {FDA_LIKED}; use --protocol=loo")
@@ -165,7 +170,7 @@ def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generato
         name="fda",
         split=split,
         epochs=options.epochs,
-        metric="ndcg@20",
+        metric=f"ndcg@{FDA_SELECTED_AT}",
         every=options.every,
         patience=options.patience,
         valid=Task("valid", valid, train, None),

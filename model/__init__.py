@@ -80,9 +80,17 @@ RECIPES: dict[str, dict] = {
 }
 
 
-def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn") -> dict:
+# What a protocol changes in both: how its paper trains and reports.
+PROTOCOL_PRESETS: dict[str, dict] = {
+    "loo": {},
+    "fda": {"batch_size": 40_960, "eval_k": (10, 20, 30, 40, 50), "epochs": 200, "l2": 1e-2},
+}
+
+
+def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict:
     """The hyper-parameters of `backbone` on `dataset` by `recipe`; a data set without a preset uses MovieLens's."""
-    return PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, {}) | RECIPES[recipe]
+    base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, {})
+    return base | PROTOCOL_PRESETS.get(protocol, {}) | RECIPES[recipe]
 
 
 def build_sparsenn(data: InteractionData, config: Config, seed: int, device: torch.device) -> SparseNN:

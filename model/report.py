@@ -33,6 +33,8 @@ EXPOSURE_AND_PARITY = {
     "aplt": "Tail share of the list",
     "exposure_gap": "Tail's exposure share less its catalogue share",
     "dtr": "Exposure per train interaction, tail / head",
+    "dp_code": "DP as FDA's code computes it",
+    "eo_code": "EO as FDA's code computes it",
     "dp": "Demographic parity, raw counts",
     "eo": "Equal opportunity, raw counts",
     "dp_rate": "Demographic parity, rates",

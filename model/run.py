@@ -237,7 +237,7 @@ def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
     def add(prefix: str, ranking: Ranking | None) -> None:
         if ranking is None:
             return
-        outcome = evaluate(ranking, split, run.groups, run.protocol.ks)
+        outcome = evaluate(ranking, split, run.groups, run.protocol.ks, run.protocol.metrics)
         results.update({f"{prefix}/{key}": value for key, value in outcome.summary.items()})
         per_user.update({f"{prefix}/{key}": value for key, value in outcome.per_user.items()})
         rankings[prefix] = ranking

@@ -225,7 +225,7 @@ class Settings:
 
     def config(self) -> Config:
         """All settings, presets filled in where the user left them open."""
-        defaults = preset(self.values["dataset"], self.values["recipe"], self.values["backbone"])
+        defaults = preset(*(self.values[name] for name in ("dataset", "recipe", "backbone", "protocol")))
         values = {name: self.values[name] for name in SETTINGS}
         values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
         values = {name: converted(name, value) for name, value in values.items()}
