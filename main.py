@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import math
 import os
 import signal
 import sys
@@ -27,7 +26,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from data.dataloader import BatchSampler, edge_batches
+from data.dataloader import BatchSampler
 from data.datareader import READERS
 from data.protocols import PROTOCOLS, Phase
 from model import BACKBONES, METHODS, RECIPES
@@ -38,17 +37,19 @@ from model.evaluation import Evaluator
 from model.export import export_split
 from model.layers import SCORERS
 from model.losses import LOSSES
-from model.metrics import evaluate
+from model.methods.base import Schedule
 from model.ranking import is_out_of_memory, out_of_memory
 from model.report import WriteError, append_jsonl, own_run_dir, write_json, write_jsonl
 from model.run import (
     Run,
     ask_tests,
+    ask_validation,
     batch_sampler,
     build,
     describe,
     estimate,
     origin_of,
+    planned_steps,
     prepare,
     tables_of,
     write_results,
@@ -150,7 +151,7 @@ flags.DEFINE_integer("epochs", None, "Largest number of epochs, >= 1. None: pres
 flags.DEFINE_integer("batch_size", None, "Positives per step, >= 2. None: preset.", 2)
 flags.DEFINE_float("lr", None, "Learning rate of Adam, > 0. None: preset.", 0)
 flags.DEFINE_integer("num_negatives", None, "Uniform negatives per positive, >= 1. None: preset.", 1)
-flags.DEFINE_integer("in_batch_negatives", None, "Other positives of the batch as further negatives per positive, >= 0. None: as many as --num_negatives.", 0)
+flags.DEFINE_integer("in_batch_negatives", None, "Other positives of the batch as further negatives per positive, >= 0. None: preset; of sparsenn as many as --num_negatives.", 0)
 _define_choice("loss", None, LOSSES, "Ranking loss of a positive against its negatives. None: preset.")
 flags.DEFINE_float("l2", None, "Weight of the mean squared norm of a row's vectors, for backbones that know ids alone, >= 0. None: preset.", 0)
 flags.DEFINE_integer("patience", None, "Epochs without a better validation score before stopping, >= 1. None: preset.", 1)
@@ -243,16 +244,17 @@ class Session:
             self.save()
 
 
-def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str, float]:
+def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: Schedule) -> dict[str, float]:
     """Run what is left of an epoch's passes; give the mean of each value that the steps report."""
-    training, batch_size = session.training, session.run.config.batch_size
+    training, batch_size = session.training, schedule.batch_size
     progress, generators, processes = training.progress, training.generators, session.run.processes
     step = functools.partial(update, processes=processes)
-    steps, label = math.ceil(len(sampler.user) / batch_size), f"epoch {progress.epoch}"
+    steps, label = sampler.steps(batch_size), f"epoch {progress.epoch}"
+    training.method.begin_epoch(stage, progress.epoch)
     for name in training.method.passes(stage)[progress.turn :]:
         # the stream stays where the pass began until it ends, so that a resumed pass draws its order again
         order = generators["order"].clone_state()
-        batches = itertools.islice(edge_batches(len(sampler.user), batch_size, order), progress.step, None)
+        batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
         silent = None if processes.first else True
         bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=silent)
         for edges in bar:
@@ -272,33 +274,29 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str) -> dict[str
 
 def validate(session: Session, phase: Phase) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
-    run, states = session.run, session.training.generator_states()
-    protocol = run.protocol
+    training, states = session.training, session.training.generator_states()
     try:
-        with session.stop.at_once(), session.training.naming(f"epoch {session.training.progress.epoch}"):
-            valid = session.evaluator.rank(phase.valid, phase.split.histories, phase.split, max(protocol.ks))
-            summary = None
-            if valid is not None:
-                summary = evaluate(valid, phase.split, run.groups, protocol.ks, protocol.metrics).summary
-            return run.processes.from_first(summary)
+        with session.stop.at_once(), training.naming(f"epoch {training.progress.epoch}"):
+            return ask_validation(session.run, phase, training.method, session.evaluator)
     except Stopped:
         # the signal may have come before the evaluator put a network's own stream back
-        session.training.set_generator_states(states)
+        training.set_generator_states(states)
         raise
 
 
 def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
     """Train the epochs that are left of a stage; the weights that validation selected are in place when it ends."""
     run, training, directory = session.run, session.training, session.directory
-    progress, selection = training.progress, training.selection
-    while not training.over(phase):
+    progress, schedule = training.progress, training.method.schedule(stage, phase)
+    selection = training.selection
+    while not training.over(schedule):
         epoch, started = progress.epoch, time.perf_counter()
-        means = train_epoch(session, sampler, stage)
+        means = train_epoch(session, sampler, stage, schedule)
         trained = time.perf_counter()
         row = {"phase": phase.name, "stage": stage, "epoch": epoch}
         row |= {f"train/{key}": mean for key, mean in means.items()}
         shown, best = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items()), False
-        if epoch % phase.every == 0 or epoch == phase.epochs:
+        if epoch % schedule.every == 0 or epoch == schedule.epochs:
             summary = validate(session, phase)
             best = selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
             row |= {f"valid/{key}": metric for key, metric in summary.items()}
@@ -308,17 +306,18 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
         session.tracker.log(row, epoch)
         ranked = time.perf_counter()
         print(
-            f"epoch {epoch}/{phase.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]", flush=True
+            f"epoch {epoch}/{schedule.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]",
+            flush=True,
         )
         if best and run.processes.first:
             save_checkpoint(directory / "checkpoint.pt", run.config, phase, selection)
         progress.end_epoch(row)
-        if training.over(phase):
+        if training.over(schedule):
             session.save()
         else:
             session.save_if_due(epoch)
-    if progress.epoch <= phase.epochs:
-        print(f"no better validation {phase.metric} for {phase.patience} epochs: stopped")
+    if progress.epoch <= schedule.epochs:
+        print(f"no better validation {phase.metric} for {schedule.patience} epochs: stopped")
     if not selection.weights:
         raise ValueError(f"validation {phase.metric} was never defined; the validation split may be empty")
     selection.restore(training.backbone, training.method)
@@ -329,10 +328,9 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     run, training, progress = session.run, session.training, session.training.progress
     streams = {name: torch_generator(run.seeds[name], run.device) for name in ("order", "negatives", "history")}
     sampler = batch_sampler(run, phase, training.backbone, training.method)
-    steps = math.ceil(len(sampler.user) / run.config.batch_size)
     training.backbone.begin_phase(phase.split)
-    training.method.begin_phase(phase, steps * phase.epochs)
-    training.begin_phase(phase, streams)
+    training.method.begin_phase(phase, planned_steps(phase, sampler, training.method))
+    training.begin_phase(streams)
     if saved is not None:
         training.load(saved)
         if run.processes.first and training.selection.weights:
@@ -344,7 +342,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
             train_stage(session, phase, sampler, stage)
             progress.stage, progress.epoch = progress.stage + 1, 1
             if progress.stage < len(stages):
-                training.selection = Selection(phase.patience)
+                training.selection = Selection()
     except Stopped:
         session.save()
         raise

@@ -393,6 +393,14 @@ class BatchSampler:
         if history is not None and exclude_target and not torch.equal(history.item, self.item):
             raise ValueError("a target can be left out only of histories that are the train split's own, in its order")
 
+    def steps(self, batch_size: int) -> int:
+        """Number of batches in one pass over the edges."""
+        return -(-len(self.user) // batch_size)
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+        """Yield the edges `[B]` of one pass, batch by batch."""
+        return edge_batches(len(self.user), batch_size, generator)
+
     def sample(self, edges: torch.Tensor, negative_rng: torch.Generator, history_rng: torch.Generator) -> Batch:
         """Make the batch of `edges [B]` (positions in the train CSR)."""
         users, positives = self.user[edges], self.item[edges]

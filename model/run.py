@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 import os
 import platform
 import resource
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.dataloader import BatchSampler, HistorySampler, NegativeSampler, edge_batches
+from data.dataloader import BatchSampler, HistorySampler, NegativeSampler
 from data.datareader import READERS
 from data.options import ReadOptions, SyntheticOptions
 from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
@@ -30,7 +30,7 @@ from model import BACKBONES, METHODS, preset
 from model.config import Config, stream_seeds, torch_generator
 from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
-from model.methods.base import Environment, Method
+from model.methods.base import Environment, Method, Schedule
 from model.metrics import evaluate
 from model.pages import run_sections, typed_command, write_page
 from model.pictures import draw_run
@@ -201,28 +201,54 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
     print(f"parameters: {parameters:,}")
     for phase in run.protocol.phases:
         sampler = batch_sampler(run, phase, backbone, method)
-        edges = len(sampler.user)
-        steps = math.ceil(edges / run.config.batch_size)
-        method.begin_phase(phase, steps * phase.epochs)
-        generators = {name: torch_generator(0, run.device) for name in ("order", "negatives", "history")}
-        times = []
-        for batch in edge_batches(edges, run.config.batch_size, generators["order"]):
+        method.begin_phase(phase, planned_steps(phase, sampler, method))
+        for stage in method.stages():
+            schedule = method.schedule(stage, phase)
+            step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
             started = time.perf_counter()
-            rows = sampler.sample(batch, generators["negatives"], generators["history"])
-            for stage in method.stages():
-                for name in method.passes(stage):
-                    method.train_step(rows, stage, name, partial(update, processes=run.processes))
-            times.append(time.perf_counter() - started)
-            if len(times) == 5:
-                break
+            ask_validation(run, phase, method, evaluator)
+            ranking = time.perf_counter() - started
+            epoch = step * steps + ranking / schedule.every
+            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
+            print(
+                f"{name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
+                f"epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
+            )
+
+
+def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, schedule: Schedule) -> float:
+    """Seconds that one step of every pass of `stage` takes together; the weights are spoilt."""
+    generators = {name: torch_generator(0, run.device) for name in ("order", "negatives", "history")}
+    method.begin_epoch(stage, 1)
+    times = []
+    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 5):
         started = time.perf_counter()
-        evaluator.rank(phase.valid, phase.split.histories, phase.split, max(run.protocol.ks))
-        ranking, step = time.perf_counter() - started, min(times)
-        epoch = step * steps + ranking
-        print(
-            f"{phase.name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
-            f"epoch, at most {phase.epochs} epochs = {epoch * phase.epochs / 3600:.2f} h"
-        )
+        rows = sampler.sample(edges, generators["negatives"], generators["history"])
+        for name in method.passes(stage):
+            method.train_step(rows, stage, name, partial(update, processes=run.processes))
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:
+    """Most steps that a pass over the batches takes in all epochs of all stages of `phase`."""
+    schedules = [method.schedule(stage, phase) for stage in method.stages()]
+    return sum(sampler.steps(schedule.batch_size) * schedule.epochs for schedule in schedules)
+
+
+def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator) -> dict[str, float]:
+    """Metrics of the validation task; under several controls, each one's with its name in front, and their means."""
+    split, protocol, controls = phase.split, run.protocol, method.selection_controls()
+    summaries = {}
+    for control in controls:
+        ranking = evaluator.rank(phase.valid, split.histories, split, max(protocol.ks), control)
+        if ranking is not None:
+            summaries[control] = evaluate(ranking, split, run.groups, protocol.ks, protocol.metrics).summary
+    if len(controls) > 1 and summaries:
+        means = {key: float(np.mean([own[key] for own in summaries.values()])) for key in summaries[controls[0]]}
+        named = {f"{control}/{key}": value for control, own in summaries.items() for key, value in own.items()}
+        return run.processes.from_first(named | means)
+    return run.processes.from_first(next(iter(summaries.values()), None))
 
 
 def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):

@@ -23,12 +23,12 @@ from torch import nn
 from data.protocols import Phase
 from model.config import FREE_SETTINGS, Config, own_generators
 from model.distributed import ALONE, Processes
-from model.methods.base import Method
+from model.methods.base import Method, Schedule
 from model.ranking import NotFiniteError
 from model.report import WriteError, atomic_path
 
-CHECKPOINT_FORMAT = 2
-STATE_FORMAT = "state 2"  # never a checkpoint's
+CHECKPOINT_FORMAT = 3
+STATE_FORMAT = "state 3"  # never a checkpoint's
 
 
 def update(
@@ -53,7 +53,6 @@ def update(
 class Selection:
     """Which epoch is best so far on validation, its weights, and when to stop looking (Decision 22)."""
 
-    patience: int
     epoch: int = 0
     value: float = -math.inf
     weights: dict[str, Any] = field(default_factory=dict)
@@ -67,9 +66,9 @@ class Selection:
         self.weights = copy.deepcopy({"backbone": backbone.state_dict(), "method": method.state_dict()})
         return True
 
-    def exhausted(self, epoch: int) -> bool:
+    def exhausted(self, epoch: int, patience: int) -> bool:
         """Tell whether `patience` epochs have brought nothing better."""
-        return epoch - self.epoch >= self.patience
+        return epoch - self.epoch >= patience
 
     def restore(self, backbone: nn.Module, method: Method) -> None:
         """Put the best weights back."""
@@ -265,14 +264,15 @@ class Training:
     selection: Selection = field(init=False)
     generators: dict[str, torch.Generator] = field(init=False)
 
-    def begin_phase(self, phase: Phase, streams: dict[str, torch.Generator]) -> None:
+    def begin_phase(self, streams: dict[str, torch.Generator]) -> None:
         """Take up a phase with fresh random `streams`, beside which a network may have its own."""
-        self.selection = Selection(phase.patience)
+        self.selection = Selection()
         self.generators = {**streams, **own_generators(self.backbone)}
 
-    def over(self, phase: Phase) -> bool:
-        """Tell whether the stage has no epoch left."""
-        return self.progress.epoch > phase.epochs or self.selection.exhausted(self.progress.epoch - 1)
+    def over(self, schedule: Schedule) -> bool:
+        """Tell whether a stage of that `schedule` has no epoch left."""
+        epoch = self.progress.epoch
+        return epoch > schedule.epochs or self.selection.exhausted(epoch - 1, schedule.patience)
 
     def generator_states(self) -> dict[str, torch.Tensor]:
         """State of every random stream."""

@@ -539,7 +539,8 @@ def test_popularity_and_tail_share_of_a_list_in_closed_form():
 def test_every_metric_has_a_direction():
     topk, relevant, codes, tail, degree, generator = random_case(2)
     ranking, split = make_ranking(topk, relevant, len(degree), generator), make_split(degree, tail, len(topk))
-    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3]).summary
+    # FDA's definitions add to the standard ones
+    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3], "fda").summary
     bases = {name.split("@")[0] for name in names}
     bases |= {part for name in names for part in name.split("/")[1:-1] if part != "a"}
     assert bases | {"leakage_auc", "leakage_auc_erased"} == set(metrics.DIRECTIONS)

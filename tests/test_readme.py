@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 import main
-from model import PRESETS
+from model import BACKBONE_PRESETS, PRESETS
 from model.config import Config, Request
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ def flag_rows() -> list[str]:
     own = [flags.FLAGS[field.name] for field in FIELDS]
     rows = []
     for flag in own:
-        presets = any(flag.name in preset for preset in PRESETS.values())
+        presets = any(flag.name in preset for preset in (*PRESETS.values(), *BACKBONE_PRESETS.values()))
         default = "*preset*" if presets else f"`{flag.default}`" if flag.default not in (None, []) else "none"
         help_text = flag.help.partition(";\n")[0].replace("None: preset.", "").strip().replace("|", "\\|")
         kind = {**TYPES, **LISTS}[flag.flag_type()]

@@ -66,7 +66,7 @@ def set_weight(module, method, value):
 
 
 def test_selection_keeps_the_best_epoch_and_restores_it_exactly():
-    module, method, selection = make_module(), StatefulMethod(), Selection(patience=3)
+    module, method, selection = make_module(), StatefulMethod(), Selection()
     outcomes = []
     for epoch, value in enumerate([0.1, 0.3, 0.2, 0.3, math.nan], start=1):
         set_weight(module, method, epoch / 7)
@@ -86,26 +86,26 @@ def test_selection_keeps_the_best_epoch_and_restores_it_exactly():
 
 
 def test_nan_is_never_the_best():
-    selection = Selection(patience=2)
+    selection = Selection()
     assert not selection.offer(1, math.nan, make_module(), StatefulMethod())
     assert selection.weights == {}
-    assert not selection.exhausted(1)
-    assert selection.exhausted(2)
+    assert not selection.exhausted(1, patience=2)
+    assert selection.exhausted(2, patience=2)
     assert selection.offer(2, 0.0, make_module(), StatefulMethod())
 
 
 def test_patience_counts_epochs_since_the_best():
-    selection = Selection(patience=2)
+    selection = Selection()
     stopped = []
     for epoch, value in enumerate([0.2, 0.1, 0.4, 0.4, 0.3], start=1):
         selection.offer(epoch, value, make_module(), StatefulMethod())
-        stopped.append(selection.exhausted(epoch))
+        stopped.append(selection.exhausted(epoch, patience=2))
     assert stopped == [False, False, False, False, True]
 
 
 @pytest.fixture
 def selection():
-    kept = Selection(patience=2)
+    kept = Selection()
     # a metric may come as a numpy number, which `weights_only` would refuse
     kept.offer(3, np.float64(0.25), make_module(), StatefulMethod())
     return kept

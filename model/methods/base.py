@@ -48,6 +48,16 @@ class Forward:
     apart: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How a stage trains: positives a step, most epochs, epochs between validations and without a better one."""
+
+    batch_size: int
+    epochs: int
+    every: int
+    patience: int
+
+
 def parse_options(kind: type, assignments: Sequence[str]) -> Any:
     """Make the options dataclass `kind` from `name=value` strings; values take the type of the default."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -112,8 +122,15 @@ class Method:
         """Names of the stages of training, in order."""
         return ("method",)
 
+    def schedule(self, stage: str, phase: Phase) -> Schedule:
+        """How long `stage` trains and in which batches; by default as `phase` and `--batch_size` say."""
+        return Schedule(self.config.batch_size, phase.epochs, phase.every, phase.patience)
+
+    def begin_epoch(self, stage: str, epoch: int) -> None:
+        """Get ready for an epoch (from 1) of `stage`; called again where a run goes on within it."""
+
     def passes(self, stage: str) -> tuple[str, ...]:
-        """Names of the passes over the data that make an epoch of `stage`."""
+        """Names of the passes over the data that make an epoch of `stage`; none where `begin_epoch` does all of it."""
         return ("train",)
 
     def history_weights(self, histories: Histories, split: Split) -> HistoryWeights:
@@ -184,6 +201,10 @@ class Method:
     def controls(self) -> tuple[str, ...]:
         """Fairness settings that can be chosen after training; one neutral setting by default."""
         return ("",)
+
+    def selection_controls(self) -> tuple[str, ...]:
+        """Those of `controls` under which validation is asked; the selecting metric is their mean."""
+        return self.controls()[:1]
 
     def transform_users(self, user: torch.Tensor, users: torch.Tensor, control: str) -> torch.Tensor:
         """Change served user vectors `[B, D]` of `users [B]` under `control` (identity by default)."""

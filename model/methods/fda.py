@@ -82,8 +82,11 @@ class FDA(Method):
         noise = torch.randn(self.backbone.noise_shape, generator=self.generator, device=device) * INITIAL_STD
         self.noise = nn.Parameter(noise.clamp(-self.options.bound, self.options.bound))
         self.noise_optimiser = torch.optim.Adam([self.noise], lr=self.options.noise_lr, fused=True)
-        self.epoch_steps = total_steps // phase.epochs
-        self.steps = 0
+        self.epoch = 0
+
+    def begin_epoch(self, stage: str, epoch: int) -> None:
+        """Know whether the warm-up is over."""
+        self.epoch = epoch
 
     def passes(self, stage: str) -> tuple[str, ...]:
         """The noise's passes and the model's: noise first in the paper, model first in the code."""
@@ -92,9 +95,7 @@ class FDA(Method):
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """One step of the noise with the model frozen, or of the model with the noise frozen."""
-        self.steps += 1
-        epoch = (self.steps - 1) // (self.epoch_steps * len(self.passes(stage)))
-        if epoch < self.options.warmup_epochs:
+        if self.epoch <= self.options.warmup_epochs:
             return super().train_step(batch, stage, name, update) if name == "model" else {}
         if name == "model":
             loss = self._model_loss(batch)
@@ -239,12 +240,11 @@ class FDA(Method):
         return F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch)
 
     def training_state(self) -> dict[str, Any]:
-        """Add the noise, its optimiser, its random stream and the step, which times the warm-up."""
+        """Add the noise, its optimiser and its random stream."""
         own = {
             "noise": self.noise.detach(),
             "noise_optimiser": self.noise_optimiser.state_dict(),
             "generator": self.generator.get_state(),
-            "steps": self.steps,
         }
         return {**super().training_state(), **own}
 
@@ -255,4 +255,3 @@ class FDA(Method):
             self.noise.copy_(state["noise"])
         self.noise_optimiser.load_state_dict(state["noise_optimiser"])
         self.generator.set_state(state["generator"])
-        self.steps = state["steps"]
