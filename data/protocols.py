@@ -136,7 +136,7 @@ def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generato
     """Split the positives (ratings above 3) 80/20 at random, all users together (Chen et al., WWW 2023, section 5.1).
 
     Of each user's train items a tenth, at least one of ten, is held out to select the epoch by NDCG@20, where the
-    authors' code stops after a fixed number of epochs (Decision 28). Test candidates are all but the user's train and
+    authors' code stops after a fixed number of epochs (Decision 29). Test candidates are all but the user's train and
     validation items.
     """
     if options.eval_negatives or options.keep_valid_candidates:

@@ -80,17 +80,16 @@ RECIPES: dict[str, dict] = {
 }
 
 
-# What a protocol changes in both: how its paper trains and reports.
-PROTOCOL_PRESETS: dict[str, dict] = {
-    "loo": {},
-    "fda": {"batch_size": 40_960, "eval_k": (10, 20, 30, 40, 50), "epochs": 200, "l2": 1e-2},
-}
+# What a protocol changes in both: how its paper reports, and how it trains backbones that know ids alone.
+PROTOCOL_PRESETS: dict[str, dict] = {"loo": {}, "fda": {"eval_k": (10, 20, 30, 40, 50), "eval_every": 5}}
+BY_IDS_PRESETS: dict[str, dict] = {"loo": {}, "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 20}}
 
 
 def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict:
     """The hyper-parameters of `backbone` on `dataset` by `recipe`; a data set without a preset uses MovieLens's."""
     base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, {})
-    return base | PROTOCOL_PRESETS.get(protocol, {}) | RECIPES[recipe]
+    by_ids = {} if backbone == "sparsenn" else BY_IDS_PRESETS.get(protocol, {})
+    return base | PROTOCOL_PRESETS.get(protocol, {}) | by_ids | RECIPES[recipe]
 
 
 def build_sparsenn(data: InteractionData, config: Config, seed: int, device: torch.device) -> SparseNN:

@@ -209,7 +209,7 @@ class GCCF(GraphConvolution):
     """All layers side by side, each adding to the one before (Chen et al., AAAI 2020, in FDA's form).
 
     Edges weigh 1 / ((d_u + 1)(d_i + 1)), without the square root of the paper, and self-connections weigh 1, as in
-    the code that FDA's numbers come from (Decision 27).
+    the code that FDA's numbers come from (Decision 28).
     """
 
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):

@@ -23,7 +23,7 @@ FORMS = ("paper", "code")
 class FDA(Method):
     """Backbone and noise trained in turn: noise makes one group's items pass for another's, the backbone learns both.
 
-    `form=paper` follows the equations, `form=code` what the authors released (Decision 29): there the model's pass
+    `form=paper` follows the equations, `form=code` what the authors released (Decision 30): there the model's pass
     comes first, noise is unbounded, fakes are the user's own items and negatives are rotated within the batch.
     """
 
@@ -119,13 +119,16 @@ class FDA(Method):
             for parameter in parameters:
                 parameter.requires_grad_(True)
 
-    def _noisy_scores(self, forward: Forward, noise: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Score `items [B, M]` in their noisy form for the users of a step, whose own vectors stay clean."""
+    def _noisy(self, noise: torch.Tensor, items: torch.Tensor) -> Any:
+        """The step's context with noisy `items`; users' vectors are read from the clean one."""
         if self.options.form == "code" and type(self.backbone) is MatrixFactorisation:
             # the released BPR-MF clamps the item's vector, not the noise
             item = self.backbone.item.weight
             noise = noise + item.clamp(-1, 1) - item
-        return self.backbone.score(self.backbone.prepare(items.flatten(), noise), forward.user, items)
+        return self.backbone.prepare(items.flatten(), noise)
+
+    def _squared_norm(self, context: Any, items: torch.Tensor) -> torch.Tensor:
+        return self.backbone.encode_items(context, items).square().sum(-1)
 
     # --- The paper's form ---
 
@@ -149,10 +152,11 @@ class FDA(Method):
         partner's positive and negatives, those items, and whether there is a partner."""
         forward = self.forward(batch)
         partners, exists = self._partners(self.codes[batch.users])
+        noisy = self._noisy(noise, torch.cat([batch.positives[:, None], batch.negatives], dim=1))
         fakes = []
         for column, present in zip(partners.T, exists.T, strict=True):
             items = torch.cat([batch.positives[column, None], batch.negatives[column]], dim=1)
-            fakes.append((self._noisy_scores(forward, noise, items), items, present))
+            fakes.append((self.backbone.score(noisy, forward.user, items), items, present))
         return forward, fakes
 
     def _hypotheses(self, real: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -210,6 +214,7 @@ class FDA(Method):
     def _released_noise_loss(self, batch: Batch) -> torch.Tensor:
         """Rows keep user and clean negatives; positives are the noisy ones of another group, in the batch's order."""
         forward, codes = self.forward(batch), self.codes[batch.users]
+        noisy = self._noisy(self.noise, batch.positives)
         total, pairs = forward.scores.new_zeros(()), 0
         for own in range(self.num_groups):
             rows = torch.nonzero(codes == own).flatten()
@@ -219,25 +224,33 @@ class FDA(Method):
                     continue
                 borrowed = theirs[torch.arange(len(rows), device=rows.device) % len(theirs)]
                 fake = batch.positives[borrowed, None]
-                part = Forward(forward.context, forward.user[rows], forward.scores[rows])
-                scores = self._noisy_scores(part, self.noise, fake)
-                total = total + F.softplus(part.scores[:, 1:] - scores).mean()
+                scores = self.backbone.score(noisy, forward.user[rows], fake)
+                total = total + F.softplus(forward.scores[rows, 1:] - scores).mean()
+                if self.config.l2:
+                    total = total + self.config.l2 * self._squared_norm(noisy, fake).mean()
                 pairs += 1
         return total * (self.num_groups / max(pairs, 1))
 
     def _released_model_loss(self, batch: Batch) -> torch.Tensor:
         """The last rows' own positives and the first rows' negatives are noisy; negatives are rotated by as many."""
-        count = int(self.options.mask_ratio * len(batch.users))
+        rows = len(batch.users)
+        count = int(self.options.mask_ratio * rows)
         negatives = batch.negatives.roll(count, 0) if self.options.rotate_negatives else batch.negatives
         batch = Batch(batch.users, batch.positives, negatives, batch.history)
         forward = self.forward(batch)
         items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
-        noisy = self._noisy_scores(forward, self.noise.detach(), items)
-        row = torch.arange(len(items), device=items.device)[:, None]
+        noisy = self._noisy(self.noise.detach(), items)
+        row = torch.arange(rows, device=items.device)[:, None]
         is_positive = torch.arange(items.shape[1], device=items.device) == 0
-        fake = torch.where(is_positive, row >= len(items) - count, row < count)
-        scores = torch.where(fake, noisy, forward.scores)
-        return F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch)
+        fake = torch.where(is_positive, row >= rows - count, row < count)
+        scores = torch.where(fake, self.backbone.score(noisy, forward.user, items), forward.scores)
+        loss = F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch)
+        if self.config.l2 and count:
+            # the penalty is of the positives in use
+            last = batch.positives[-count:]
+            change = self._squared_norm(noisy, last) - self._squared_norm(forward.context, last)
+            loss = loss + self.config.l2 * change.sum() / rows
+        return loss
 
     def training_state(self) -> dict[str, Any]:
         """Add the noise, its optimiser and its random stream."""
