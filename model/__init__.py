@@ -14,6 +14,7 @@ from model.config import Config, torch_generator
 from model.methods.base import Method
 from model.methods.fabuhs import FABUHS
 from model.methods.fda import FDA
+from model.methods.parity import Parity
 from model.sparsenn import SparseNN, SparseNNOptions
 
 # Hyper-parameters that depend on the data set, from the upstream BUHS scripts; a flag left at None takes them.
@@ -139,4 +140,4 @@ BACKBONES: dict[str, Builder] = {
     "gccf": by_ids(lambda users, items, config: GCCF(users, items, config.embedding_dim, config.graph_layers)),
     "lightgcn": by_ids(lambda users, items, config: LightGCN(users, items, config.embedding_dim, config.graph_layers)),
 }
-METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS, "fda": FDA}
+METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS, "fda": FDA, "parity": Parity}

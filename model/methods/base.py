@@ -152,7 +152,7 @@ class Method:
 
     def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         """`--loss` of the global `batch`: the share of this process's `scores`, so that processes add up to it."""
-        return self.loss(scores) * self._share(batch)
+        return self.loss(scores) * self.share(batch)
 
     def batch_loss(self, forward: Forward, batch: Batch) -> torch.Tensor:
         """`ranking_loss` and `penalty`, this process's share of both."""
@@ -165,9 +165,9 @@ class Method:
         own = self.own_rows(batch)
         items = torch.cat([own.positives[:, None], own.negatives], dim=1)
         norms = self.backbone.squared_norms(forward.context, own.users, items)
-        return self.config.l2 * norms.mean() * self._share(batch)
+        return self.config.l2 * norms.mean() * self.share(batch)
 
-    def _share(self, batch: Batch) -> float:
+    def share(self, batch: Batch) -> float:
         """How much of the global batch is this process's."""
         return len(self.environment.processes.own(len(batch.users))) / len(batch.users)
 

@@ -15,7 +15,7 @@ from data.protocols import Phase
 from data.structs import Batch
 from model.collaborative import INITIAL_STD, MatrixFactorisation
 from model.config import torch_generator
-from model.methods.base import Environment, Forward, Method, Update
+from model.methods.base import Environment, Method, Update
 
 FORMS = ("paper", "code")
 

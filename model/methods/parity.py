@@ -1,0 +1,88 @@
+"""Regularisation towards equal scores of groups: demographic parity or equal opportunity (the baselines of FDA)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.protocols import Phase
+from data.structs import Batch
+from model.methods.base import Environment, Method, Update
+
+KINDS = ("dp", "eo")
+INNER_PRODUCTS = ("bprmf", "pmf", "gccf", "lightgcn")
+
+
+class Parity(Method):
+    """The ranking loss plus `weight` times the mean over items of the absolute difference of two groups' mean scores.
+
+    Means are over all users of a group (`kind=dp`), or over those who have the item in the train split (`kind=eo`;
+    items that one of the two groups lacks are left out), in every step. Of more than two groups the mean over pairs.
+    FDA (Chen et al., WWW 2023, section 5.1) names such baselines after Yao and Huang (NeurIPS 2017) without a formula
+    or a weight; this is the form of its spec of metrics (Decision 33).
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """`kind` says which users' scores are compared; `weight` is that of their difference in the loss."""
+
+        kind: str = "dp"
+        weight: float = 10.0
+
+        def __post_init__(self):
+            if self.kind not in KINDS:
+                raise ValueError(f"--method_option=kind={self.kind}: allowed is {' or '.join(KINDS)}")
+            if not 0 <= self.weight < float("inf"):
+                raise ValueError(f"--method_option=weight={self.weight}: allowed is a finite number of 0 or more")
+
+    def __init__(self, backbone: nn.Module, environment: Environment):
+        super().__init__(backbone, environment)
+        if self.config.backbone not in INNER_PRODUCTS:
+            raise ValueError(
+                f"--fairness_method=parity needs scores that are inner products of all users' vectors, as of "
+                f"{', '.join(INNER_PRODUCTS)}; --backbone={self.config.backbone} gives none"
+            )
+        self.group = environment.user_groups[self.config.attribute]
+
+    def begin_phase(self, phase: Phase, total_steps: int) -> None:
+        """Make each group's matrix that turns user vectors into means."""
+        codes, train = self.group.codes, phase.split.train
+        device = self.environment.device
+        self.means = []
+        for code in range(self.group.num_groups):
+            if self.options.kind == "dp":
+                chosen = torch.from_numpy(np.flatnonzero(codes == code))
+                places = torch.stack([torch.zeros_like(chosen), chosen])
+                shape = (1, len(codes))
+            else:
+                kept = torch.from_numpy(codes[train.owner] == code)
+                places = torch.stack([torch.from_numpy(train.item), torch.from_numpy(train.owner)])[:, kept]
+                shape = (phase.split.num_items, len(codes))
+            count = torch.bincount(places[0], minlength=shape[0])
+            weight = (1 / count)[places[0]]
+            matrix = torch.sparse_coo_tensor(places, weight, shape).coalesce()
+            self.means.append((matrix.to(device), (count > 0).to(device)))
+
+    def disparity(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Mean over pairs of groups and over items of the absolute difference of mean scores.
+
+        `user [U, D]` and `item [I, D]` are all vectors; inner products of means are means of inner products.
+        """
+        scores = [((torch.sparse.mm(matrix, user) * item).sum(-1), known) for matrix, known in self.means]
+        gaps = []
+        for (own, own_known), (other, other_known) in combinations(scores, 2):
+            both = own_known & other_known
+            gaps.append(((own - other).abs() * both).sum() / both.expand_as(own).sum().clamp(min=1))
+        return torch.stack(gaps).mean()
+
+    def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
+        """One step on the plain loss and the disparity of all users and items, this process's share of both."""
+        forward = self.forward(self.own_rows(batch))
+        loss = self.batch_loss(forward, batch)
+        disparity = self.disparity(forward.context.users, forward.context.items) * self.share(batch)
+        update(loss + self.options.weight * disparity, *self.optimisers)
+        return {"loss": loss.detach(), "disparity": disparity.detach()}
