@@ -72,6 +72,11 @@ class FDA(Method):
         if self.config.upstream_compat:
             raise ValueError("--fairness_method=fda gives a row one user vector: leave --upstream_compat out")
         group = environment.user_groups[self.config.attribute]
+        if group.num_groups < 2:
+            raise ValueError(
+                f"--fairness_method=fda needs two groups: {group.name} has {', '.join(group.labels)} alone; name another "
+                "attribute in --user_attribute"
+            )
         self.codes = torch.from_numpy(group.codes).to(environment.device)
         self.num_groups = group.num_groups
 
@@ -148,58 +153,45 @@ class FDA(Method):
         return order[place.clamp(max=len(codes) - 1)], exists
 
     def _terms(self, batch: Batch, noise: torch.Tensor):
-        """What both losses of the paper are made of: the clean scores, per other group the noisy scores of the
-        partner's positive and negatives, those items, and whether there is a partner."""
+        """What both losses of the paper are made of: the step's clean outputs, and for each row and other group the
+        partner's positive and negatives `[B, G - 1, 1 + M]`, their noisy scores, and whether there is a partner."""
         forward = self.forward(batch)
         partners, exists = self._partners(self.codes[batch.users])
-        noisy = self._noisy(noise, torch.cat([batch.positives[:, None], batch.negatives], dim=1))
-        fakes = []
-        for column, present in zip(partners.T, exists.T, strict=True):
-            items = torch.cat([batch.positives[column, None], batch.negatives[column]], dim=1)
-            fakes.append((self.backbone.score(noisy, forward.user, items), items, present))
-        return forward, fakes
+        items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
+        noisy, items = self._noisy(noise, items), items[partners]
+        scores = self.backbone.score(noisy, forward.user, items.flatten(1)).view(items.shape)
+        return forward, items, scores, exists
 
-    def _hypotheses(self, real: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-        """Mean over the hypotheses in use of -log sigmoid(positive - negative): `[B]`."""
+    def _hypotheses(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """Mean over the hypotheses in use of -log sigmoid(positive - negative), one of which is of `fake [..., 1 + M]`
+        and the other of `real`: `[...]`."""
         terms = []
         if self.options.positive_hypothesis:
-            terms.append(F.softplus(real[:, 1:] - positive).mean(1))
+            terms.append(F.softplus(real[..., 1:] - fake[..., :1]).mean(-1))
         if self.options.negative_hypothesis:
-            terms.append(F.softplus(negative - real[:, :1]).mean(1))
+            terms.append(F.softplus(fake[..., 1:] - real[..., :1]).mean(-1))
         return torch.stack(terms).mean(0)
 
     def _noise_loss(self, batch: Batch) -> torch.Tensor:
         """The inner problem: sum over groups of the mean over their rows, averaged over the other groups."""
         if self.options.form == "code":
             return self._released_noise_loss(batch)
-        forward, fakes = self._terms(batch, self.noise)
-        codes = self.codes[batch.users]
-        values, weights = 0.0, 0.0
-        for scores, _, present in fakes:
-            values = values + self._hypotheses(forward.scores, scores[:, :1], scores[:, 1:]) * present
-            weights = weights + present
-        rows = values / weights.clamp(min=1)
-        known = codes >= 0
-        totals = rows.new_zeros(self.num_groups).index_add_(0, codes[known], rows[known])
-        counts = rows.new_zeros(self.num_groups).index_add_(0, codes[known], (weights > 0)[known].to(rows.dtype))
-        return (totals / counts.clamp(min=1)).sum()
+        forward, _, scores, exists = self._terms(batch, self.noise)
+        rows, paired = _mean_where(self._hypotheses(forward.scores[:, None], scores), exists)
+        own, rows = self.codes[batch.users][paired], rows[paired]
+        totals = rows.new_zeros(self.num_groups).index_add_(0, own, rows)
+        return (totals / torch.bincount(own, minlength=self.num_groups).clamp(min=1)).sum()
 
     def _model_loss(self, batch: Batch) -> torch.Tensor:
         """The outer problem: a masked item's fake takes the place of the row's own; without any this is BPR."""
         if self.options.form == "code":
             return self._released_model_loss(batch)
-        forward, fakes = self._terms(batch, self.noise.detach())
-        masked = self._mask()
-        real = forward.scores
-        values, weights = 0.0, 0.0
-        for scores, items, present in fakes:
-            fake = masked[items] & present[:, None]
-            mixed = torch.where(fake, scores, real)
-            values = values + self._hypotheses(real, mixed[:, :1], mixed[:, 1:]) * present
-            weights = weights + present
-        plain = self._hypotheses(real, real[:, :1], real[:, 1:])
-        loss = torch.where(weights > 0, values / weights.clamp(min=1), plain).mean()
-        return loss + self.penalty(forward, batch)
+        forward, items, scores, exists = self._terms(batch, self.noise.detach())
+        real = forward.scores[:, None]
+        mixed = torch.where(self._mask()[items], scores, real)
+        rows, paired = _mean_where(self._hypotheses(real, mixed), exists)
+        plain = self._hypotheses(forward.scores, forward.scores)
+        return torch.where(paired, rows, plain).mean() + self.penalty(forward, batch)
 
     def _mask(self) -> torch.Tensor:
         """Which items are fake in this step: a random `mask_ratio` of them, `[I]` bool."""
@@ -215,7 +207,8 @@ class FDA(Method):
         """Rows keep user and clean negatives; positives are the noisy ones of another group, in the batch's order."""
         forward, codes = self.forward(batch), self.codes[batch.users]
         noisy = self._noisy(self.noise, batch.positives)
-        total, pairs = forward.scores.new_zeros(()), 0
+        # a batch of one group has no loss, but a gradient
+        total, pairs = 0 * self.noise.sum(), 0
         for own in range(self.num_groups):
             rows = torch.nonzero(codes == own).flatten()
             for other in range(self.num_groups):
@@ -268,3 +261,9 @@ class FDA(Method):
             self.noise.copy_(state["noise"])
         self.noise_optimiser.load_state_dict(state["noise_optimiser"])
         self.generator.set_state(state["generator"])
+
+
+def _mean_where(values: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of the `chosen` ones of each row of `values [B, n]`, and which rows have one."""
+    count = chosen.sum(1)
+    return torch.where(chosen, values, 0).sum(1) / count.clamp(min=1), count > 0
