@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from data.structs import Batch, Group
+from data.structs import Group
 from model import BACKBONES, METHODS
 from model.config import stream_seeds, torch_generator
 from model.methods.base import Environment, parse_options
@@ -140,7 +140,7 @@ def test_without_fakes_loss_and_gradients_are_those_of_bpr(made, backbone, optio
 
 @pytest.mark.parametrize("backbone", ["bprmf", "ncf", "gccf", "lightgcn", "sparsenn"])
 def test_without_noise_a_fake_is_the_real_item(made, backbone):
-    network, method, batch = made(backbone)
+    network, method, _ = made(backbone)
     with torch.no_grad():
         method.noise.zero_()
         items = torch.arange(network.num_items)
@@ -334,7 +334,7 @@ def test_both_losses_of_the_released_form_equal_a_loop(made, rotate, ratio):
 
 
 def test_noise_of_the_released_form_is_on_one_side_of_a_pair(made, monkeypatch):
-    network, method, batch = made(options=["form=code", "mask_ratio=0.5"])
+    _, method, batch = made(options=["form=code", "mask_ratio=0.5"])
     fakes = []
     real = torch.where
 

@@ -642,3 +642,80 @@ def test_accuracy_falls_as_ranks_grow():
     for metric in ("ndcg", "mrr"):
         assert all(better > worse for better, worse in pairwise(actual[metric][:11]))
         assert actual[metric][10:].tolist() == [0, 0]
+
+
+# FDA's definitions (Chen et al., WWW 2023), kept apart from ours.
+
+
+def fda_case(relevant, ranks, topk, codes, num_items=8):
+    ranking = Ranking(
+        np.arange(len(topk)), item_lists(relevant), np.array(ranks), topk, -topk.astype(float), np.full(len(topk), 8)
+    )
+    split = make_split(np.ones(num_items, dtype=np.int64), np.arange(num_items) > 0, len(topk))
+    return evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [2, 4], "fda")
+
+
+def test_hit_rate_of_fda_is_hits_over_what_could_be_hit():
+    topk = np.array([[5, 6, 1, 2], [1, 2, 3, 4], [0, 1, 2, 3]])
+    relevant, ranks = [[5, 6, 7], [3], []], [1, 2, 8, 3]
+    found = fda_case(relevant, ranks, topk, np.array([0, 1, 1]))
+    # all places are hits though there are more relevant items than places; a user without a test item is not asked
+    assert found.per_user["hr@2"] == pytest.approx([1, 0, math.nan], nan_ok=True)
+    assert found.per_user["hr@4"] == pytest.approx([2 / 3, 1, math.nan], nan_ok=True)
+    assert found.summary["hr@4"] == pytest.approx(5 / 6)
+    # she counts as 0 in NDCG
+    ndcg = [(1 + 1 / math.log2(3)) / (1 + 1 / math.log2(3) + 0.5), 0.5]
+    assert found.per_user["ndcg@4"][:2] == pytest.approx(ndcg)
+    assert found.summary["ndcg@4"] == pytest.approx(sum(ndcg) / 3)
+    # and in no group's NDCG, which is ours
+    assert found.summary["ndcg@4/a/y"] == pytest.approx(0.5)
+
+
+def test_parity_of_the_released_code_splits_an_item_into_hit_and_miss():
+    topk, codes = np.array([[1, 2], [1, 2], [1, 3], [0, 3]]), np.array([0, 0, 1, 1])
+    relevant = [[1], [2], [1], [0, 3]]
+    dp, eo = metrics.released_parity(topk, item_lists(relevant), codes, 8)
+    # item 1: hit by users 0 and 2 (gap 0), missed by 1 (gap 1); item 2: missed by 0, hit by 1; item 3: missed by 2, hit
+    # by 3; item 0: hit by 3
+    assert dp == pytest.approx(np.mean([0, 1, 1, 1, 1, 1, 1]))
+    # a hit of item 0 is lost, so that items 1 (gap 0), 2 and 3 (gap 1) are left
+    assert eo == pytest.approx(2 / 3)
+    ours = metrics.demographic_parity(topk, codes, 8)
+    assert ours == pytest.approx(np.mean([1, 1 / 3, 1, 1])) and ours != pytest.approx(dp)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_released_parity_equals_a_loop_over_twice_as_many_items(seed):
+    topk, relevant, codes, _, degree, _ = random_case(seed)
+    size, entries, hits = len(degree), {}, {}
+    for row, items in enumerate(topk.tolist()):
+        for item in items:
+            if item < 0 or codes[row] < 0:
+                continue
+            hit = item in relevant[row]
+            entries.setdefault(item + size * hit, []).append(codes[row])
+            # the released code takes an index above N, where it begins with N, for a hit
+            if hit and item > 0:
+                hits.setdefault(item, []).append(codes[row])
+
+    def gap(groups):
+        gaps = [abs(own.count(0) - own.count(1)) / len(own) for own in groups.values()]
+        return np.mean(gaps) if gaps else math.nan
+
+    found = metrics.released_parity(topk, item_lists(relevant), codes, size)
+    assert found == pytest.approx((gap(entries), gap(hits)), nan_ok=True)
+
+
+def test_gap_of_an_item_in_closed_form():
+    codes = np.array([0, 0, 0, 1])
+    for lists, expected in (([0, 0, 0, -1], 1), ([0, -1, -1, 0], 0), ([2, 2, 2, 2], 0.5)):
+        assert metrics.demographic_parity(np.array(lists)[:, None], codes, 3) == pytest.approx(expected)
+
+
+def test_definitions_are_never_mixed():
+    topk = np.array([[1, 2, 3, 4], [1, 2, 3, 4]])
+    found = fda_case([[1, 5], [2]], [1, 6, 2], topk, np.array([0, 1])).summary
+    assert {"dp_code@4/a", "eo_code@4/a", "dp@4/a", "eo@4/a"} <= set(found)
+    with pytest.raises(ValueError, match="allowed is one of standard, fda"):
+        evaluate(None, None, {}, [1], "paper")

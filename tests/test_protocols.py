@@ -1,5 +1,6 @@
 """Leave-one-out against a loop over users, its candidates and groups, and guards against leaks from the test set."""
 
+import dataclasses
 import hashlib
 import struct
 
@@ -259,3 +260,82 @@ def test_which_item_is_the_test_item_changes_nothing_that_training_or_validation
     assert as_lists(after.valid.excluded) == as_lists(clean.valid.excluded)
     assert as_lists(after.tests[0].excluded) == as_lists(clean.tests[0].excluded)
     assert (after.split.fingerprint() == clean.split.fingerprint()) == (poisoned == events)
+
+
+# --- FDA's protocol ---
+
+FDA_OPTIONS = ProtocolOptions(warm_threshold=0.2, ks=(10, 20), epochs=7, patience=3)
+RATED = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, NUM_ITEMS - 1), st.integers(1, 5)),
+    min_size=1,
+    max_size=40,
+    unique_by=lambda event: event[:2],
+)
+
+
+def apply_fda(events, seed=0, **changes):
+    data = make_data([(user, item, 0) for user, item, _ in events])
+    data = dataclasses.replace(data, rating=np.array([rating for *_, rating in events], dtype=float))
+    options = ProtocolOptions(**{**vars(FDA_OPTIONS), **changes})
+    return PROTOCOLS["fda"](data, options, np.random.default_rng(seed))
+
+
+def pairs(lists):
+    return set(zip(lists.owner.tolist(), lists.item.tolist(), strict=True))
+
+
+@given(RATED.filter(lambda events: any(rating > 3 for *_, rating in events)), st.integers(0, 100))
+@settings(deadline=None)
+def test_fda_splits_the_records_above_three_and_no_others(events, seed):
+    protocol = apply_fda(events, seed)
+    split, phase = protocol.phases[0].split, protocol.phases[0]
+    parts = [pairs(part) for part in (split.train, split.valid, split.test)]
+    positives = {event[:2] for event in events if event[2] > 3}
+    assert set.union(*parts) == positives and sum(map(len, parts)) == len(positives)
+    assert len(parts[2]) == round(0.2 * len(positives))
+    for user in range(6):
+        rest = sum(owner == user for owner, _ in parts[0] | parts[1])
+        assert sum(owner == user for owner, _ in parts[1]) == int(0.1 * rest + 0.5)
+    assert split.degree.tolist() == np.bincount(split.train.item, minlength=NUM_ITEMS).tolist()
+    # what a user trains on or is validated on is no candidate at test, what she is tested on always is
+    (test,) = phase.tests
+    assert pairs(test.excluded) == parts[0] | parts[1] and pairs(phase.valid.excluded) == parts[0]
+    assert test.candidates is None and phase.valid.candidates is None
+    assert phase.metric == "ndcg@20" and protocol.metrics == "fda"
+
+
+def test_fda_splits_by_its_seed_over_all_users_together():
+    rng = np.random.default_rng(0)
+    events = [(user, item, 4) for user in range(5) for item in range(NUM_ITEMS)]
+    tests = [apply_fda(events, seed).phases[0].split.test for seed in (1, 1, 2)]
+    assert as_lists(tests[0]) == as_lists(tests[1]) != as_lists(tests[2])
+    # a share of the records, not of each user's
+    counts = [apply_fda(events, int(seed)).phases[0].split.test.lengths.tolist() for seed in rng.integers(0, 99, 9)]
+    assert {sum(lengths) for lengths in counts} == {12}
+    assert len({tuple(lengths) for lengths in counts}) > 3
+
+
+def test_fda_keeps_each_interactions_time():
+    events = [(0, item, 5) for item in range(NUM_ITEMS)]
+    data = make_data([(0, item, item) for item in range(NUM_ITEMS)])
+    data = dataclasses.replace(data, rating=np.full(len(events), 5.0))
+    split = PROTOCOLS["fda"](data, FDA_OPTIONS, np.random.default_rng(0)).phases[0].split
+    assert split.train.time.tolist() == sorted(split.train.item.tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval_negatives": 5}, "ranks the full catalogue"),
+        ({"keep_valid_candidates": True}, "ranks the full catalogue"),
+        ({"ks": (10,)}, "put 20 into --eval_k"),
+    ],
+)
+def test_fda_refuses_what_its_protocol_is_not(changes, words):
+    with pytest.raises(ValueError, match=words):
+        apply_fda([(0, 0, 5)], **changes)
+
+
+def test_fda_needs_ratings_above_three():
+    with pytest.raises(ValueError, match="has no rating above 3; use --protocol=loo"):
+        apply_fda([(0, 0, 3), (1, 2, 1)])

@@ -74,8 +74,8 @@ class FDA(Method):
         group = environment.user_groups[self.config.attribute]
         if group.num_groups < 2:
             raise ValueError(
-                f"--fairness_method=fda needs two groups: {group.name} has {', '.join(group.labels)} alone; name another "
-                "attribute in --user_attribute"
+                f"--fairness_method=fda needs two groups: {group.name} has {', '.join(group.labels)} alone; name "
+                "another attribute in --user_attribute"
             )
         self.codes = torch.from_numpy(group.codes).to(environment.device)
         self.num_groups = group.num_groups
