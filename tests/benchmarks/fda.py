@@ -1,0 +1,197 @@
+"""FDA's Table 4 on MovieLens-1M beside the published figures, and its ablation.
+
+    python -m tests.benchmarks.fda --run --dataset_dir=./datasets --output_dir=./runs [--jobs=2] [--rows BPR FDA_BPR]
+    python -m tests.benchmarks.fda                # print the tables and draw the ablation from what is kept
+
+Each row runs once for each seed, by the command line that is kept with its numbers in results/fda.jsonl; runs that
+were cut off go on, finished ones are not run again. Published figures: Chen et al., WWW 2023, Table 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from model.plots import STYLES, save
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent / "results"
+KEPT = FOLDER / "fda.jsonl"
+COMMON = "--dataset=ml --title_encoder=hash --protocol=fda"
+FDA = "--enable_fairness=True --fairness_method=fda"
+PARITY = "--enable_fairness=True --fairness_method=parity --method_option=weight=10"
+SEEDS = (0, 1, 2)
+MEASURES = ("hr", "ndcg", "dp_code", "eo_code")
+# row -> its flags and the seeds that it runs with
+ROWS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "BPR": ("--backbone=bprmf", SEEDS),
+    "BPR_DP": (f"--backbone=bprmf {PARITY} --method_option=kind=dp", SEEDS),
+    "BPR_EO": (f"--backbone=bprmf {PARITY} --method_option=kind=eo", SEEDS),
+    "FDA_BPR": (f"--backbone=bprmf {FDA}", SEEDS),
+    "FDA_BPR, released form": (f"--backbone=bprmf {FDA} --method_option=form=code", SEEDS),
+    "GCCF": ("--backbone=gccf", SEEDS),
+    "GCCF_DP": (f"--backbone=gccf {PARITY} --method_option=kind=dp", SEEDS),
+    "GCCF_EO": (f"--backbone=gccf {PARITY} --method_option=kind=eo", SEEDS),
+    "FDA_GCCF": (f"--backbone=gccf {FDA} --method_option=mask_ratio=0.5", SEEDS),
+    "FDA_GCCF, released form": (
+        f"--backbone=gccf {FDA} --method_option=mask_ratio=0.5 --method_option=form=code",
+        SEEDS,
+    ),
+}
+# Table 4 of the paper: HR, NDCG, DP and EO at K = 10, at 20 and at 50
+PUBLISHED_KS = (10, 20, 50)
+PUBLISHED = {
+    name: [float(value) for value in values]
+    for name, *values in map(
+        str.split,
+        """
+        BPR      .2478 .2492 .6541 .7158  .2770 .2498 .6198 .6868  .3849 .2830 .5861 .6575
+        BPR_DP   .2209 .2241 .6524 .7039  .2446 .2229 .6063 .6802  .3427 .2530 .5921 .6565
+        BPR_EO   .2259 .2225 .6510 .7053  .2507 .2279 .6194 .6712  .3529 .2589 .5950 .6608
+        FDA_BPR  .2307 .2226 .6132 .6969  .2716 .2321 .5730 .6562  .3941 .2729 .5450 .6224
+        GCCF     .2607 .2602 .6391 .7025  .2913 .2617 .6182 .6869  .4059 .2967 .5740 .6462
+        GCCF_DP  .2416 .2420 .6532 .7155  .2691 .2434 .6164 .6865  .3761 .2763 .5869 .6607
+        GCCF_EO  .2407 .2428 .6479 .7060  .2698 .2437 .6211 .6784  .3748 .2759 .5844 .6579
+        FDA_GCCF .2476 .2430 .6036 .6773  .2857 .2487 .5786 .6593  .4075 .2873 .5438 .6130
+        FairUser .2306 .2262 .6502 .7375  .2656 .2318 .6167 .7162  .3847 .2705 .5761 .6680
+        BN-SLIM  .2305 .2287 .6502 .7349  .2671 .2334 .6078 .7061  .3868 .2716 .5661 .6747
+        """.strip().splitlines(),
+    )
+}
+
+# The ablation: FDA on BPR-MF with one hypothesis, with both, and with other shares of fakes.
+ABLATION: dict[str, str] = {
+    "H1 only": f"--backbone=bprmf {FDA} --method_option=negative_hypothesis=False",
+    "H2 only": f"--backbone=bprmf {FDA} --method_option=positive_hypothesis=False",
+    **{
+        f"mask ratio {ratio}": f"--backbone=bprmf {FDA} --method_option=mask_ratio={ratio}"
+        for ratio in (0.0, 0.1, 0.2, 0.3, 0.5, 0.6)
+    },
+}
+ROWS |= {name: (flags, SEEDS[:1]) for name, flags in ABLATION.items()}
+
+
+def run_name(row: str, seed: int) -> str:
+    """The folder of a row's run."""
+    plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in row)
+    return f"fda-{plain}-seed{seed}".lower()
+
+
+def execute(row: str, seed: int, dataset_dir: Path, output_dir: Path) -> None:
+    """Run one row with one seed, or what is left of it, and keep its numbers; one that is kept already is left out."""
+    flags, name = f"{COMMON} {ROWS[row][0]} --seed={seed}", run_name(row, seed)
+    if any((kept["row"], kept["seed"]) == (row, seed) for kept in read_kept()):
+        return
+    where = [f"--dataset_dir={dataset_dir}", f"--output_dir={output_dir}", f"--run_name={name}", "--resume"]
+    with (output_dir / f"{name}.log").open("a") as log:
+        command = [sys.executable, "main.py", *shlex.split(flags), *where]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=environment, check=False).returncode
+    if code:
+        print(f"{row}, seed {seed}: exit code {code}, see {output_dir / name}.log")
+        return
+    result, cost = (json.loads((output_dir / name / file).read_text()) for file in ("result.json", "cost.json"))
+    metrics = {
+        key.removeprefix("test/"): round(value, 6)
+        for key, value in result["metrics"].items()
+        if key.startswith("test/") and value is not None and "/gender/" not in key and "/popularity/" not in key
+    }
+    kept = {"row": row, "seed": seed, "command": f"python main.py {flags}", "commit": result["commit"]}
+    kept |= {"fingerprint": result["fingerprint"], "epoch": result["epoch"], "epochs": cost["epochs"]}
+    kept |= {"train_seconds": round(cost["seconds"]["train"]), "torch": cost["torch"], "metrics": metrics}
+    with KEPT.open("a") as file:
+        file.write(json.dumps(kept) + "\n")
+    print(f"{row}, seed {seed}: kept", flush=True)
+
+
+def read_kept() -> list[dict]:
+    """All kept runs."""
+    return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+
+
+def measured(row: str, k: int) -> Iterator[np.ndarray]:
+    """The values over seeds of each of `MEASURES` at k."""
+    runs = [kept["metrics"] for kept in read_kept() if kept["row"] == row]
+    for measure in MEASURES:
+        group = "/gender" if measure.endswith("_code") else ""
+        yield np.array([metrics[f"{measure}@{k}{group}"] for metrics in runs])
+
+
+def shown(values: np.ndarray) -> str:
+    """Mean ± standard deviation over seeds, without the leading zero."""
+    text = f"{values.mean():.4f}"[1:]
+    return text + f" ± {values.std(ddof=1):.4f}".replace("0.", ".") if len(values) > 1 else text
+
+
+def table() -> str:
+    """Table 4: every row measured, the published figures below it."""
+    lines = []
+    for row in ROWS:
+        if row in ABLATION or not any(kept["row"] == row for kept in read_kept()):
+            continue
+        lines.append([row, *[shown(values) for k in PUBLISHED_KS for values in measured(row, k)]])
+        if row in PUBLISHED:
+            lines.append([f"{row}, published", *[f"{value:.4f}"[1:] for value in PUBLISHED[row]]])
+    headers = [f"{name}@{k}" for k in PUBLISHED_KS for name in ("HR", "NDCG", "DP", "EO")]
+    return tabulate(lines, ["", *headers], "github", disable_numparse=True)
+
+
+def draw_ablation(k: int = 20) -> list[Path]:
+    """NDCG, DP and EO against the share of fakes, and with one hypothesis alone, of one seed each."""
+    kept = {run["row"]: run["metrics"] for run in read_kept() if run["seed"] == SEEDS[0]}
+    ratios = {float(row.split()[-1]): row for row in ABLATION if row.startswith("mask ratio")} | {0.4: "FDA_BPR"}
+    points = sorted((ratio, row) for ratio, row in ratios.items() if row in kept)
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    for panel, (title, key) in zip(
+        figure.subplots(1, 3),
+        {f"NDCG@{k}": f"ndcg@{k}", f"DP@{k}": f"dp_code@{k}/gender", f"EO@{k}": f"eo_code@{k}/gender"}.items(),
+        strict=True,
+    ):
+        line = [kept[row][key] for _, row in points]
+        panel.plot([ratio for ratio, _ in points], line, "o-", color="black", label="both hypotheses")
+        for row, style in (("H1 only", STYLES[1]), ("H2 only", STYLES[2])):
+            if row in kept:
+                look = {"color": style.color, "markersize": 9, "markerfacecolor": "white", "linestyle": "none"}
+                panel.plot(0.4, kept[row][key], marker=style.marker, label=row, **look)
+        panel.axhline(kept["BPR"][key], color="0.5", linestyle=":", label="BPR")
+        panel.set_title(title, fontsize="medium")
+        panel.set_xlabel("mask ratio (share of fakes)")
+        panel.grid(alpha=0.3)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small")
+    return save(figure, FOLDER / "fda_ablation")
+
+
+def main() -> None:
+    """Run what is asked, then print the table and draw the ablation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--dataset_dir", type=Path, default=Path("datasets"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    if arguments.run:
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        asked = [(row, seed) for seed in arguments.seeds for row in arguments.rows if seed in ROWS[row][1]]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            folders = arguments.dataset_dir.absolute(), arguments.output_dir.absolute()
+            list(pool.map(lambda pair: execute(*pair, *folders), asked))
+    print(table())
+    if any(run["row"] in ABLATION for run in read_kept()):
+        print(*draw_ablation())
+
+
+if __name__ == "__main__":
+    main()
