@@ -1,0 +1,87 @@
+"""Seconds of an epoch under each way of training, and their ratio to the plain backbone's.
+
+    python -m tests.benchmarks.epoch --dataset_dir=./datasets [--threads=1] [--repeats=5]
+
+MovieLens-1M under FDA's protocol and presets (one negative, 40,960 positives a step). Epochs of all ways take turns, so
+that what else the machine does meets them alike; the ratio is the median over turns. Evaluation is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+import main as program
+from model.config import torch_generator
+from model.run import batch_sampler, build, planned_steps, prepare
+from model.training import update
+
+FDA = ("--enable_fairness=True", "--fairness_method=fda")
+PARITY = ("--enable_fairness=True", "--fairness_method=parity")
+WAYS = {
+    "none": (),
+    "FDA": FDA,
+    "FDA, released form": (*FDA, "--method_option=form=code"),
+    "parity, DP": PARITY,
+    "parity, EO": (*PARITY, "--method_option=kind=eo"),
+}
+
+
+def epoch_of(dataset_dir: str, backbone: str, flags: tuple[str, ...]) -> Callable[[], None]:
+    """A function that trains an epoch of `backbone` under `flags`."""
+    for name in program.FLAGS:
+        program.FLAGS[name].unparse()
+    words = ["--dataset=ml", f"--dataset_dir={dataset_dir}", "--title_encoder=hash", "--protocol=fda", "--device=cpu"]
+    program.FLAGS(["epoch", *words, f"--backbone={backbone}", *flags])
+    run = prepare(program.config_from_flags())
+    network, method = build(run)
+    phase = run.protocol.phases[0]
+    sampler = batch_sampler(run, phase, network, method)
+    method.begin_phase(phase, planned_steps(phase, sampler, method))
+    (stage,) = method.stages()
+    batch_size = method.schedule(stage, phase).batch_size
+    order, negatives, history = (torch_generator(0) for _ in range(3))
+
+    def train() -> None:
+        method.begin_epoch(stage, 1)
+        for name in method.passes(stage):
+            for edges in sampler.batches(batch_size, order):
+                method.train_step(sampler.sample(edges, negatives, history), stage, name, update)
+
+    return train
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_dir", required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backbones", nargs="*", default=["bprmf", "gccf"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    for backbone in options.backbones:
+        epochs = {name: epoch_of(options.dataset_dir, backbone, flags) for name, flags in WAYS.items()}
+        seconds = {name: [] for name in epochs}
+        for turn in range(options.repeats + 1):
+            for name, train in epochs.items():
+                started = time.perf_counter()
+                train()
+                if turn:  # the first warms up
+                    seconds[name].append(time.perf_counter() - started)
+        plain = np.array(seconds["none"])
+        rows += [
+            [backbone, name, f"{np.median(own):.2f}", f"{np.median(np.array(own) / plain):.2f}"]
+            for name, own in seconds.items()
+        ]
+    print(tabulate(rows, ["backbone", "method", "s / epoch", "times none"], "github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
