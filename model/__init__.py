@@ -82,8 +82,8 @@ RECIPES: dict[str, dict] = {
 
 
 # What a protocol changes in both: how its paper reports, and how it trains backbones that know ids alone.
-PROTOCOL_PRESETS: dict[str, dict] = {"loo": {}, "fda": {"eval_k": (10, 20, 30, 40, 50), "eval_every": 5}}
-BY_IDS_PRESETS: dict[str, dict] = {"loo": {}, "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 20}}
+PROTOCOL_PRESETS: dict[str, dict] = {"loo": {}, "fda": {"eval_k": (10, 20, 30, 40, 50), "eval_every": 10}}
+BY_IDS_PRESETS: dict[str, dict] = {"loo": {}, "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60}}
 
 
 def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict:

@@ -40,12 +40,12 @@ ROWS: dict[str, tuple[str, tuple[int, ...]]] = {
     "BPR_EO": (f"--backbone=bprmf {PARITY} --method_option=kind=eo", SEEDS),
     "FDA_BPR": (f"--backbone=bprmf {FDA}", SEEDS),
     "FDA_BPR, released form": (f"--backbone=bprmf {FDA} --method_option=form=code", SEEDS),
-    "GCCF": ("--backbone=gccf", SEEDS),
-    "GCCF_DP": (f"--backbone=gccf {PARITY} --method_option=kind=dp", SEEDS),
-    "GCCF_EO": (f"--backbone=gccf {PARITY} --method_option=kind=eo", SEEDS),
-    "FDA_GCCF": (f"--backbone=gccf {FDA} --method_option=mask_ratio=0.5", SEEDS),
+    "GCCF": ("--backbone=gccf --epochs=120", SEEDS),
+    "GCCF_DP": (f"--backbone=gccf --epochs=120 {PARITY} --method_option=kind=dp", SEEDS),
+    "GCCF_EO": (f"--backbone=gccf --epochs=120 {PARITY} --method_option=kind=eo", SEEDS),
+    "FDA_GCCF": (f"--backbone=gccf --epochs=120 {FDA} --method_option=mask_ratio=0.5", SEEDS),
     "FDA_GCCF, released form": (
-        f"--backbone=gccf {FDA} --method_option=mask_ratio=0.5 --method_option=form=code",
+        f"--backbone=gccf --epochs=120 {FDA} --method_option=mask_ratio=0.5 --method_option=form=code",
         SEEDS,
     ),
 }
@@ -96,7 +96,9 @@ def execute(row: str, seed: int, dataset_dir: Path, output_dir: Path) -> None:
     where = [f"--dataset_dir={dataset_dir}", f"--output_dir={output_dir}", f"--run_name={name}", "--resume"]
     with (output_dir / f"{name}.log").open("a") as log:
         command = [sys.executable, "main.py", *shlex.split(flags), *where]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # one core a run, and memory that glibc keeps instead of giving it back
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+        environment |= {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRESHOLD_": "1073741824"}
         code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=environment, check=False).returncode
     if code:
         print(f"{row}, seed {seed}: exit code {code}, see {output_dir / name}.log")
