@@ -62,6 +62,16 @@ class Request:
     export_split: Path | None
 
 
+def network_name(backbone: str, synthesis_type: str) -> str:
+    """What tells networks apart in short: the backbone, or SparseNN's synthesis type."""
+    return synthesis_type if backbone == "sparsenn" else backbone
+
+
+def shown_network(backbone: str, synthesis_type: str) -> str:
+    """The same in long: the backbone, and SparseNN's synthesis type behind it."""
+    return f"{backbone} ({synthesis_type})" if backbone == "sparsenn" else backbone
+
+
 @dataclass(frozen=True)
 class Config:
     """Every setting of a run after presets are filled in; `main.py` documents each under the flag of its name."""

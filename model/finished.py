@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fairness_utils import mean_defined
+from model.config import shown_network
 from model.tables import under
 
 USER = "user"
@@ -113,7 +114,7 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
     columns = {column: column.removeprefix(f"{root}/") for column in frame if column.rpartition("/")[0] == root}
     parts = [result["method"], SHORT.get(chosen, chosen)]
     if result.get("epoch") is not None:
-        parts[0] += f" on {config['backbone']} ({config['synthesis_type']})"
+        parts[0] += f" on {shown_network(config['backbone'], config['synthesis_type'])}"
     return Finished(
         name=name,
         label=", ".join(part for part in parts if part),

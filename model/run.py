@@ -27,7 +27,7 @@ from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
 from data.structs import Group, InteractionData, ItemLists, Ranking
 from fairness_utils import DIRECTIONS
 from model import BACKBONES, METHODS, preset
-from model.config import Config, stream_seeds, torch_generator
+from model.config import Config, shown_network, stream_seeds, torch_generator
 from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
 from model.methods.base import Environment, Method, Schedule
@@ -44,6 +44,7 @@ from model.report import (
     write_json,
     write_per_user,
 )
+from model.settings import is_read
 from model.training import Progress, update
 
 
@@ -163,8 +164,9 @@ def describe(run: Run, trains: bool = True) -> None:
     print("\n".join(run.data_lines()))
     if not trains:
         return
-    names = [*sorted(preset(config.dataset, config.recipe)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
-    print("settings: " + ", ".join(f"{name}={_shown(getattr(config, name))}" for name in names))
+    names = [*sorted(preset(config.dataset)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
+    shown = [f"{name}={_shown(getattr(config, name))}" for name in names if is_read(name, config)]
+    print("settings: " + ", ".join(shown))
 
 
 def _shown(value) -> str:
@@ -386,7 +388,7 @@ def _header(run: Run, directory: Path, epochs: int, origin: Mapping[str, Any]) -
     config, data, method = run.config, run.data, origin["method"]
     header = {"data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items"}
     if origin["epoch"] is not None:
-        method += f" on {config.backbone} ({config.synthesis_type}), seed {origin['seed']}"
+        method += f" on {shown_network(config.backbone, config.synthesis_type)}, seed {origin['seed']}"
     header |= {"method": method, "protocol": run.protocol.description}
     if origin["epoch"] is not None:
         trained = f" of {epochs}" if epochs else ""

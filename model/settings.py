@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model import preset
-from model.config import EVALUATION_SETTINGS, Config, Request
+from model.config import EVALUATION_SETTINGS, Config, Request, network_name
 from model.report import check_table_path
 
 SETTINGS = {field.name for field in dataclasses.fields(Config)}
@@ -170,6 +170,11 @@ def _requirements() -> Iterator[tuple[str, str, tuple]]:
     return ((name, needed, allowed) for name, entries in REQUIRES.items() for needed, allowed in entries)
 
 
+def is_read(name: str, config: Config) -> bool:
+    """Tell whether a run under `config` reads the setting `name`."""
+    return all(getattr(config, needed) in allowed for needed, allowed in REQUIRES.get(name, ()) if needed in SETTINGS)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The `values` of all flags, the names of those `given` another value than their default, and of all `named`,
@@ -268,5 +273,5 @@ class Settings:
         if mode == "score":
             return f"{values['dataset']}-score-{Path(values['rankings']).stem}"
         method = values["fairness_method"] if values["enable_fairness"] else "none"
-        run = f"{values['dataset']}-{method}-{values['synthesis_type']}"
+        run = f"{values['dataset']}-{method}-{network_name(values['backbone'], values['synthesis_type'])}"
         return run if values["seeds"] else f"{run}-seed{values['seed']}"

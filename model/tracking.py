@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from model.config import Config
+from model.config import Config, network_name
 from model.report import Table
 
 MODES = ("disabled", "offline", "online")
@@ -62,7 +62,7 @@ class Tracker:
     def of(cls, config: Config, directory: Path, run_id: str | None = None, active: bool = True) -> Tracker:
         """The tracker of a run under `config`, by method and seed; one that does nothing where not `active`."""
         mode = config.wandb_mode if active else "disabled"
-        group = f"{config.dataset}-{config.method}-{config.synthesis_type}"
+        group = f"{config.dataset}-{config.method}-{network_name(config.backbone, config.synthesis_type)}"
         seed = f"seed {config.seed}"
         return cls(mode, config.wandb_project, config.run_name, config.as_json(), directory, group, run_id, seed)
 
