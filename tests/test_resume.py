@@ -35,9 +35,13 @@ KINDS = {
     "mean": {"synthesis_type": "mean", **FAIR, "epochs": 3},
     "attention": {"synthesis_type": "attention", **FAIR},
     "gru": {"synthesis_type": "gru", "upstream_compat": True, "num_negatives": 1, "sample_size": 3},
+    "fda": {
+        **{"backbone": "gccf", "user_hidden": None, "item_hidden": None, "enable_fairness": True},
+        **{"fairness_method": "fda", "method_option": ["warmup_epochs=1", "noise_lr=0.05"], "epochs": 3},
+    },
 }
 # updates of a step: the discriminators' two and the joint one
-UPDATES = {"none": 1, "mean": 3, "attention": 3, "gru": 1}
+UPDATES = {"none": 1, "mean": 3, "attention": 3, "gru": 1, "fda": 2}
 STEPS = 7
 
 
