@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from data.structs import History, Split
 from model.layers import DotScorer
 
-# Rendle et al. (UAI 2009) and the code of FDA, LightGCN and AFRL start so; FA-BUHS's tables differ (Decision 23)
+# FDA's, AFRL's and NeuMF's code start so; FA-BUHS's tables differ (Decision 23)
 INITIAL_STD = 0.01
 
 
@@ -32,13 +32,14 @@ class MatrixFactorisation(nn.Module):
     """
 
     history_kind = None
+    initial_std = INITIAL_STD
 
     def __init__(self, num_users: int, num_items: int, dim: int):
         super().__init__()
         self.num_items, self.vector_width = num_items, dim
         self.user, self.item = nn.Embedding(num_users, dim), nn.Embedding(num_items, dim)
         for table in (self.user, self.item):
-            nn.init.normal_(table.weight, std=INITIAL_STD)
+            nn.init.normal_(table.weight, std=self.initial_std)
         self.scorer = DotScorer()
 
     def begin_phase(self, split: Split) -> None:
@@ -194,6 +195,8 @@ class GraphConvolution(MatrixFactorisation):
 
 class LightGCN(GraphConvolution):
     """Mean over layers of the symmetrically normalised convolution (He et al., SIGIR 2020)."""
+
+    initial_std = 0.1  # as in the authors' code
 
     def edge_weights(self, user_degree: np.ndarray, item_degree: np.ndarray) -> np.ndarray:
         """1 / sqrt(d_u d_i)."""
