@@ -374,6 +374,20 @@ def test_bf16_rounds_the_step_and_keeps_parameters_in_float32(name, make_method)
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
 
 
+@every_backbone
+def test_a_step_never_waits_for_the_device(name):
+    # the meta device has no values: whoever asks for one fails
+    meta, likes = torch.device("meta"), random_likes(0)
+    sizes = SimpleNamespace(num_users=USERS, num_items=ITEMS)
+    backbone = BACKBONES[name](sizes, SimpleNamespace(embedding_dim=DIM, graph_layers=2), 0, meta)
+    backbone.begin_phase(make_split(likes))
+    users, items = (rows.to(meta) for rows in make_rows())
+    context = backbone.prepare(item_noise=torch.zeros(backbone.noise_shape, device=meta))
+    scores = backbone.score(context, backbone.encode_users(context, users, None), items)
+    (scores.sum() + backbone.squared_norms(context, users, items).sum()).backward()
+    assert all(parameter.grad.device == meta for parameter in backbone.parameters())
+
+
 def test_the_penalty_is_l2_times_the_mean_squared_norm(make_method):
     split = make_split(random_likes(0))
     users, items = make_rows()
