@@ -131,8 +131,8 @@ class NeuMF(MatrixFactorisation):
         left, right = first.weight.split(self.dim, dim=1)
         hidden = F.linear(own, left, first.bias)[:, None] + F.linear(other, right)
         for layer in self.layers[1:]:
-            hidden = layer(F.relu(hidden))
-        return F.relu(hidden) @ self.output.weight[0, self.dim :] + self.output.bias
+            hidden = layer(hidden.relu_())
+        return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias
 
 
 @dataclass(frozen=True)
