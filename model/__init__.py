@@ -87,6 +87,8 @@ PROTOCOL_PRESETS: dict[str, dict] = {
     "loo": {},
     "fda": {"batch_size": 40_960, "eval_k": (10, 20, 30, 40, 50), "epochs": 200, "l2": 1e-2},
 }
+# Of backbones that know ids alone, where a data set is too small for their batches.
+COLLABORATIVE_ON: dict[str, dict] = {"synthetic": {"batch_size": 512, "epochs": 30, "lr": 5e-3}}
 # Where a protocol's paper sets a backbone's own.
 BACKBONE_PROTOCOL_PRESETS: dict[tuple[str, str], dict] = {
     ("ncf", "fda"): {"lr": 1e-3},
@@ -97,6 +99,8 @@ BACKBONE_PROTOCOL_PRESETS: dict[tuple[str, str], dict] = {
 def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict:
     """The hyper-parameters of `backbone` on `dataset` by `recipe`; a data set without a preset uses MovieLens's."""
     base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, {})
+    if backbone != "sparsenn":
+        base = base | COLLABORATIVE_ON.get(dataset, {})
     own = BACKBONE_PROTOCOL_PRESETS.get((backbone, protocol), {})
     return base | PROTOCOL_PRESETS.get(protocol, {}) | own | RECIPES[recipe]
 
