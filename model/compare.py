@@ -69,7 +69,7 @@ def load_runs(specs: Sequence[str], output_dir: Path) -> list[Finished]:
         raise ValueError(f"--runs={shown_specs}: name two or more different runs, comma-separated, the baseline first")
     runs = [load(spec, output_dir) for spec in specs]
     check_comparable(runs, "only runs on the same task and users are compared")
-    short = [Path(spec).name for spec in specs]
+    short = [run.place.name + f":{run.chosen}" * bool(run.chosen) for run in runs]
     names = short if len(set(short)) == len(short) and all(short) else specs
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 

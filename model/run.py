@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import math
 import os
 import platform
 import resource
@@ -11,13 +13,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from data.dataloader import BatchSampler, HistorySampler, NegativeSampler
@@ -38,11 +41,21 @@ from model.probe import held_out_users
 from model.report import (
     Table,
     recommendation_frame,
-    result_table,
     result_tables,
+    result_text,
     write_frame,
     write_json,
     write_per_user,
+)
+from model.side_by_side import (
+    LEVELS,
+    TestedList,
+    is_one,
+    label_rows,
+    roots_of,
+    tables_side_by_side,
+    values_by_user,
+    with_earlier,
 )
 from model.training import Progress, update
 
@@ -64,7 +77,8 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """What the data of all phases hash to."""
-        return " ".join(phase.split.fingerprint() for phase in self.protocol.phases)
+        own = [phase.split.fingerprint() for phase in self.protocol.phases]
+        return own[0] if len(own) == 1 else hashlib.sha256(" ".join(own).encode()).hexdigest()[:16]
 
     def data_lines(self) -> list[str]:
         """What was read, who is in which group, and what is asked: one finding a line."""
@@ -110,6 +124,12 @@ def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
 
 def prepare(config: Config, processes: Processes = ALONE) -> Run:
     """Read the data, apply the protocol and set the probe's users aside."""
+    reason = METHODS[config.method].unsupported(config)
+    if reason:
+        raise ValueError(
+            f"--fairness_method={config.method} on --backbone={config.backbone} with --protocol={config.protocol}: "
+            f"{reason}"
+        )
     if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
         raise ValueError("--upstream_compat with --synthesis_type=gru draws noise row by row: run it in one process")
     seeds, device = stream_seeds(config.seed), _device(config.device)
@@ -199,14 +219,18 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
     """Print what a run would do and cost, from a few timed steps whose weights are thrown away."""
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     print(f"parameters: {parameters:,}")
+    if len(method.controls()) > 1:
+        print(f"controls: {', '.join(method.controls())}")
     for phase in run.protocol.phases:
+        backbone.begin_phase(phase.split)
         sampler = batch_sampler(run, phase, backbone, method)
         method.begin_phase(phase, planned_steps(phase, sampler, method))
         for stage in method.stages():
             schedule = method.schedule(stage, phase)
             step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
             started = time.perf_counter()
-            ask_validation(run, phase, method, evaluator)
+            if phase.valid is not None:
+                ask_validation(run, phase, method, evaluator, stage)
             ranking = time.perf_counter() - started
             epoch = step * steps + ranking / schedule.every
             name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
@@ -236,9 +260,9 @@ def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:
     return sum(sampler.steps(schedule.batch_size) * schedule.epochs for schedule in schedules)
 
 
-def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator) -> dict[str, float]:
+def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator, stage: str) -> dict[str, float]:
     """Metrics of the validation task; under several controls, each one's with its name in front, and their means."""
-    split, protocol, controls = phase.split, run.protocol, method.selection_controls()
+    split, protocol, controls = phase.split, run.protocol, method.selection_controls(stage)
     summaries = {}
     for control in controls:
         ranking = evaluator.rank(phase.valid, split.histories, split, max(protocol.ks), control)
@@ -251,14 +275,16 @@ def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator)
     return run.processes.from_first(next(iter(summaries.values()), None))
 
 
-def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
-    """Ask each test task once under each control: metrics by key, rankings by name, per-user values.
+def ask_tests(
+    run: Run, phase: Phase, method: Method, evaluator: Evaluator, controls: Sequence[str] | None = None
+) -> tuple[dict[str, float], dict[str, Ranking], dict[str, np.ndarray]]:
+    """Ask each test task once under each of `controls` (None: all): metrics by key, rankings by root, per-user values.
 
     Of many processes the first gets them, the others nothing.
     """
     config, split = run.config, phase.split
     top = max(*run.protocol.ks, config.rerank_pool if config.rerank_fair else 1)
-    results, rankings, per_user = {}, {}, {}
+    results, rankings, per_user, leakage = {}, {}, {}, {}
 
     def add(prefix: str, ranking: Ranking | None) -> None:
         if ranking is None:
@@ -269,11 +295,11 @@ def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
         rankings[prefix] = ranking
 
     for task in phase.tests:
-        level = "" if len(phase.tests) == 1 else f"/{task.name}"
+        level = run.protocol.level(phase, task)
         for name, ranking in evaluator.yardsticks(task, split, top).items():
             add(f"reference/{name}{level}", ranking)
-        for control in method.controls():
-            prefix = f"test{level}" + (f"/{control}" if control else "")
+        for control in method.controls() if controls is None else controls:
+            prefix = f"test{level}" + (f"/{control}" if len(method.controls()) > 1 else "")
             ranking = evaluator.rank(task, split.test_histories, split, top, control, progress="test")
             add(prefix, ranking)
             if ranking is None:
@@ -282,8 +308,9 @@ def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
                 reranked, infeasible = evaluator.rerank(ranking, split)
                 add(f"{prefix}/reranked", reranked)
                 results[f"{prefix}/reranked/infeasible_users"] = infeasible
-            leakage = evaluator.leakage(split, run.groups, run.held_out, control)
-            results.update({f"{prefix}/{key}": value for key, value in leakage.items()})
+            if control not in leakage:
+                leakage[control] = evaluator.leakage(split, run.groups, run.held_out, control)
+            results.update({f"{prefix}/{key}": value for key, value in leakage[control].items()})
     return results, rankings, per_user
 
 
@@ -295,10 +322,51 @@ def _commit() -> str | None:
         return None  # an unpacked archive without git has no commit to name
 
 
+def selected(origin: Mapping[str, Any]) -> str:
+    """How the epoch was selected, in words."""
+    value = origin["validation"]
+    if value is None or math.isnan(value):
+        return str(origin["selected_by"])
+    return f"best validation {origin['selected_by']}, {value:.4f}"
+
+
 def origin_of(config: Config, metric: str, epoch: int, validation: float) -> dict[str, Any]:
     """What a trained run's numbers come from: method, seed, and the epoch that `metric` selected on validation."""
     origin = {"method": config.method, "seed": config.seed, "epoch": epoch}
     return origin | {"selected_by": metric, "validation": validation}
+
+
+def write_lists(
+    run: Run,
+    directory: Path,
+    phase: Phase,
+    rankings: Mapping[str, Ranking],
+    per_user: Mapping[str, np.ndarray],
+) -> None:
+    """Write each user's metrics and lists, `per_user.parquet` and `recommendations.parquet`, as `phase` found them.
+
+    Of several phases those before are kept: a run that was cut off in between asks them no more. Lists of several
+    phases, tasks and controls are told apart by columns of these names.
+    """
+    config, data, protocol = run.config, run.data, run.protocol
+    originals = data.original_user_ids, data.original_item_ids
+    names = [one.name for one in protocol.phases]
+    before = set(names[: names.index(phase.name)])
+    users, values = values_by_user(rankings, per_user)
+    path = directory / "per_user.parquet"
+    if before:
+        users, values = with_earlier(pd.read_parquet(path), users, values, originals[0], before)
+    write_per_user(path, users, originals[0], values, run.groups)
+    lists = [TestedList.of(root, protocol) for root in rankings if root.partition("/")[0] == "test"]
+    lists = [one for one in lists if one.reranked == config.rerank_fair]
+    levels = [level for level in LEVELS if any(getattr(one, level) for one in lists)]
+    frames = [recommendation_frame(rankings[one.root], *originals, data.item_titles, config.eval_k[0]) for one in lists]
+    frames = [label_rows(frame, one, levels) for frame, one in zip(frames, lists, strict=True)] if levels else frames
+    path = directory / "recommendations.parquet"
+    if before:
+        old = pd.read_parquet(path)
+        frames.insert(0, old[old["phase"].isin(before)])
+    write_frame(path, frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True))
 
 
 def write_results(
@@ -318,14 +386,10 @@ def write_results(
     arguments). `result.json` comes last: a folder that holds it is a finished run's.
     """
     config, data, commit = run.config, run.data, _commit()
-    ranking = rankings["test/reranked" if config.rerank_fair else "test"]
-    k = config.eval_k[0]
-    originals = data.original_user_ids, data.original_item_ids
-    write_per_user(directory / "per_user.parquet", ranking.users, originals[0], per_user, run.groups)
-    lists = recommendation_frame(ranking, *originals, data.item_titles, k)
-    write_frame(directory / "recommendations.parquet", lists)
+    write_lists(run, directory, run.protocol.phases[-1], rankings, per_user)
     pictures = draw_run(run, directory, progress, origin, rankings, per_user, evaluator)
-    header = _header(run, directory, len(progress.rows), origin)
+    header, tables = _header(run, directory, progress.rows, origin), tables_of(run, progress.results)
+    roots = roots_of(progress.results, config.eval_k[0])
     write_page(
         directory / "report.html",
         f"{config.run_name}: {origin['method']} on {data.name}",
@@ -333,7 +397,7 @@ def write_results(
         run_sections(
             run,
             header | {"commit": commit or "unknown"},
-            tables_of(run, progress.results),
+            tables,
             list(pictures.values()),
             progress.rows,
             trained=origin["epoch"] is not None,
@@ -347,21 +411,26 @@ def write_results(
             "dataset": data.name,
             "protocol": run.protocol.name,
             "description": run.protocol.description,
-            "fingerprint": run.protocol.phases[-1].split.fingerprint(),
+            "fingerprint": run.fingerprint,
             "commit": commit,
             **origin,
+            # keys of JSON are sorted; the order of the lists is the method's and the protocol's
+            **({} if is_one(roots) else {"lists": roots}),
             "metrics": progress.results,
         },
     )
-    labels = {name: group.labels for name, group in run.groups.items()}
-    print("\n" + result_table(progress.results, header, labels, k, DIRECTIONS), flush=True)
+    print("\n" + result_text(header, tables), flush=True)
     return {name: picture.paths[0] for name, picture in pictures.items()} | {"report": directory / "report.html"}
 
 
 def tables_of(run: Run, results: Mapping[str, float]) -> list[Table]:
-    """The tables of a run's `results` at its first K."""
-    labels = {name: group.labels for name, group in run.groups.items()}
-    return result_tables(results, labels, run.config.eval_k[0], DIRECTIONS)
+    """The tables of a run's `results` at its first K; of several lists, a line for each."""
+    labels, k = {name: group.labels for name, group in run.groups.items()}, run.config.eval_k[0]
+    roots = roots_of(results, k)
+    if is_one(roots):
+        return result_tables(results, labels, k, DIRECTIONS)
+    lists = [TestedList.of(root, run.protocol) for root in roots]
+    return tables_side_by_side(results, lists, labels, k, DIRECTIONS)
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
@@ -382,16 +451,15 @@ def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
     )
 
 
-def _header(run: Run, directory: Path, epochs: int, origin: Mapping[str, Any]) -> dict[str, str]:
+def _header(run: Run, directory: Path, rows: Sequence[Mapping], origin: Mapping[str, Any]) -> dict[str, str]:
     config, data, method = run.config, run.data, origin["method"]
     header = {"data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items"}
     if origin["epoch"] is not None:
         method += f" on {config.backbone} ({config.synthesis_type}), seed {origin['seed']}"
     header |= {"method": method, "protocol": run.protocol.description}
     if origin["epoch"] is not None:
-        trained = f" of {epochs}" if epochs else ""
-        header["epoch"] = (
-            f"{origin['epoch']}{trained} (best validation {origin['selected_by']}, {origin['validation']:.4f})"
-        )
+        # of the last stage of the last phase
+        epochs = f" of {rows[-1]['epoch']}" if rows else ""
+        header["epoch"] = f"{origin['epoch']}{epochs} ({selected(origin)})"
     header["sampled"] = f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking"
     return header | {"files": str(directory)}

@@ -42,6 +42,7 @@ _SYNTHETIC = ("dataset", ("synthetic",))
 REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "checkpoint": (("mode", ("evaluate", "recommend")),),
     "users": (("mode", ("recommend",)),),
+    "control": (("mode", ("evaluate", "recommend")),),
     "recommendations": (("mode", ("recommend",)),),
     "rankings": (("mode", ("score",)),),
     "runs": (("mode", ("compare",)),),
