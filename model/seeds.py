@@ -271,7 +271,7 @@ def _summarise(directory: Path, results: Mapping[int, dict], failed: Mapping[int
     """Write seeds.json, seeds.csv and seeds.tex of the seeds' `results` and print the main metrics at `k`."""
     first = next(iter(results.values()))
     keys = sorted({key for result in results.values() for key in result["metrics"]})
-    roots = first.get("lists") or [root for root in roots_of(keys, k)]
+    roots = first.get("lists") or roots_of(keys, k)
     values = {key: [result["metrics"].get(key, float("nan")) for result in results.values()] for key in keys}
     summaries = {key: summarise(entries) for key, entries in values.items()}
     content = {name: first[name] for name in ("dataset", "protocol", "description", "method")}
@@ -335,10 +335,10 @@ def _side_by_side(summaries: Mapping[str, Summary], roots: Sequence[str], k: int
     columns = comparison_columns({key for own in found.values() for key in own}, k, next(iter(attributes), ""))
     lines = []
     for root, own in found.items():
-        cells = [
-            f"{shown(key).cell(own[key].mean)} ± {shown(key).cell(own[key].std)}" if key in own else ""
-            for key in columns
-        ]
+        cells = []
+        for metric in map(shown, columns):
+            summary = own.get(metric.key)
+            cells.append(f"{metric.cell(summary.mean)} ± {metric.cell(summary.std)}" if summary else "")
         lines.append([root.partition("/")[2] or root, *cells])
     return ["", *columns.values()], lines
 
