@@ -88,8 +88,12 @@ PROTOCOL_PRESETS: dict[str, dict] = {
 
 
 def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict:
-    """The hyper-parameters of `backbone` on `dataset` by `recipe`; a data set without a preset uses MovieLens's."""
-    base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, {})
+    """The hyper-parameters of `backbone` on `dataset` by `recipe` and `protocol`.
+
+    A data set without a preset uses MovieLens's, a backbone without one sparsenn's, which leave the most to the data
+    set.
+    """
+    base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, BACKBONE_PRESETS["sparsenn"])
     return base | PROTOCOL_PRESETS.get(protocol, {}) | RECIPES[recipe]
 
 

@@ -354,7 +354,8 @@ def write_lists(
     before = set(names[: names.index(phase.name)])
     users, values = values_by_user(rankings, per_user)
     path = directory / "per_user.parquet"
-    if before:
+    # a checkpoint that is judged anew has a folder without them
+    if before and path.exists():
         users, values = with_earlier(pd.read_parquet(path), users, values, originals[0], before)
     write_per_user(path, users, originals[0], values, run.groups)
     lists = [TestedList.of(root, protocol) for root in rankings if root.partition("/")[0] == "test"]
@@ -363,7 +364,7 @@ def write_lists(
     frames = [recommendation_frame(rankings[one.root], *originals, data.item_titles, config.eval_k[0]) for one in lists]
     frames = [label_rows(frame, one, levels) for frame, one in zip(frames, lists, strict=True)] if levels else frames
     path = directory / "recommendations.parquet"
-    if before:
+    if before and path.exists():
         old = pd.read_parquet(path)
         frames.insert(0, old[old["phase"].isin(before)])
     write_frame(path, frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True))
