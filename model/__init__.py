@@ -86,6 +86,9 @@ PROTOCOL_PRESETS: dict[str, dict] = {
     "fda": {"batch_size": 40_960, "eval_k": (10, 20, 30, 40, 50), "epochs": 200, "l2": 1e-2},
 }
 
+# What of them a backbone has no use for.
+BACKBONE_LIMITS: dict[str, dict] = {"sparsenn": {"l2": 0.0}}
+
 
 def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict:
     """The hyper-parameters of `backbone` on `dataset` by `recipe` and `protocol`.
@@ -94,7 +97,7 @@ def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", p
     set.
     """
     base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, BACKBONE_PRESETS["sparsenn"])
-    return base | PROTOCOL_PRESETS.get(protocol, {}) | RECIPES[recipe]
+    return base | PROTOCOL_PRESETS.get(protocol, {}) | RECIPES[recipe] | BACKBONE_LIMITS.get(backbone, {})
 
 
 def build_sparsenn(data: InteractionData, config: Config, seed: int, device: torch.device) -> SparseNN:

@@ -36,6 +36,7 @@ MODE_SETTINGS: dict[str, set[str]] = {
 }
 
 _FAIR, _SAMPLED, _RERANKED = ("enable_fairness", (True,)), ("fairness_sampling", (True,)), ("rerank_fair", (True,))
+_BUHS = ("fairness_method", ("fabuhs",))
 _TOWERS, _BY_IDS = ("backbone", ("sparsenn",)), ("backbone", ("bprmf", "pmf", "ncf", "gccf", "lightgcn"))
 _SYNTHETIC = ("dataset", ("synthetic",))
 # A flag that nothing would read otherwise: flag -> the flags that it needs, each with those of its values which do.
@@ -50,12 +51,12 @@ REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "export_split": (("dry_run", (True,)),),
     "fairness_method": (_FAIR,),
     "method_option": (_FAIR,),
-    "fairness_sampling": (_FAIR, _TOWERS),
-    "adversarial_lambda_user": (_FAIR,),
-    "adversarial_lambda_item": (_FAIR,),
-    "adversarial_ramp": (_FAIR,),
-    "item_adversary": (_FAIR,),
-    "adversary_input": (_FAIR,),
+    "fairness_sampling": (_FAIR, _BUHS, _TOWERS),
+    "adversarial_lambda_user": (_FAIR, _BUHS),
+    "adversarial_lambda_item": (_FAIR, _BUHS),
+    "adversarial_ramp": (_FAIR, _BUHS),
+    "item_adversary": (_FAIR, _BUHS),
+    "adversary_input": (_FAIR, _BUHS),
     "rerank_fair": (_FAIR,),
     "fairness_weight": (_SAMPLED,),
     "rerank_alpha": (_RERANKED,),
