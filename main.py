@@ -33,6 +33,7 @@ from model import BACKBONES, METHODS, RECIPES
 from model.compare import compare_runs
 from model.config import Config, Request, torch_generator
 from model.distributed import ALONE, Processes, joined
+from model.estimates import estimate
 from model.evaluation import Evaluator
 from model.export import export_split
 from model.layers import SCORERS
@@ -47,7 +48,6 @@ from model.run import (
     batch_sampler,
     build,
     describe,
-    estimate,
     origin_of,
     planned_steps,
     prepare,

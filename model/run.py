@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import math
 import os
 import platform
@@ -12,10 +11,8 @@ import resource
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +27,10 @@ from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
 from data.structs import Group, InteractionData, ItemLists, Ranking
 from fairness_utils import DIRECTIONS
 from model import BACKBONES, METHODS, preset
-from model.config import Config, stream_seeds, torch_generator
+from model.config import Config, stream_seeds
 from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
-from model.methods.base import Environment, Method, Schedule
+from model.methods.base import Environment, Method
 from model.metrics import evaluate
 from model.pages import run_sections, typed_command, write_page
 from model.pictures import draw_run
@@ -57,7 +54,7 @@ from model.side_by_side import (
     values_by_user,
     with_earlier,
 )
-from model.training import Progress, update
+from model.training import Progress
 
 
 @dataclasses.dataclass
@@ -213,45 +210,6 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
     # upstream leaves the target in its history where there are no times (BookCrossing)
     exclude_target = not (config.upstream_compat and split.train.time is None)
     return BatchSampler(split.train, negatives, history, exclude_target, config.upstream_compat)
-
-
-def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
-    """Print what a run would do and cost, from a few timed steps whose weights are thrown away."""
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    print(f"parameters: {parameters:,}")
-    if len(method.controls()) > 1:
-        print(f"controls: {', '.join(method.controls())}")
-    for phase in run.protocol.phases:
-        backbone.begin_phase(phase.split)
-        sampler = batch_sampler(run, phase, backbone, method)
-        method.begin_phase(phase, planned_steps(phase, sampler, method))
-        for stage in method.stages():
-            schedule = method.schedule(stage, phase)
-            step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
-            started = time.perf_counter()
-            if phase.valid is not None:
-                ask_validation(run, phase, method, evaluator, stage)
-            ranking = time.perf_counter() - started
-            epoch = step * steps + ranking / schedule.every
-            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
-            print(
-                f"{name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
-                f"epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
-            )
-
-
-def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, schedule: Schedule) -> float:
-    """Seconds that one step of every pass of `stage` takes together; the weights are spoilt."""
-    generators = {name: torch_generator(0, run.device) for name in ("order", "negatives", "history")}
-    method.begin_epoch(stage, 1)
-    times = []
-    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 5):
-        started = time.perf_counter()
-        rows = sampler.sample(edges, generators["negatives"], generators["history"])
-        for name in method.passes(stage):
-            method.train_step(rows, stage, name, partial(update, processes=run.processes))
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:

@@ -21,10 +21,11 @@ from tabulate import tabulate
 
 from model.config import FREE_SETTINGS, Config
 from model.distributed import ALONE, Processes
+from model.estimates import estimate
 from model.evaluation import Evaluator
 from model.finished import FOLDER_OF_SEEDS, read_json, read_result
 from model.report import WIDTH, atomic_path, lock_run_dir, reserve_run_dir, write_frame, write_json
-from model.run import build, describe, estimate, prepare
+from model.run import build, describe, prepare
 from model.settings import Settings
 from model.side_by_side import is_one, roots_of
 from model.statistics import CONFIDENCE, Summary, summarise

@@ -98,7 +98,9 @@ def tables_side_by_side(
         lines = _lines([one for one in lists if one.task == task], results)
         tables += [_accuracy(results, lines, groups, k, of_task), *_by_group(results, lines, groups, k, of_task)]
         tables += _whole_lists(results, lines, k, directions, of_task)
-    return [part for table in tables for part in _fitting(table)]
+    # a protocol's summary need not have everything
+    tables = [replace(table, rows=[row for row in table.rows if any(row[1:])]) for table in tables]
+    return [part for table in tables if table.rows for part in _fitting(table)]
 
 
 def _lines(lists: Sequence[TestedList], results: Mapping[str, float]) -> dict[str, str]:
@@ -168,7 +170,8 @@ def _whole_lists(results, lines: Mapping[str, str], k: int, directions, of_task:
 def _fitting(table: Table) -> list[Table]:
     """The table cut into parts that are no wider than the console, each with the first column."""
     widths = [
-        max(len(text) for text in (head, *column))
+        # tabulate gives heads room
+        max(len(head) + 2, *(len(text) for text in column))
         for head, column in zip(table.headers, zip(*table.rows, strict=True), strict=True)
     ]
     parts, used = [[]], widths[0]
