@@ -33,6 +33,7 @@ from model import BACKBONES, METHODS, RECIPES
 from model.compare import compare_runs
 from model.config import Config, Request, torch_generator
 from model.distributed import ALONE, Processes, joined
+from model.estimates import estimate
 from model.evaluation import Evaluator
 from model.export import export_split
 from model.layers import SCORERS
@@ -47,11 +48,11 @@ from model.run import (
     batch_sampler,
     build,
     describe,
-    estimate,
     origin_of,
     planned_steps,
     prepare,
     tables_of,
+    write_lists,
     write_results,
 )
 from model.scoring import score_rankings
@@ -94,6 +95,7 @@ def _define_choice(
 _define_choice("mode", "train", MODE_SETTINGS, "train (and test once); evaluate a checkpoint anew; recommend from one; score rankings of another program; compare finished runs.")
 flags.DEFINE_string("checkpoint", None, "evaluate, recommend: the checkpoint.pt of a run, or the run's folder.")
 flags.DEFINE_list("users", [], "recommend: the data set's own user ids, comma-separated, or all.")
+flags.DEFINE_string("control", None, "evaluate, recommend: setting of a fairness method that leaves several open after training. None: evaluate all, recommend by the first.")
 flags.DEFINE_string("recommendations", None, "recommend: CSV or parquet file to write instead of printing.")
 flags.DEFINE_string("rankings", None, "score: rankings by another program, with the data set's own ids (parquet, CSV, or a TREC run).")
 flags.DEFINE_list("runs", [], "compare: folders of finished runs, comma-separated, also of --seeds; the first is what the others are compared with.")
@@ -272,12 +274,12 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
     return progress.means(processes)
 
 
-def validate(session: Session, phase: Phase) -> dict[str, float]:
+def validate(session: Session, phase: Phase, stage: str) -> dict[str, float]:
     """Metrics of the validation task under the current weights."""
     training, states = session.training, session.training.generator_states()
     try:
         with session.stop.at_once(), training.naming(f"epoch {training.progress.epoch}"):
-            return ask_validation(session.run, phase, training.method, session.evaluator)
+            return ask_validation(session.run, phase, training.method, session.evaluator, stage)
     except Stopped:
         # the signal may have come before the evaluator put a network's own stream back
         training.set_generator_states(states)
@@ -285,25 +287,31 @@ def validate(session: Session, phase: Phase) -> dict[str, float]:
 
 
 def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
-    """Train the epochs that are left of a stage; the weights that validation selected are in place when it ends."""
+    """Train the epochs that are left of a stage; the weights that validation selected, or the last ones where the phase
+    has no validation, are in place when it ends."""
     run, training, directory = session.run, session.training, session.directory
     progress, schedule = training.progress, training.method.schedule(stage, phase)
     selection = training.selection
-    while not training.over(schedule):
+    while not training.over(phase, schedule):
         epoch, started = progress.epoch, time.perf_counter()
         means = train_epoch(session, sampler, stage, schedule)
         trained = time.perf_counter()
         row = {"phase": phase.name, "stage": stage, "epoch": epoch}
         row |= {f"train/{key}": mean for key, mean in means.items()}
         shown, best = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items()), False
-        if epoch % schedule.every == 0 or epoch == schedule.epochs:
-            summary = validate(session, phase)
+        if phase.valid is None:
+            best = epoch == schedule.epochs
+            if best:
+                selection.take(epoch, training.backbone, training.method)
+        elif schedule.asks(epoch):
+            summary = validate(session, phase, stage)
             best = selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
             row |= {f"valid/{key}": metric for key, metric in summary.items()}
             shown += f"; validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}"
         if run.processes.first:
             append_jsonl(directory / "metrics.jsonl", row)
-        session.tracker.log(row, epoch)
+        # epochs count anew in every stage, and the tracker's steps must not
+        session.tracker.log(row, len(progress.rows) + 1)
         ranked = time.perf_counter()
         print(
             f"epoch {epoch}/{schedule.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]",
@@ -312,7 +320,7 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
         if best and run.processes.first:
             save_checkpoint(directory / "checkpoint.pt", run.config, phase, selection)
         progress.end_epoch(row)
-        if training.over(schedule):
+        if training.over(phase, schedule):
             session.save()
         else:
             session.save_if_due(epoch)
@@ -330,12 +338,10 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     sampler = batch_sampler(run, phase, training.backbone, training.method)
     training.backbone.begin_phase(phase.split)
     training.method.begin_phase(phase, planned_steps(phase, sampler, training.method))
-    training.begin_phase(streams)
-    if saved is not None:
-        training.load(saved)
-        if run.processes.first and training.selection.weights:
-            # epochs after the state may have left others there, and need not come out as best again
-            save_checkpoint(session.directory / "checkpoint.pt", run.config, phase, training.selection)
+    training.begin_phase(phase, streams, saved)
+    if saved is not None and run.processes.first and training.selection.weights:
+        # epochs after the state may have left others there, and need not come out as best again
+        save_checkpoint(session.directory / "checkpoint.pt", run.config, phase, training.selection)
     stages = training.method.stages()
     try:
         for stage in stages[progress.stage :]:
@@ -346,6 +352,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     except Stopped:
         session.save()
         raise
+    training.end_phase(phase)
     progress.spend("train")
 
 
@@ -392,7 +399,7 @@ def execute(
         progress.tracker = tracker.id
         progress.spend("read")
         stop = stack.enter_context(StopSignals(processes, resume_command(config, processes)))
-        training = Training(backbone, method, progress, processes)
+        training = Training(backbone, method, progress, processes, run.protocol.starts)
         return train_and_test(Session(run, training, evaluator, stop, directory, tracker), saved)
 
 
@@ -410,16 +417,17 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
             saved = None
             with session.stop.at_once():
                 results, rankings, per_user = ask_tests(run, phase, session.training.method, session.evaluator)
-            level = f"/{phase.name}" if len(phases) > 1 else ""
-            for key, value in results.items():
-                root, _, rest = key.partition("/")
-                progress.results[f"{root}{level}/{rest}"] = value
+            progress.results.update(results)
+            if run.processes.first and phase is not phases[-1]:
+                write_lists(run, session.directory, phase, rankings, per_user)
             progress.spend("test")
             progress.phase, progress.stage = progress.phase + 1, 0
         if not run.processes.first:
             return {}
+        if run.protocol.summarise is not None:
+            progress.results.update(run.protocol.summarise(progress.results))
         selection = session.training.selection
-        origin = origin_of(run.config, phases[-1].metric, selection.epoch, selection.value)
+        origin = origin_of(run.config, phases[-1].selected_by, selection.epoch, selection.value)
         images = write_results(run, session.directory, progress, origin, rankings, per_user, session.evaluator)
     except BaseException as error:
         session.tracker.finish(exit_code=getattr(error, "exit_code", 1))

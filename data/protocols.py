@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +38,18 @@ class Task:
     candidates: int | None
 
 
+# Where a phase starts from, beside the names of earlier phases.
+CONTINUE, FRESH = "continue", "fresh"
+
+
 @dataclass(frozen=True)
 class Phase:
     """One stretch of training on one split: the epoch is selected by `metric` on `valid`, asked `every` so many epochs
-    until `patience` epochs bring nothing better; each test task is asked once."""
+    until `patience` epochs bring nothing better (no `valid`: the last epoch is taken); each test task is asked once.
+
+    `start` says from which weights: those that the phase before ended with (continue), those that the run began with
+    (fresh), or those that an earlier phase of that name ended with. What the method keeps (optimisers) goes with them.
+    """
 
     name: str
     split: Split
@@ -49,20 +57,57 @@ class Phase:
     metric: str
     every: int
     patience: int
-    valid: Task
+    valid: Task | None
     tests: tuple[Task, ...]
+    start: str = CONTINUE
+
+    @property
+    def selected_by(self) -> str:
+        """What selects the epoch."""
+        return "last epoch" if self.valid is None else self.metric
 
 
 @dataclass(frozen=True)
 class Protocol:
     """A protocol applied to a data set; `description` says in one line what its numbers mean, `metrics` whose
-    definitions they follow."""
+    definitions they follow.
+
+    `summarise` turns the metrics of all phases (`test/<phase>/<task>/ndcg@10`) into further ones, whose keys have a
+    name of its own in the place of a phase (`test/mean/...`).
+    """
 
     name: str
     description: str
     ks: tuple[int, ...]
     phases: tuple[Phase, ...]
     metrics: str = "standard"
+    summarise: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+
+    def __post_init__(self):
+        known = {CONTINUE, FRESH}
+        for phase in self.phases:
+            if phase.start not in known:
+                raise ValueError(f"phase {phase.name} starts from {phase.start!r}; allowed is one of {sorted(known)}")
+            known.add(phase.name)
+
+    @property
+    def starts(self) -> frozenset[str]:
+        """The states that a later phase starts from, by the names of `Phase.start`."""
+        return frozenset(phase.start for phase in self.phases) - {CONTINUE}
+
+    @property
+    def many_phases(self) -> bool:
+        """Whether keys say the phase."""
+        return len(self.phases) > 1
+
+    @property
+    def many_tasks(self) -> bool:
+        """Whether keys say the test task."""
+        return any(len(phase.tests) > 1 for phase in self.phases)
+
+    def level(self, phase: Phase, task: Task) -> str:
+        """What the keys of `task` have behind `test` or a yardstick: /phase/task, each left out where there is one."""
+        return f"/{phase.name}" * self.many_phases + f"/{task.name}" * self.many_tasks
 
 
 def popularity_group(degree: np.ndarray, warm_threshold: float) -> Group:

@@ -75,6 +75,7 @@ BACKBONE_PRESETS: dict[str, dict] = {
     "gccf": COLLABORATIVE | {"batch_size": 8192, "lr": 5e-3, "graph_layers": 2, "l2": 1e-3},
     "lightgcn": COLLABORATIVE | {"batch_size": 32_768, "lr": 2e-2, "graph_layers": 2, "l2": 1e-4},
 }
+BY_IDS = tuple(name for name in BACKBONE_PRESETS if name != "sparsenn")
 
 # What a recipe changes in a data set's hyper-parameters. Decision 25: tuned is ours, by ablation on MovieLens-1M.
 RECIPES: dict[str, dict] = {
@@ -95,10 +96,14 @@ COLLABORATIVE_ON: dict[str, dict] = {"synthetic": {"batch_size": 512, "epochs": 
 
 
 def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict:
-    """The hyper-parameters of `backbone` on `dataset` by `recipe`; a data set without a preset uses MovieLens's."""
-    base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, {})
+    """The hyper-parameters of `backbone` on `dataset` by `recipe` and `protocol`.
+
+    A data set without a preset uses MovieLens's, a backbone without one sparsenn's, which leave the most to the data
+    set.
+    """
+    base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, BACKBONE_PRESETS["sparsenn"])
     own = PROTOCOL_PRESETS.get(protocol, {})
-    if backbone != "sparsenn":
+    if backbone in BY_IDS:
         own = own | COLLABORATIVE_UNDER.get(protocol, {}) | BACKBONE_UNDER.get((backbone, protocol), {})
         own = own | COLLABORATIVE_ON.get(dataset, {})
     return base | own | RECIPES[recipe]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from model.compare_report import Comparison, latex_report, terminal_report, write_report
 from model.distributed import Processes
-from model.finished import Finished, check_comparable, load
+from model.finished import Finished, check_comparable, find, load
 from model.pages import typed_command
 from model.report import (
     KEY,
@@ -69,9 +69,15 @@ def load_runs(specs: Sequence[str], output_dir: Path) -> list[Finished]:
         raise ValueError(f"--runs={shown_specs}: name two or more different runs, comma-separated, the baseline first")
     runs = [load(spec, output_dir) for spec in specs]
     check_comparable(runs, "only runs on the same task and users are compared")
-    short = [Path(spec).name for spec in specs]
+    short = [_short(spec, find(spec, output_dir)[1]) for spec in specs]
     names = short if len(set(short)) == len(short) and all(short) else specs
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _short(spec: str, chosen: str) -> str:
+    """A run's name without the folders that it lies in; a list's name, which may have slashes, stays whole."""
+    behind = f":{chosen}" if chosen else ""
+    return Path(spec.removesuffix(behind)).name + behind
 
 
 def common_cutoffs(runs: Sequence[Finished], asked: tuple[int, ...] | None) -> list[int]:

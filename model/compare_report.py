@@ -16,27 +16,11 @@ from model.finished import Finished
 from model.pages import Picture, Section, write_page
 from model.pareto import accuracy_against_fairness, fairness_metrics
 from model.report import ARROWS, UNDEFINED, WIDTH, Table
-from model.tables import best, escape, latex_table, main_metrics, shown
+from model.tables import best, comparison_columns, escape, latex_table, main_metrics, shown
 
 VALUE_HEADERS = ["baseline", "run", "difference"]
 TEST_HEADERS = ["95 % interval", "p", "p (Holm)", "d_z", "r"]
 LEVELS = {0.001: "***", 0.01: "**", 0.05: "*"}
-# columns of the LaTeX table: key -> header; {k} and {attribute} are the primary ones
-COLUMNS = {
-    "hr@{k}": "HR",
-    "ndcg@{k}": "NDCG",
-    "mrr@{k}": "MRR",
-    "ndcg@{k}/head": "head",
-    "ndcg@{k}/tail": "tail",
-    "ndcg@{k}/gap/{attribute}": "gap",
-    "gini@{k}": "Gini",
-    "coverage@{k}": "coverage",
-    "arp@{k}": "ARP",
-    "aplt@{k}": "APLT",
-    "dp_rate@{k}/{attribute}": "DP rate",
-    "dp_js@{k}/{attribute}": "DP JS",
-    "leakage_auc/{attribute}": "AUC",
-}
 PARETO_CAPTION = (
     "Each point is a run. The step line joins those that no other run beats in both at once; the others are hollow. "
     "Numbers are those of the legend, arrows point to the better side."
@@ -61,8 +45,7 @@ def latex_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
     """A booktabs table, runs as rows: the best of each column bold, stars where a run differs from the first."""
     k, table = comparison.k, comparison.table
     attribute = next(iter(runs[0].groups.columns), "")
-    columns = {key.format(k=k, attribute=attribute): header for key, header in COLUMNS.items()}
-    columns = {key: header for key, header in columns.items() if any(key in run.metrics for run in runs)}
+    columns = comparison_columns({key for run in runs for key in run.metrics}, k, attribute)
     marks = {
         (row.run, row.metric): _stars(row.p_holm) for row in table[table["family"] == f"all users @{k}"].itertuples()
     }

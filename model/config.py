@@ -55,6 +55,7 @@ class Request:
     mode: str
     checkpoint: Path | None
     users: tuple[str, ...]
+    control: str | None
     recommendations: Path | None
     rankings: Path | None
     runs: tuple[str, ...]

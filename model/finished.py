@@ -111,6 +111,9 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
     frame = frame.set_index(USER).sort_index()
     lists = list(dict.fromkeys(column.rpartition("/")[0] for column in frame if "@" in column))
     root = _root(name, lists, chosen)
+    # with several tasks a row may be of somebody whom this one does not ask
+    asked = frame[[column for column in frame if column.rpartition("/")[0] == root]].notna().any(axis=1)
+    frame = frame[asked]
     columns = {column: column.removeprefix(f"{root}/") for column in frame if column.rpartition("/")[0] == root}
     parts = [result["method"], SHORT.get(chosen, chosen)]
     if result.get("epoch") is not None:

@@ -25,7 +25,10 @@ from model import plots
 from model.evaluation import Evaluator
 from model.metrics import per_user_accuracy
 from model.pages import Picture
+from model.pareto import accuracy_against_fairness, fairness_metrics
 from model.report import ACCURACY
+from model.side_by_side import TestedList, is_one, roots_of
+from model.tables import under
 from model.training import Progress
 
 if TYPE_CHECKING:
@@ -48,7 +51,12 @@ INTERVALS = (
 )
 # picture -> its title and how to read it
 TEXTS = {
-    "training": ("Training curves", "The dotted line is the epoch that validation {metric} selected{adversary}."),
+    "training": ("Training curves", "The dotted line is the epoch that {selector} selected{adversary}."),
+    "settings": (
+        "Accuracy against fairness of all tested lists",
+        "Each point is a list; the step line joins those that no other list beats in both at once, the others are "
+        "hollow. The other pictures show {first}.",
+    ),
     "exposure": (
         "Exposure over the catalogue",
         "The further a curve hangs below the diagonal, the fewer items share the exposure; the Gini index is twice the "
@@ -102,7 +110,8 @@ def draw_run(
     """
     config, phase, k = run.config, run.protocol.phases[-1], run.config.eval_k[0]
     split, rows = phase.split, progress.rows
-    shown = {name: rankings[key] for name, key in RANKINGS.items() if key in rankings}
+    keys = shown_keys(rankings)
+    shown = {name: rankings[key] for name, key in keys.items()}
     pictures = {}
 
     def add(name: str, draw: Callable[..., list[Path]], *numbers, words: Mapping[str, Any] = {}, **options) -> None:
@@ -112,7 +121,16 @@ def draw_run(
     if rows:
         adversary = ADVERSARY if any("train/adversary/user" in row for row in rows) else ""
         marks = {"metric": f"valid/{phase.metric}", "selected_epoch": origin["epoch"]}
-        add("training", plots.training_curves, rows, words={"metric": phase.metric, "adversary": adversary}, **marks)
+        selector = "the protocol" if phase.valid is None else f"validation {phase.metric}"
+        add("training", plots.training_curves, rows, words={"selector": selector, "adversary": adversary}, **marks)
+    roots = roots_of(progress.results, k)
+    if not is_one(roots):
+        points = {root.partition("/")[2]: under(progress.results, root, roots) for root in roots}
+        first = TestedList.of(keys["this run"], run.protocol)
+        names = {"phase": first.phase, "task": first.task, "control": first.control}
+        words = {"first": ", ".join(f"{level} {name}" for level, name in names.items() if name)}
+        if fairness_metrics(points, f"ndcg@{k}"):
+            add("settings", accuracy_against_fairness, points, words=words, accuracy=f"ndcg@{k}")
     exposures = {
         name: exposure(ranking.topk[:, :k], split.num_items, position_weights(k))
         for name, ranking in shown.items()
@@ -123,7 +141,7 @@ def draw_run(
     shares = {name: bucket_shares(values, buckets) for name, values in exposures.items()}
     due = [bucket_shares(values, buckets) for values in (np.ones(split.num_items), split.degree)]
     add("exposure_by_popularity", plots.exposure_by_popularity, shares, *due, words={"k": k})
-    add("accuracy_by_group", plots.accuracy_intervals, *group_estimates(run.groups, shown, per_user, k))
+    add("accuracy_by_group", plots.accuracy_intervals, *group_estimates(run.groups, shown, per_user, k, keys))
     add("accuracy_by_popularity", plots.accuracy_intervals, *popularity_estimates(split, shown, k))
     if evaluator is not None and evaluator.backbone.history_kind == "sampled":
         group = run.groups[config.attribute]
@@ -134,11 +152,20 @@ def draw_run(
         drawn = {title: values[largest] for title, values in ways.items()}
         labels = [group.labels[code] for code in largest]
         add("histories", plots.history_distributions, drawn, labels, words=words, group=group.name)
-    if evaluator is not None and config.rerank_fair:
+    if evaluator is not None and config.rerank_fair and phase.valid is not None:
         chosen, tail = (config.exposure_floor, config.rerank_alpha), evaluator.target(split)[_tail_code(split)]
         curves = trade_off(evaluator, phase)
         add("rerank_trade_off", plots.rerank_trade_off, curves, f"NDCG@{k}", chosen, due=float(tail))
     return pictures
+
+
+def shown_keys(rankings: Mapping[str, Ranking]) -> dict[str, str]:
+    """What pictures call a ranking -> its key: of several, those of the first task, under the first control."""
+    own = next(key for key in rankings if key.partition("/")[0] == "test")
+    wanted = {"this run": own, "re-ranked": f"{own}/reranked"}
+    for name in ("most popular", "random"):
+        wanted[name] = next((key for key in rankings if key.startswith(RANKINGS[name])), "")
+    return {name: key for name, key in wanted.items() if key in rankings}
 
 
 def _tail_code(split: Split) -> int:
@@ -178,11 +205,16 @@ Estimates = tuple[dict[str, dict[str, np.ndarray]], dict[str, list[str]]]
 
 
 def group_estimates(
-    groups: Mapping[str, Group], rankings: Mapping[str, Ranking], per_user: Mapping[str, np.ndarray], k: int
+    groups: Mapping[str, Group],
+    rankings: Mapping[str, Ranking],
+    per_user: Mapping[str, np.ndarray],
+    k: int,
+    keys: Mapping[str, str] = RANKINGS,
 ) -> Estimates:
     """NDCG and HR at `k` of everyone and of each user group, for this run and re-ranked.
 
-    `per_user` has the values by key (`test/ndcg@10`), `[T]` each, in the order of the rankings' users.
+    `per_user` has the values by key (`test/ndcg@10`; `keys` names each ranking's root), `[T]` each, in the order of the
+    rankings' users.
     """
     estimates = {}
     for base in ("ndcg", "hr"):
@@ -190,7 +222,7 @@ def group_estimates(
         for name in ("this run", "re-ranked"):
             if name not in rankings:
                 continue
-            values, users = per_user[f"{RANKINGS[name]}/{base}@{k}"], rankings[name].users
+            values, users = per_user[f"{keys[name]}/{base}@{k}"], rankings[name].users
             own = {"": {f"everyone (n = {np.sum(~np.isnan(values)):,})": mean_interval(values)}}
             for group in groups.values():
                 parts = [values[group.codes[users] == code] for code in range(group.num_groups)]
@@ -261,7 +293,8 @@ def trade_off(evaluator: Evaluator, phase: Phase) -> pd.DataFrame:
     """
     config, split, k = evaluator.config, phase.split, evaluator.config.eval_k[0]
     top = max(k, config.rerank_pool)
-    ranking = evaluator.alone().rank(phase.valid, split.histories, split, top, progress="trade-off")
+    control = evaluator.method.controls()[0]
+    ranking = evaluator.alone().rank(phase.valid, split.histories, split, top, control, progress="trade-off")
     tail, rows = split.item_groups["popularity"].codes == _tail_code(split), []
     for floor in dict.fromkeys((config.exposure_floor, 0.0)):
         for alpha in sorted({*TRADE_OFF_ALPHAS, config.rerank_alpha}):

@@ -78,7 +78,11 @@ def result_table(
     references: Mapping[str, str] = REFERENCES,
 ) -> str:
     """Lay out the `header` lines and the `result_tables` as text that a reader takes in at a glance."""
-    tables = result_tables(results, groups, k, directions, prefix, references)
+    return result_text(header, result_tables(results, groups, k, directions, prefix, references))
+
+
+def result_text(header: Mapping[str, str], tables: Sequence[Table]) -> str:
+    """The `header` lines and `tables` as text."""
     return "\n\n".join(block for block in (_header_lines(header), *(table.text() for table in tables)) if block)
 
 
@@ -103,7 +107,7 @@ def result_tables(
         runs["re-ranked"] = f"{prefix}/reranked"
     yardsticks = {name: root for name, root in references.items() if any(key.startswith(f"{root}/") for key in results)}
     first = next(iter(groups), None)
-    inline = first if first is not None and _fits_columns(groups[first]) else None
+    inline = first if first is not None and fits_columns(groups[first]) else None
     tables = [_accuracy_table(results, runs, yardsticks, k, inline, groups)]
     tables += [_group_table(results, runs, k, name, groups[name]) for name in groups if name != inline]
     columns = {"this run": prefix, **{name: root for name, root in runs.items() if name}, **yardsticks}
@@ -111,7 +115,8 @@ def result_tables(
     return [table for table in tables if table.rows]
 
 
-def _fits_columns(labels: Sequence[str]) -> bool:
+def fits_columns(labels: Sequence[str]) -> bool:
+    """Whether groups of these labels share a table with the rest."""
     return len(labels) <= GROUP_COLUMNS and sum(len(label) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
 
 
@@ -123,7 +128,8 @@ def _header_lines(header: Mapping[str, str]) -> str:
     )
 
 
-def _cell(results: Mapping[str, float], key: str, scale: float = 100, digits: int = 2) -> str:
+def cell(results: Mapping[str, float], key: str, scale: float = 100, digits: int = 2) -> str:
+    """A metric as text: `scale` times it, a dash where it is undefined, nothing where it was not measured."""
     if key not in results:
         return ""
     value = results[key]
@@ -141,8 +147,8 @@ def _accuracy_table(results, runs, yardsticks, k, attribute, groups) -> Table:
     for base, name in ACCURACY.items():
         for run, root in runs.items():
             row = [f"{name}@{k}{', ' if run else ''}{run}"]
-            row += [_cell(results, f"{root}/{base}@{k}{tail}") for tail in tails.values()]
-            row += ["" if run else _cell(results, f"{other}/{base}@{k}") for other in yardsticks.values()]
+            row += [cell(results, f"{root}/{base}@{k}{tail}") for tail in tails.values()]
+            row += ["" if run else cell(results, f"{other}/{base}@{k}") for other in yardsticks.values()]
             rows.append(row)
     of_whom = f"; groups and gap by {attribute}" if attribute is not None else ""
     return Table(f"Accuracy, in percent{of_whom}", ["", *tails, *yardsticks], rows)
@@ -153,7 +159,7 @@ def _group_table(results, runs, k, attribute, labels) -> Table:
     headers = [attribute] + [f"{ACCURACY[base]}@{k}{', ' if run else ''}{run}" for base, run in columns]
     tails = {**{label: f"{attribute}/{label}" for label in labels}, "gap": f"gap/{attribute}"}
     rows = [
-        [label] + [_cell(results, f"{runs[run]}/{base}@{k}/{tail}") for base, run in columns]
+        [label] + [cell(results, f"{runs[run]}/{base}@{k}/{tail}") for base, run in columns]
         for label, tail in tails.items()
     ]
     return Table(f"Accuracy by {attribute}, in percent", headers, rows)
@@ -173,7 +179,7 @@ def _exposure_table(results, columns, k, directions) -> Table:
     for tail, (base, of_whom) in sorted(found.items(), key=lambda e: (order.get(e[1][0], len(order)), e[1])):
         name = EXPOSURE_AND_PARITY.get(base, base) + (f", {of_whom}" if of_whom else "")
         digits = 1 if base == "arp" else 4
-        cells = [_cell(results, f"{root}/{tail}", 1, digits) for root in columns.values()]
+        cells = [cell(results, f"{root}/{tail}", 1, digits) for root in columns.values()]
         rows.append([name, ARROWS.get(directions.get(base), ""), *cells])
     caption = f"Exposure and parity of the top {k}, as fractions unless a unit is given"
     legend = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED} undefined."

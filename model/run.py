@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import hashlib
+import math
 import os
 import platform
 import resource
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from data.dataloader import BatchSampler, HistorySampler, NegativeSampler
@@ -27,10 +27,10 @@ from data.protocols import PROTOCOLS, Phase, Protocol, ProtocolOptions
 from data.structs import Group, InteractionData, ItemLists, Ranking
 from fairness_utils import DIRECTIONS
 from model import BACKBONES, METHODS, preset
-from model.config import Config, shown_network, stream_seeds, torch_generator
+from model.config import Config, shown_network, stream_seeds
 from model.distributed import ALONE, Processes
 from model.evaluation import Evaluator
-from model.methods.base import Environment, Method, Schedule
+from model.methods.base import Environment, Method
 from model.metrics import evaluate
 from model.pages import run_sections, typed_command, write_page
 from model.pictures import draw_run
@@ -38,14 +38,24 @@ from model.probe import held_out_users
 from model.report import (
     Table,
     recommendation_frame,
-    result_table,
     result_tables,
+    result_text,
     write_frame,
     write_json,
     write_per_user,
 )
 from model.settings import is_read
-from model.training import Progress, update
+from model.side_by_side import (
+    LEVELS,
+    TestedList,
+    is_one,
+    label_rows,
+    roots_of,
+    tables_side_by_side,
+    values_by_user,
+    with_earlier,
+)
+from model.training import Progress
 
 
 @dataclasses.dataclass
@@ -65,7 +75,8 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """What the data of all phases hash to."""
-        return " ".join(phase.split.fingerprint() for phase in self.protocol.phases)
+        own = [phase.split.fingerprint() for phase in self.protocol.phases]
+        return own[0] if len(own) == 1 else hashlib.sha256(" ".join(own).encode()).hexdigest()[:16]
 
     def data_lines(self) -> list[str]:
         """What was read, who is in which group, and what is asked: one finding a line."""
@@ -111,6 +122,12 @@ def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
 
 def prepare(config: Config, processes: Processes = ALONE) -> Run:
     """Read the data, apply the protocol and set the probe's users aside."""
+    reason = METHODS[config.method].unsupported(config)
+    if reason:
+        raise ValueError(
+            f"--fairness_method={config.method} on --backbone={config.backbone} with --protocol={config.protocol}: "
+            f"{reason}"
+        )
     if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
         raise ValueError("--upstream_compat with --synthesis_type=gru draws noise row by row: run it in one process")
     seeds, device = stream_seeds(config.seed), _device(config.device)
@@ -197,50 +214,15 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
     return BatchSampler(split.train, negatives, history, exclude_target, config.upstream_compat)
 
 
-def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
-    """Print what a run would do and cost, from a few timed steps whose weights are thrown away."""
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    print(f"parameters: {parameters:,}")
-    for phase in run.protocol.phases:
-        sampler = batch_sampler(run, phase, backbone, method)
-        method.begin_phase(phase, planned_steps(phase, sampler, method))
-        for stage in method.stages():
-            schedule = method.schedule(stage, phase)
-            step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
-            started = time.perf_counter()
-            ask_validation(run, phase, method, evaluator)
-            ranking = time.perf_counter() - started
-            epoch = step * steps + ranking / schedule.every
-            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
-            print(
-                f"{name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
-                f"epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
-            )
-
-
-def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, schedule: Schedule) -> float:
-    """Seconds that one step of every pass of `stage` takes together; the weights are spoilt."""
-    generators = {name: torch_generator(0, run.device) for name in ("order", "negatives", "history")}
-    method.begin_epoch(stage, 1)
-    times = []
-    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 5):
-        started = time.perf_counter()
-        rows = sampler.sample(edges, generators["negatives"], generators["history"])
-        for name in method.passes(stage):
-            method.train_step(rows, stage, name, partial(update, processes=run.processes))
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
 def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:
     """Most steps that a pass over the batches takes in all epochs of all stages of `phase`."""
     schedules = [method.schedule(stage, phase) for stage in method.stages()]
     return sum(sampler.steps(schedule.batch_size) * schedule.epochs for schedule in schedules)
 
 
-def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator) -> dict[str, float]:
+def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator, stage: str) -> dict[str, float]:
     """Metrics of the validation task; under several controls, each one's with its name in front, and their means."""
-    split, protocol, controls = phase.split, run.protocol, method.selection_controls()
+    split, protocol, controls = phase.split, run.protocol, method.selection_controls(stage)
     summaries = {}
     for control in controls:
         ranking = evaluator.rank(phase.valid, split.histories, split, max(protocol.ks), control)
@@ -253,14 +235,16 @@ def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator)
     return run.processes.from_first(next(iter(summaries.values()), None))
 
 
-def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
-    """Ask each test task once under each control: metrics by key, rankings by name, per-user values.
+def ask_tests(
+    run: Run, phase: Phase, method: Method, evaluator: Evaluator, controls: Sequence[str] | None = None
+) -> tuple[dict[str, float], dict[str, Ranking], dict[str, np.ndarray]]:
+    """Ask each test task once under each of `controls` (None: all): metrics by key, rankings by root, per-user values.
 
     Of many processes the first gets them, the others nothing.
     """
     config, split = run.config, phase.split
     top = max(*run.protocol.ks, config.rerank_pool if config.rerank_fair else 1)
-    results, rankings, per_user = {}, {}, {}
+    results, rankings, per_user, leakage = {}, {}, {}, {}
 
     def add(prefix: str, ranking: Ranking | None) -> None:
         if ranking is None:
@@ -271,11 +255,11 @@ def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
         rankings[prefix] = ranking
 
     for task in phase.tests:
-        level = "" if len(phase.tests) == 1 else f"/{task.name}"
+        level = run.protocol.level(phase, task)
         for name, ranking in evaluator.yardsticks(task, split, top).items():
             add(f"reference/{name}{level}", ranking)
-        for control in method.controls():
-            prefix = f"test{level}" + (f"/{control}" if control else "")
+        for control in method.controls() if controls is None else controls:
+            prefix = f"test{level}" + (f"/{control}" if len(method.controls()) > 1 else "")
             ranking = evaluator.rank(task, split.test_histories, split, top, control, progress="test")
             add(prefix, ranking)
             if ranking is None:
@@ -284,8 +268,9 @@ def ask_tests(run: Run, phase: Phase, method: Method, evaluator: Evaluator):
                 reranked, infeasible = evaluator.rerank(ranking, split)
                 add(f"{prefix}/reranked", reranked)
                 results[f"{prefix}/reranked/infeasible_users"] = infeasible
-            leakage = evaluator.leakage(split, run.groups, run.held_out, control)
-            results.update({f"{prefix}/{key}": value for key, value in leakage.items()})
+            if control not in leakage:
+                leakage[control] = evaluator.leakage(split, run.groups, run.held_out, control)
+            results.update({f"{prefix}/{key}": value for key, value in leakage[control].items()})
     return results, rankings, per_user
 
 
@@ -297,10 +282,52 @@ def _commit() -> str | None:
         return None  # an unpacked archive without git has no commit to name
 
 
+def selected(origin: Mapping[str, Any]) -> str:
+    """How the epoch was selected, in words."""
+    value = origin["validation"]
+    if value is None or math.isnan(value):
+        return str(origin["selected_by"])
+    return f"best validation {origin['selected_by']}, {value:.4f}"
+
+
 def origin_of(config: Config, metric: str, epoch: int, validation: float) -> dict[str, Any]:
     """What a trained run's numbers come from: method, seed, and the epoch that `metric` selected on validation."""
     origin = {"method": config.method, "seed": config.seed, "epoch": epoch}
     return origin | {"selected_by": metric, "validation": validation}
+
+
+def write_lists(
+    run: Run,
+    directory: Path,
+    phase: Phase,
+    rankings: Mapping[str, Ranking],
+    per_user: Mapping[str, np.ndarray],
+) -> None:
+    """Write each user's metrics and lists, `per_user.parquet` and `recommendations.parquet`, as `phase` found them.
+
+    Of several phases those before are kept: a run that was cut off in between asks them no more. Lists of several
+    phases, tasks and controls are told apart by columns of these names.
+    """
+    config, data, protocol = run.config, run.data, run.protocol
+    originals = data.original_user_ids, data.original_item_ids
+    names = [one.name for one in protocol.phases]
+    before = set(names[: names.index(phase.name)])
+    users, values = values_by_user(rankings, per_user)
+    path = directory / "per_user.parquet"
+    # a checkpoint that is judged anew has a folder without them
+    if before and path.exists():
+        users, values = with_earlier(pd.read_parquet(path), users, values, originals[0], before)
+    write_per_user(path, users, originals[0], values, run.groups)
+    lists = [TestedList.of(root, protocol) for root in rankings if root.partition("/")[0] == "test"]
+    lists = [one for one in lists if one.reranked == config.rerank_fair]
+    levels = [level for level in LEVELS if any(getattr(one, level) for one in lists)]
+    frames = [recommendation_frame(rankings[one.root], *originals, data.item_titles, config.eval_k[0]) for one in lists]
+    frames = [label_rows(frame, one, levels) for frame, one in zip(frames, lists, strict=True)] if levels else frames
+    path = directory / "recommendations.parquet"
+    if before and path.exists():
+        old = pd.read_parquet(path)
+        frames.insert(0, old[old["phase"].isin(before)])
+    write_frame(path, frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True))
 
 
 def write_results(
@@ -320,14 +347,10 @@ def write_results(
     arguments). `result.json` comes last: a folder that holds it is a finished run's.
     """
     config, data, commit = run.config, run.data, _commit()
-    ranking = rankings["test/reranked" if config.rerank_fair else "test"]
-    k = config.eval_k[0]
-    originals = data.original_user_ids, data.original_item_ids
-    write_per_user(directory / "per_user.parquet", ranking.users, originals[0], per_user, run.groups)
-    lists = recommendation_frame(ranking, *originals, data.item_titles, k)
-    write_frame(directory / "recommendations.parquet", lists)
+    write_lists(run, directory, run.protocol.phases[-1], rankings, per_user)
     pictures = draw_run(run, directory, progress, origin, rankings, per_user, evaluator)
-    header = _header(run, directory, len(progress.rows), origin)
+    header, tables = _header(run, directory, progress.rows, origin), tables_of(run, progress.results)
+    roots = roots_of(progress.results, config.eval_k[0])
     write_page(
         directory / "report.html",
         f"{config.run_name}: {origin['method']} on {data.name}",
@@ -335,7 +358,7 @@ def write_results(
         run_sections(
             run,
             header | {"commit": commit or "unknown"},
-            tables_of(run, progress.results),
+            tables,
             list(pictures.values()),
             progress.rows,
             trained=origin["epoch"] is not None,
@@ -349,21 +372,26 @@ def write_results(
             "dataset": data.name,
             "protocol": run.protocol.name,
             "description": run.protocol.description,
-            "fingerprint": run.protocol.phases[-1].split.fingerprint(),
+            "fingerprint": run.fingerprint,
             "commit": commit,
             **origin,
+            # keys of JSON are sorted; the order of the lists is the method's and the protocol's
+            **({} if is_one(roots) else {"lists": roots}),
             "metrics": progress.results,
         },
     )
-    labels = {name: group.labels for name, group in run.groups.items()}
-    print("\n" + result_table(progress.results, header, labels, k, DIRECTIONS), flush=True)
+    print("\n" + result_text(header, tables), flush=True)
     return {name: picture.paths[0] for name, picture in pictures.items()} | {"report": directory / "report.html"}
 
 
 def tables_of(run: Run, results: Mapping[str, float]) -> list[Table]:
-    """The tables of a run's `results` at its first K."""
-    labels = {name: group.labels for name, group in run.groups.items()}
-    return result_tables(results, labels, run.config.eval_k[0], DIRECTIONS)
+    """The tables of a run's `results` at its first K; of several lists, a line for each."""
+    labels, k = {name: group.labels for name, group in run.groups.items()}, run.config.eval_k[0]
+    roots = roots_of(results, k)
+    if is_one(roots):
+        return result_tables(results, labels, k, DIRECTIONS)
+    lists = [TestedList.of(root, run.protocol) for root in roots]
+    return tables_side_by_side(results, lists, labels, k, DIRECTIONS)
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
@@ -384,16 +412,15 @@ def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
     )
 
 
-def _header(run: Run, directory: Path, epochs: int, origin: Mapping[str, Any]) -> dict[str, str]:
+def _header(run: Run, directory: Path, rows: Sequence[Mapping], origin: Mapping[str, Any]) -> dict[str, str]:
     config, data, method = run.config, run.data, origin["method"]
     header = {"data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items"}
     if origin["epoch"] is not None:
         method += f" on {shown_network(config.backbone, config.synthesis_type)}, seed {origin['seed']}"
     header |= {"method": method, "protocol": run.protocol.description}
     if origin["epoch"] is not None:
-        trained = f" of {epochs}" if epochs else ""
-        header["epoch"] = (
-            f"{origin['epoch']}{trained} (best validation {origin['selected_by']}, {origin['validation']:.4f})"
-        )
+        # of the last stage of the last phase
+        epochs = f" of {rows[-1]['epoch']}" if rows else ""
+        header["epoch"] = f"{origin['epoch']}{epochs} ({selected(origin)})"
     header["sampled"] = f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking"
     return header | {"files": str(directory)}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,13 +21,15 @@ from tabulate import tabulate
 
 from model.config import FREE_SETTINGS, Config
 from model.distributed import ALONE, Processes
+from model.estimates import estimate
 from model.evaluation import Evaluator
 from model.finished import FOLDER_OF_SEEDS, read_json, read_result
 from model.report import WIDTH, atomic_path, lock_run_dir, reserve_run_dir, write_frame, write_json
-from model.run import build, describe, estimate, prepare
+from model.run import build, describe, prepare
 from model.settings import Settings
+from model.side_by_side import is_one, roots_of
 from model.statistics import CONFIDENCE, Summary, summarise
-from model.tables import Shown, escape, latex_table, main_metrics, under
+from model.tables import Shown, comparison_columns, escape, latex_table, main_metrics, shown, under
 from model.training import Stopped, resume_command
 
 MAIN = Path(__file__).parent.parent / "main.py"
@@ -147,7 +149,7 @@ def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
         run = prepare(work.on_host(seed))
         if aloud:
             describe(run)
-        return run.protocol.phases[-1].split.fingerprint()
+        return run.fingerprint
 
     first, *rest = work.seeds
     known = {first: of(first, aloud=True)} | {seed: of(seed) for seed in rest[:1]}
@@ -255,10 +257,9 @@ class Children:
     def _ended(self, seed: int, code: int, last: str) -> str | None:
         if code == 0:
             result = read_result(self.work.folder(seed))
-            self._say(
-                seed,
-                f"finished: epoch {result['epoch']}, validation {result['selected_by']} {result['validation']:.4f}",
-            )
+            by, value = result["selected_by"], result["validation"]
+            chosen = by if value is None else f"validation {by} {value:.4f}"
+            self._say(seed, f"finished: epoch {result['epoch']}, {chosen}")
             return None
         if code < 0:
             last = f"killed by {signal.Signals(-code).name}, last line: {last or 'none'}"
@@ -271,6 +272,7 @@ def _summarise(directory: Path, results: Mapping[int, dict], failed: Mapping[int
     """Write seeds.json, seeds.csv and seeds.tex of the seeds' `results` and print the main metrics at `k`."""
     first = next(iter(results.values()))
     keys = sorted({key for result in results.values() for key in result["metrics"]})
+    roots = first.get("lists") or roots_of(keys, k)
     values = {key: [result["metrics"].get(key, float("nan")) for result in results.values()] for key in keys}
     summaries = {key: summarise(entries) for key, entries in values.items()}
     content = {name: first[name] for name in ("dataset", "protocol", "description", "method")}
@@ -291,12 +293,16 @@ def _summarise(directory: Path, results: Mapping[int, dict], failed: Mapping[int
     caption = _caption(content)
     write_frame(directory / "seeds.csv", pd.DataFrame(rows))
     with atomic_path(directory / "seeds.tex") as temporary:
-        temporary.write_text(_latex(summaries, caption, k), encoding="utf-8")
+        temporary.write_text(_latex(summaries, caption, roots, k), encoding="utf-8")
     write_json(directory / FOLDER_OF_SEEDS, content)
     print("\n" + textwrap.fill(caption, WIDTH))
-    for root, table in _tables(summaries, k).items():
+    for root, table in _tables(summaries, roots, k).items():
         print(f"\n{root}: accuracy in percent, the rest as fractions unless a unit is given")
         print(tabulate(table, HEADERS, disable_numparse=True, colalign=["left"] + ["right"] * 4))
+    headers, lines = _side_by_side(summaries, roots, k)
+    if not is_one(roots):
+        print("\nAll lists: mean ± standard deviation, accuracy in percent")
+        print(tabulate(lines, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1)))
     print(f"\nEvery metric is in {directory}: seeds.json, seeds.csv, seeds.tex", flush=True)
 
 
@@ -314,15 +320,28 @@ def _caption(content: Mapping) -> str:
     )
 
 
-def _tables(summaries: Mapping[str, Summary], k: int) -> dict[str, list[list[str]]]:
+def _tables(summaries: Mapping[str, Summary], roots: Sequence[str], k: int) -> dict[str, list[list[str]]]:
     """The main metrics at `k` of every tested list: its root -> rows of cells."""
-    roots = [key.removesuffix(f"/ndcg@{k}") for key in summaries if key.endswith(f"/ndcg@{k}")]
     tables = {}
     for root in roots:
-        if root.startswith("test"):
-            own = under(summaries, root, roots)
-            tables[root] = [[metric.name, *_cells(metric, own[metric.key])] for metric in main_metrics(own, k)]
+        own = under(summaries, root, roots)
+        tables[root] = [[metric.name, *_cells(metric, own[metric.key])] for metric in main_metrics(own, k)]
     return tables
+
+
+def _side_by_side(summaries: Mapping[str, Summary], roots: Sequence[str], k: int) -> tuple[list[str], list[list[str]]]:
+    """Headers and a line for each tested list: the columns of a comparison, mean and standard deviation."""
+    found = {root: under(summaries, root, roots) for root in roots}
+    attributes = [key.rpartition("/")[2] for key in found[roots[0]] if key.startswith(f"ndcg@{k}/gap/")]
+    columns = comparison_columns({key for own in found.values() for key in own}, k, next(iter(attributes), ""))
+    lines = []
+    for root, own in found.items():
+        cells = []
+        for metric in map(shown, columns):
+            summary = own.get(metric.key)
+            cells.append(f"{metric.cell(summary.mean)} ± {metric.cell(summary.std)}" if summary else "")
+        lines.append([root.partition("/")[2] or root, *cells])
+    return ["", *columns.values()], lines
 
 
 def _cells(metric: Shown, summary: Summary) -> list[str]:
@@ -334,11 +353,16 @@ def _cells(metric: Shown, summary: Summary) -> list[str]:
     ]
 
 
-def _latex(summaries: Mapping[str, Summary], caption: str, k: int) -> str:
+def _latex(summaries: Mapping[str, Summary], caption: str, roots: Sequence[str], k: int) -> str:
     """A table of the main metrics of every tested list, and behind it a long one of every metric."""
     headers = [escape(header) for header in HEADERS]
     parts = ["% booktabs; the last table is every metric and needs longtable\n"]
-    for root, table in _tables(summaries, k).items():
+    if not is_one(roots):
+        table_headers, lines = _side_by_side(summaries, roots, k)
+        rows = [[escape(cell) for cell in line] for line in lines]
+        title = escape(f"{caption} Mean and standard deviation, accuracy in percent.")
+        parts.append(latex_table([escape(header) for header in table_headers], rows, title, "tab:seeds-lists"))
+    for root, table in _tables(summaries, roots, k).items():
         rows = [[escape(cell) for cell in row] for row in table]
         label = f"tab:seeds-{root.replace('/', '-')}"
         parts.append(latex_table(headers, rows, escape(f"{caption} Accuracy in percent."), label))

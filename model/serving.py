@@ -14,6 +14,7 @@ from model import BACKBONES, METHODS
 from model.config import Config
 from model.distributed import Processes
 from model.evaluation import Evaluator
+from model.methods.base import Method
 from model.report import own_run_dir, recommendation_frame, write_frame, write_json
 from model.run import (
     Run,
@@ -35,12 +36,14 @@ EVERYBODY = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """Trained weights in place: the run to report by, its last phase, the evaluator and what the checkpoint says."""
+    """Trained weights in place: the run to report by, its last phase, the evaluator, what the checkpoint says, and the
+    controls that are asked."""
 
     run: Run
     phase: Phase
     evaluator: Evaluator
     origin: dict
+    controls: tuple[str, ...]
 
 
 def serve(settings: Settings, processes: Processes) -> Served:
@@ -69,7 +72,19 @@ def serve(settings: Settings, processes: Processes) -> Served:
     run = dataclasses.replace(run, config=config, groups=reported_groups(run.data, config))
     evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
     origin = origin_of(trained, content["selected_by"], content["epoch"], content["validation"])
-    return Served(run, phase, evaluator, origin)
+    return Served(run, phase, evaluator, origin, _controls(settings.request.control, config.method, method))
+
+
+def _controls(asked: str | None, name: str, method: Method) -> tuple[str, ...]:
+    """The method's controls, or the one that `--control` names."""
+    allowed = method.controls()
+    if asked is None:
+        return allowed
+    if len(allowed) == 1:
+        raise ValueError(f"--control={asked}: --fairness_method={name} has one setting only; leave --control out")
+    if asked not in allowed:
+        raise ValueError(f"--control={asked}: allowed is one of {', '.join(allowed)}")
+    return (asked,)
 
 
 def _check_registered(path: Path, config: Config) -> None:
@@ -103,7 +118,9 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
         write_json(directory / "config.json", config.as_json())
         tracker = Tracker.of(config, directory)
         progress.spend("read")
-        results, rankings, per_user = ask_tests(run, served.phase, served.evaluator.method, served.evaluator)
+        results, rankings, per_user = ask_tests(
+            run, served.phase, served.evaluator.method, served.evaluator, served.controls
+        )
         progress.results.update(results)
         progress.spend("test")
         images = write_results(run, directory, progress, served.origin, rankings, per_user, served.evaluator)
@@ -111,18 +128,21 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
 
 
 def recommend(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=recommend`: print or write the best items of `--users`, by the test task's rules on candidates."""
+    """`--mode=recommend`: print or write the best items of `--users`, by the rules of the first test task on candidates
+    and under the first control or the one that is asked."""
     request = settings.request
     served = serve(settings, processes)
     run, data, k = served.run, served.run.data, served.run.config.eval_k[0]
     users = _chosen(request.users, data.original_user_ids)
     task, split = dataclasses.replace(served.phase.tests[0], candidates=None), served.phase.split
     top = max(k, run.config.rerank_pool) if run.config.rerank_fair else k
-    ranking = served.evaluator.rank(task, split.test_histories, split, top, users=users, progress="rank")
+    control = served.controls[0]
+    ranking = served.evaluator.rank(task, split.test_histories, split, top, control, users=users, progress="rank")
     if run.config.rerank_fair:
         ranking, _ = served.evaluator.rerank(ranking, split)
     frame = recommendation_frame(ranking, data.original_user_ids, data.original_item_ids, data.item_titles, k)
     order = "re-ranked by exposure" if run.config.rerank_fair else "by score"
+    order += f" under {control}" * (len(served.evaluator.method.controls()) > 1)
     print(
         f"{data.name}: best {k} items {order} of {len(users):,} users, those they have in train and validation left out"
     )

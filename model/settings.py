@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from model import preset
+from model import BY_IDS, preset
 from model.config import EVALUATION_SETTINGS, Config, Request, network_name
 from model.report import check_table_path
 
@@ -36,12 +36,14 @@ MODE_SETTINGS: dict[str, set[str]] = {
 }
 
 _FAIR, _SAMPLED, _RERANKED = ("enable_fairness", (True,)), ("fairness_sampling", (True,)), ("rerank_fair", (True,))
-_TOWERS, _BY_IDS = ("backbone", ("sparsenn",)), ("backbone", ("bprmf", "pmf", "ncf", "gccf", "lightgcn"))
+_BUHS = ("fairness_method", ("fabuhs",))
+_TOWERS, _BY_IDS = ("backbone", ("sparsenn",)), ("backbone", BY_IDS)
 _SYNTHETIC = ("dataset", ("synthetic",))
 # A flag that nothing would read otherwise: flag -> the flags that it needs, each with those of its values which do.
 REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "checkpoint": (("mode", ("evaluate", "recommend")),),
     "users": (("mode", ("recommend",)),),
+    "control": (("mode", ("evaluate", "recommend")),),
     "recommendations": (("mode", ("recommend",)),),
     "rankings": (("mode", ("score",)),),
     "runs": (("mode", ("compare",)),),
@@ -49,12 +51,12 @@ REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "export_split": (("dry_run", (True,)),),
     "fairness_method": (_FAIR,),
     "method_option": (_FAIR,),
-    "fairness_sampling": (_FAIR, _TOWERS),
-    "adversarial_lambda_user": (_FAIR,),
-    "adversarial_lambda_item": (_FAIR,),
-    "adversarial_ramp": (_FAIR,),
-    "item_adversary": (_FAIR,),
-    "adversary_input": (_FAIR,),
+    "fairness_sampling": (_FAIR, _BUHS, _TOWERS),
+    "adversarial_lambda_user": (_FAIR, _BUHS),
+    "adversarial_lambda_item": (_FAIR, _BUHS),
+    "adversarial_ramp": (_FAIR, _BUHS),
+    "item_adversary": (_FAIR, _BUHS),
+    "adversary_input": (_FAIR, _BUHS),
     "rerank_fair": (_FAIR,),
     "fairness_weight": (_SAMPLED,),
     "rerank_alpha": (_RERANKED,),

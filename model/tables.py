@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairness_utils import DIRECTIONS
@@ -16,6 +16,23 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+# Columns of a table with a line for each run or list: key -> header; {k} and {attribute} are the primary ones
+COLUMNS = {
+    "hr@{k}": "HR",
+    "ndcg@{k}": "NDCG",
+    "mrr@{k}": "MRR",
+    "ndcg@{k}/head": "head",
+    "ndcg@{k}/tail": "tail",
+    "ndcg@{k}/gap/{attribute}": "gap",
+    "gini@{k}": "Gini",
+    "coverage@{k}": "coverage",
+    "arp@{k}": "ARP",
+    "aplt@{k}": "APLT",
+    "dp_rate@{k}/{attribute}": "DP rate",
+    "dp_js@{k}/{attribute}": "DP JS",
+    "leakage_auc/{attribute}": "AUC",
 }
 
 
@@ -69,6 +86,12 @@ def main_metrics(keys: Iterable[str], k: int) -> list[Shown]:
             continue
         places[key] = (bases.index(match["base"]), tail.startswith("gap/"), tail)
     return [shown(key) for key in sorted(places, key=places.get)]
+
+
+def comparison_columns(keys: Collection[str], k: int, attribute: str) -> dict[str, str]:
+    """Columns of a table with a line for each run or list, those of `keys` alone: key -> header."""
+    columns = {key.format(k=k, attribute=attribute): header for key, header in COLUMNS.items()}
+    return {key: header for key, header in columns.items() if key in keys}
 
 
 def under(metrics: Mapping[str, float], root: str, roots: Iterable[str]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.protocols import Phase
+from data.protocols import FRESH, Phase
 from model.config import FREE_SETTINGS, Config, own_generators
 from model.distributed import ALONE, Processes
 from model.methods.base import Method, Schedule
@@ -28,7 +28,7 @@ from model.ranking import NotFiniteError
 from model.report import WriteError, atomic_path
 
 CHECKPOINT_FORMAT = 3
-STATE_FORMAT = "state 3"  # never a checkpoint's
+STATE_FORMAT = "state 4"  # never a checkpoint's
 
 
 def update(
@@ -51,20 +51,29 @@ def update(
 
 @dataclass
 class Selection:
-    """Which epoch is best so far on validation, its weights, and when to stop looking (Decision 22)."""
+    """Which epoch is best so far on validation, its weights, and when to stop looking (Decision 22).
+
+    `values` are all validations so far by epoch.
+    """
 
     epoch: int = 0
     value: float = -math.inf
     weights: dict[str, Any] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
 
     def offer(self, epoch: int, value: float, backbone: nn.Module, method: Method) -> bool:
         """Tell whether `epoch` is the best so far, and keep its weights if so; a NaN never is."""
+        # a numpy number would need pickle, which a checkpoint must not
+        value = self.values[epoch] = float(value)
         if not value > self.value:
             return False
-        # a numpy number would need pickle, which a checkpoint must not
-        self.epoch, self.value = epoch, float(value)
-        self.weights = copy.deepcopy({"backbone": backbone.state_dict(), "method": method.state_dict()})
+        self.take(epoch, backbone, method, value)
         return True
+
+    def take(self, epoch: int, backbone: nn.Module, method: Method, value: float = math.nan) -> None:
+        """Keep the weights of `epoch`; where no validation says what they are worth, `value` is NaN."""
+        self.epoch, self.value = epoch, value
+        self.weights = copy.deepcopy({"backbone": backbone.state_dict(), "method": method.state_dict()})
 
     def exhausted(self, epoch: int, patience: int) -> bool:
         """Tell whether `patience` epochs have brought nothing better."""
@@ -86,7 +95,7 @@ def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selecti
         "config": json.dumps(config.as_json(), sort_keys=True),
         "fingerprint": phase.split.fingerprint(),
         "train_fingerprint": phase.split.train_fingerprint(),
-        "selected_by": phase.metric,
+        "selected_by": phase.selected_by,
         "epoch": selection.epoch,
         "validation": selection.value,
         **selection.weights,
@@ -254,25 +263,55 @@ class Progress:
 class Training:
     """All that training changes: weights, what the method keeps, random streams, the best epoch and the progress.
 
-    Its state is the same for any number of processes.
+    `starts` names the states from which later phases start (`Protocol.starts`), which it keeps until then. Its state is
+    the same for any number of processes.
     """
 
     backbone: nn.Module
     method: Method
     progress: Progress
     processes: Processes
+    starts: frozenset[str] = frozenset()
     selection: Selection = field(init=False)
     generators: dict[str, torch.Generator] = field(init=False)
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def begin_phase(self, streams: dict[str, torch.Generator]) -> None:
-        """Take up a phase with fresh random `streams`, beside which a network may have its own."""
+    def begin_phase(self, phase: Phase, streams: dict[str, torch.Generator], saved: dict[str, Any] | None) -> None:
+        """Take up `phase`, which backbone and method have begun, as `saved` or as it starts, with fresh random
+        `streams`, beside which a network may have its own."""
         self.selection = Selection()
         self.generators = {**streams, **own_generators(self.backbone)}
+        if saved is not None:
+            self.load(saved)
+            return
+        if self.progress.phase == 0:
+            self._keep(FRESH)
+        elif phase.start in self.starts:
+            self._put(self.kept[phase.start])
 
-    def over(self, schedule: Schedule) -> bool:
-        """Tell whether a stage of that `schedule` has no epoch left."""
+    def end_phase(self, phase: Phase) -> None:
+        """Keep what `phase` ended with, where a later one starts from it."""
+        self._keep(phase.name)
+
+    def _keep(self, name: str) -> None:
+        if name in self.starts:
+            self.kept[name] = copy.deepcopy(self._own_state())
+
+    def _own_state(self) -> dict[str, Any]:
+        parts = {"backbone": self.backbone.state_dict(), "method": self.method.state_dict()}
+        return {**parts, "training": self.method.training_state()}
+
+    def _put(self, state: dict[str, Any]) -> None:
+        self.backbone.load_state_dict(state["backbone"])
+        self.method.load_state_dict(state["method"])
+        # an optimiser would go on with the very tensors, and what is kept must stay as it is
+        self.method.load_training_state(copy.deepcopy(state["training"]))
+
+    def over(self, phase: Phase, schedule: Schedule) -> bool:
+        """Tell whether a stage of `phase` with that `schedule` has no epoch left."""
         epoch = self.progress.epoch
-        return epoch > schedule.epochs or self.selection.exhausted(epoch - 1, schedule.patience)
+        asks = phase.valid is not None
+        return epoch > schedule.epochs or (asks and schedule.exhausted(epoch - 1, self.selection))
 
     def generator_states(self) -> dict[str, torch.Tensor]:
         """State of every random stream."""
@@ -285,7 +324,8 @@ class Training:
 
     def check_finite(self) -> None:
         """Raise NotFiniteError where a weight, or a value that the epoch's steps reported, is not finite."""
-        for name, weight in self.backbone.named_parameters():
+        own = {name: value for name, value in self.method.state_dict().items() if torch.is_tensor(value)}
+        for name, weight in (*self.backbone.named_parameters(), *own.items()):
             if not weight.isfinite().all():
                 raise NotFiniteError(f"weights of {name} are not finite")
         bad = [key for key, value in self.progress.totals.items() if not value.isfinite()]
@@ -316,23 +356,20 @@ class Training:
         return {
             "progress": self.progress.as_json(),
             "totals": self.processes.sum_values(self.progress.totals),
-            "backbone": self.backbone.state_dict(),
-            "method": self.method.state_dict(),
-            "training": self.method.training_state(),
+            **self._own_state(),
             "generators": self.generator_states(),
             "selection": dict(vars(self.selection)),
+            "kept": self.kept,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave, after `begin_phase`; `Progress.of` reads the progress."""
+        """Take back what `state` gave; `Progress.of` reads the progress."""
         if not self.processes.first:
             # the first holds them all; without the names this process would not take part in the next sum
             self.progress.totals = {key: torch.zeros_like(value) for key, value in self.progress.totals.items()}
-        self.backbone.load_state_dict(state["backbone"])
-        self.method.load_state_dict(state["method"])
-        self.method.load_training_state(state["training"])
+        self._put(state)
         self.set_generator_states(state["generators"])
-        self.selection = Selection(**state["selection"])
+        self.selection, self.kept = Selection(**state["selection"]), state["kept"]
 
 
 def write_state(path: Path, config: Config, fingerprint: str, training: Training) -> None:

@@ -345,7 +345,7 @@ def test_processes_that_resume_after_the_last_step_of_an_epoch_add_its_values_up
         method = SimpleNamespace(load_state_dict=lambda state: None, load_training_state=lambda state: None)
         training.method, training.generators = method, {}
         state = {"backbone": training.backbone.state_dict(), "method": {}, "training": {}, "generators": {}}
-        training.load({**state, "selection": {}})
+        training.load({**state, "selection": {}, "kept": {}})
         return training.progress.means(processes)
 
     assert together(3, work) == [{"loss": 0.5}] * 3

@@ -340,6 +340,7 @@ def test_rankings_from_elsewhere_have_what_needs_no_weights(finished, tmp_path, 
     _, _, (of_run, _, _, _, rankings, per_user, _) = finished
     of_run = dataclasses.replace(of_run, config=dataclasses.replace(of_run.config, rerank_fair=False))
     rankings = {name: ranking for name, ranking in rankings.items() if name != "test/reranked"}
+    per_user = {name: values for name, values in per_user.items() if not name.startswith("test/reranked/")}
     progress = Progress.of(None, 0.0)
     progress.results = {"test/ndcg@5": 0.25}
     origin = {"method": "other program", "seed": 0, "epoch": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from fairness_utils import catalogue_log_weights
 from model.config import Config
 from model.distributed import ALONE, Processes
 from model.losses import LOSSES
+
+if TYPE_CHECKING:
+    from model.training import Selection
 
 Update = Callable[..., None]
 
@@ -56,6 +59,14 @@ class Schedule:
     epochs: int
     every: int
     patience: int
+
+    def asks(self, epoch: int) -> bool:
+        """Whether validation is asked after `epoch`."""
+        return epoch % self.every == 0 or epoch == self.epochs
+
+    def exhausted(self, epoch: int, selection: Selection) -> bool:
+        """Whether the stage stops after `epoch`, from what validation has said so far."""
+        return selection.exhausted(epoch, self.patience)
 
 
 def parse_options(kind: type, assignments: Sequence[str]) -> Any:
@@ -106,6 +117,14 @@ class Method:
         """Settings of this method, set by repeated `--method_option=name=value`."""
 
     Options: ClassVar[type]
+
+    @classmethod
+    def unsupported(cls, config: Config) -> str | None:
+        """Why this method does not work with the backbone, protocol and other settings of `config`; None: it does.
+
+        The reason stands behind "--fairness_method=... on --backbone=... with --protocol=...: ".
+        """
+        return None
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
@@ -199,11 +218,19 @@ class Method:
         return {"loss": loss.detach()}
 
     def controls(self) -> tuple[str, ...]:
-        """Fairness settings that can be chosen after training; one neutral setting by default."""
+        """Fairness settings that can be chosen after training; one neutral setting by default.
+
+        Names of several are parts of keys, so without a slash or @; the first is what `--mode=recommend` serves unless
+        told otherwise, and what pictures show.
+        """
         return ("",)
 
-    def selection_controls(self) -> tuple[str, ...]:
-        """Those of `controls` under which validation is asked; the selecting metric is their mean."""
+    def selection_controls(self, stage: str) -> tuple[str, ...]:
+        """Those of `controls` under which validation of `stage` is asked; the selecting metric is their mean.
+
+        Where one stage trains the backbone alone, this names a control under which `transform_users` leaves its vectors
+        as they are.
+        """
         return self.controls()[:1]
 
     def transform_users(self, user: torch.Tensor, users: torch.Tensor, control: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from data.protocols import Phase
 from data.structs import Batch
 from model.collaborative import INITIAL_STD, MatrixFactorisation
-from model.config import torch_generator
+from model.config import Config, torch_generator
 from model.methods.base import Environment, Method, Update
 
 FORMS = ("paper", "code")
@@ -65,12 +65,15 @@ class FDA(Method):
             """The largest absolute value of the noise."""
             return self.epsilon or (0.5 if self.form == "paper" else float("inf"))
 
+    @classmethod
+    def unsupported(cls, config: Config) -> str | None:
+        """Rows with a history for each of their items."""
+        return "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
+
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
         if environment.processes.world > 1:
             raise ValueError("--fairness_method=fda pairs rows of the whole batch: run it in one process")
-        if self.config.upstream_compat:
-            raise ValueError("--fairness_method=fda gives a row one user vector: leave --upstream_compat out")
         group = environment.user_groups[self.config.attribute]
         if group.num_groups < 2:
             raise ValueError(

@@ -11,6 +11,7 @@ from torch import nn
 
 from data.protocols import Phase
 from data.structs import Batch
+from model.config import Config
 from model.methods.base import Environment, Method, Update
 
 KINDS = ("dp", "eo")
@@ -39,13 +40,15 @@ class Parity(Method):
             if not 0 <= self.weight < float("inf"):
                 raise ValueError(f"--method_option=weight={self.weight}: allowed is a finite number of 0 or more")
 
+    @classmethod
+    def unsupported(cls, config: Config) -> str | None:
+        """As in `Method`."""
+        if config.backbone not in INNER_PRODUCTS:
+            return f"scores must be inner products of all users' vectors, as of {', '.join(INNER_PRODUCTS)}"
+        return None
+
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
-        if self.config.backbone not in INNER_PRODUCTS:
-            raise ValueError(
-                f"--fairness_method=parity needs scores that are inner products of all users' vectors, as of "
-                f"{', '.join(INNER_PRODUCTS)}; --backbone={self.config.backbone} gives none"
-            )
         self.group = environment.user_groups[self.config.attribute]
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:

@@ -1,0 +1,110 @@
+"""Every backbone under every method and protocol runs, or says in one line why not; the README has the matrix."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from absl.testing import flagsaver
+
+import main
+from data.protocols import PROTOCOLS
+from model import BACKBONES, METHODS
+from model.methods.base import Method
+from tests.test_main import one_thread, refused, run_main  # noqa: F401 (a fixture)
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+CELLS = list(itertools.product(BACKBONES, METHODS, PROTOCOLS))
+TINY = {
+    "dataset": "synthetic",
+    "synthetic_users": 30,
+    "synthetic_items": 40,
+    "synthetic_interactions": 400,
+    "epochs": 1,
+    "batch_size": 128,
+    "num_negatives": None,
+    "user_hidden": None,
+    "item_hidden": None,
+    "eval_k": ["20", "10"],
+    "run_name": "run",
+}
+
+
+def flags_of(backbone: str, method: str, protocol: str) -> dict:
+    """The flags that choose a cell."""
+    values = {**TINY, "backbone": backbone, "protocol": protocol}
+    return values if method == "none" else values | {"enable_fairness": True, "fairness_method": method}
+
+
+def reason_of(backbone: str, method: str, protocol: str) -> str | None:
+    """Why a cell is not supported; None where it is."""
+    with flagsaver.flagsaver(**flags_of(backbone, method, protocol)):
+        return METHODS[method].unsupported(main.config_from_flags())
+
+
+def matrix() -> str:
+    """The matrix as markdown, with the reasons below; `python -m tests.test_matrix` prints it."""
+    reasons: dict[str, int] = {}
+    rows = []
+    for backbone in BACKBONES:
+        cells = []
+        for method in METHODS:
+            found = {protocol: reason_of(backbone, method, protocol) for protocol in PROTOCOLS}
+            works = [f"`{protocol}`" for protocol, reason in found.items() if reason is None]
+            numbers = [reasons.setdefault(reason, len(reasons) + 1) for reason in found.values() if reason is not None]
+            marks = ", ".join(f"({number})" for number in dict.fromkeys(numbers))
+            cells.append(" ".join(part for part in (", ".join(works) or "no", marks) if part))
+        rows.append(f"| `{backbone}` | {' | '.join(cells)} |")
+    head = ["| backbone | " + " | ".join(f"`{method}`" for method in METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    return "\n".join([*head, *rows, *(["", *notes] if notes else [])])
+
+
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_a_cell_runs_or_gives_its_reason(tmp_path, capsys, monkeypatch, cell):
+    monkeypatch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
+    reason = reason_of(*cell)
+    if reason is not None:
+        assert refused(capsys, tmp_path, **flags_of(*cell)).endswith(f": {reason}")
+        assert not (tmp_path / "run").exists()
+        return
+    result = run_main(tmp_path, **flags_of(*cell))
+    assert (result["method"], result["protocol"]) == cell[1:]
+    assert 0 <= result["metrics"]["test/ndcg@20"] <= 1
+
+
+class Picky(Method):
+    """A method of one backbone and one protocol."""
+
+    @classmethod
+    def unsupported(cls, config):
+        if config.backbone != "pmf":
+            return "it is about inner products; use --backbone=pmf"
+        return None if config.protocol == "loo" else "it needs every user's last item; use --protocol=loo"
+
+
+def test_a_method_may_refuse_what_it_is_combined_with(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(METHODS, "picky", Picky)
+    for cell, words in (
+        (("ncf", "picky", "loo"), "it is about inner products; use --backbone=pmf"),
+        (("pmf", "picky", "fda"), "it needs every user's last item; use --protocol=loo"),
+    ):
+        error = refused(capsys, tmp_path, **flags_of(*cell))
+        method, backbone, protocol = (f"--{name}={cell[place]}" for name, place in (
+            ("fairness_method", 1), ("backbone", 0), ("protocol", 2)
+        ))  # fmt: skip
+        assert error == f"error: {method} on {backbone} with {protocol}: {words}"
+    assert run_main(tmp_path, **flags_of("pmf", "picky", "loo"), eval_negatives=5)["method"] == "picky"
+    lines = {line.split(" | ")[0]: line for line in matrix().splitlines()}
+    number = matrix().splitlines()[-2:]
+    assert lines["| `ncf`"].endswith("| no (1) |") and lines["| `pmf`"].endswith("| `loo` (2) |")
+    assert number[0].startswith("1. it is about") and number[1].startswith("2. it needs every")
+
+
+def test_the_matrix_is_in_the_readme():
+    assert matrix() in README, matrix()
+
+
+if __name__ == "__main__":
+    print(matrix())
