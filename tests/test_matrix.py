@@ -85,6 +85,8 @@ class Picky(Method):
 
 
 def test_a_method_may_refuse_what_it_is_combined_with(tmp_path, capsys, monkeypatch):
+    for method in [method for method in METHODS if method != "none"]:
+        monkeypatch.delitem(METHODS, method)
     monkeypatch.setitem(METHODS, "picky", Picky)
     for cell, words in (
         (("ncf", "picky", "loo"), "it is about inner products; use --backbone=pmf"),

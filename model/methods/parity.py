@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from data.protocols import Phase
 from data.structs import Batch
@@ -52,30 +53,30 @@ class Parity(Method):
         self.group = environment.user_groups[self.config.attribute]
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
-        """Make each group's matrix that turns user vectors into means."""
+        """List the users of each group whose vectors are averaged, for all items at once (dp) or item by item (eo)."""
         codes, train = self.group.codes, phase.split.train
-        device = self.environment.device
-        self.means = []
+        by_item = np.argsort(train.item, kind="stable")
+        self.bags = []
         for code in range(self.group.num_groups):
             if self.options.kind == "dp":
-                chosen = torch.from_numpy(np.flatnonzero(codes == code))
-                places = torch.stack([torch.zeros_like(chosen), chosen])
-                shape = (1, len(codes))
+                users = np.flatnonzero(codes == code)
+                counts = np.array([len(users)])
             else:
-                kept = torch.from_numpy(codes[train.owner] == code)
-                places = torch.stack([torch.from_numpy(train.item), torch.from_numpy(train.owner)])[:, kept]
-                shape = (phase.split.num_items, len(codes))
-            count = torch.bincount(places[0], minlength=shape[0])
-            weight = (1 / count)[places[0]]
-            matrix = torch.sparse_coo_tensor(places, weight, shape).coalesce()
-            self.means.append((matrix.to(device), (count > 0).to(device)))
+                own = by_item[codes[train.owner[by_item]] == code]
+                users, counts = train.owner[own], np.bincount(train.item[own], minlength=phase.split.num_items)
+            starts = np.concatenate([[0], np.cumsum(counts)])
+            parts = (users, starts, counts > 0)
+            self.bags.append(tuple(torch.from_numpy(part).to(self.environment.device) for part in parts))
 
     def disparity(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Mean over pairs of groups and over items of the absolute difference of mean scores.
 
         `user [U, D]` and `item [I, D]` are all vectors; inner products of means are means of inner products.
         """
-        scores = [((torch.sparse.mm(matrix, user) * item).sum(-1), known) for matrix, known in self.means]
+        scores = []
+        for users, starts, known in self.bags:
+            means = F.embedding_bag(users, user, starts, mode="mean", include_last_offset=True)
+            scores.append(((means * item).sum(-1), known))
         gaps = []
         for (own, own_known), (other, other_known) in combinations(scores, 2):
             both = own_known & other_known
