@@ -69,7 +69,7 @@ PRESETS: dict[str, dict] = {
 BACKBONE_PRESETS: dict[str, dict] = {
     "sparsenn": {"embedding_dim": 96, "graph_layers": 0, "l2": 0.0, "in_batch_negatives": None},
     "bprmf": COLLABORATIVE,
-    "pmf": COLLABORATIVE | {"l2": 1e-4},
+    "pmf": COLLABORATIVE | {"l2": 1e-3},
     "ncf": COLLABORATIVE | {"batch_size": 8192, "lr": 4e-3, "loss": "cross_entropy"},
     # a step propagates the whole graph, however few positives it has
     "gccf": COLLABORATIVE | {"batch_size": 8192, "lr": 5e-3, "graph_layers": 2, "l2": 1e-3},

@@ -28,7 +28,7 @@ class Tables:
 class MatrixFactorisation(nn.Module):
     """Inner products of user and item vectors, without biases (BPR-MF: Rendle et al., UAI 2009; PMF: NeurIPS 2007).
 
-    Both names stand for this form; what it is trained by, `--loss`, tells them apart. Others refine `vectors`.
+    Both names stand for this form; PMF's prior on the vectors, `--l2`, tells them apart. Others refine `vectors`.
     """
 
     history_kind = None
