@@ -33,7 +33,7 @@ class Parity(Method):
         """`kind` says which users' scores are compared; `weight` is that of their difference in the loss."""
 
         kind: str = "dp"
-        weight: float = 10.0
+        weight: float = 0.01
 
         def __post_init__(self):
             if self.kind not in KINDS:

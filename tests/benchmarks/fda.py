@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parent / "results"
 KEPT = FOLDER / "fda.jsonl"
 COMMON = "--dataset=ml --title_encoder=hash --protocol=fda"
 FDA = "--enable_fairness=True --fairness_method=fda"
-PARITY = "--enable_fairness=True --fairness_method=parity --method_option=weight=10"
+PARITY = "--enable_fairness=True --fairness_method=parity --method_option=weight=0.01"
 SEEDS = (0, 1, 2)
 MEASURES = ("hr", "ndcg", "dp_code", "eo_code")
 # row -> its flags and the seeds that it runs with
@@ -76,7 +76,7 @@ ABLATION: dict[str, str] = {
     "H2 only": f"--backbone=bprmf {FDA} --method_option=positive_hypothesis=False",
     **{
         f"mask ratio {ratio}": f"--backbone=bprmf {FDA} --method_option=mask_ratio={ratio}"
-        for ratio in (0.0, 0.1, 0.2, 0.3, 0.5, 0.6)
+        for ratio in (0.0, 0.2, 0.6)
     },
 }
 ROWS |= {name: (flags, SEEDS[:1]) for name, flags in ABLATION.items()}
