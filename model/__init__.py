@@ -12,8 +12,11 @@ from data.structs import InteractionData
 from model.collaborative import GCCF, LightGCN, MatrixFactorisation, NeuMF
 from model.config import Config, torch_generator
 from model.methods.base import Method
+from model.methods.bnslim import BNSLIM
 from model.methods.fabuhs import FABUHS
+from model.methods.fairuser import FairUser
 from model.methods.fda import FDA
+from model.slim import NeighbourSLIM
 from model.sparsenn import SparseNN, SparseNNOptions
 
 # Hyper-parameters that depend on the data set, from the upstream BUHS scripts; a flag left at None takes them.
@@ -71,6 +74,7 @@ BACKBONE_PRESETS: dict[str, dict] = {
     "ncf": COLLABORATIVE | {"loss": "cross_entropy"},
     "gccf": COLLABORATIVE | {"batch_size": 8192, "lr": 2e-3, "graph_layers": 2, "l2": 1e-2},
     "lightgcn": COLLABORATIVE | {"batch_size": 8192, "lr": 2e-3, "graph_layers": 2, "l2": 1e-4},
+    "slim": COLLABORATIVE,
 }
 
 # What a recipe changes in a data set's hyper-parameters. Decision 25: tuned is ours, by ablation on MovieLens-1M.
@@ -139,5 +143,12 @@ BACKBONES: dict[str, Builder] = {
     "ncf": by_ids(lambda users, items, config: NeuMF(users, items, config.embedding_dim)),
     "gccf": by_ids(lambda users, items, config: GCCF(users, items, config.embedding_dim, config.graph_layers)),
     "lightgcn": by_ids(lambda users, items, config: LightGCN(users, items, config.embedding_dim, config.graph_layers)),
+    "slim": by_ids(lambda users, items, config: NeighbourSLIM(users, items)),
 }
-METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS, "fda": FDA}
+METHODS: dict[str, type[Method]] = {
+    "none": Method,
+    "fabuhs": FABUHS,
+    "fda": FDA,
+    "bnslim": BNSLIM,
+    "fairuser": FairUser,
+}

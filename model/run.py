@@ -204,6 +204,9 @@ def estimate(run: Run, backbone, method: Method, evaluator: Evaluator) -> None:
         method.begin_phase(phase, planned_steps(phase, sampler, method))
         for stage in method.stages():
             schedule = method.schedule(stage, phase)
+            if not method.passes(stage):
+                print(f"{phase.name}, {stage}: fitted at once, without steps to time")
+                continue
             step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
             started = time.perf_counter()
             ask_validation(run, phase, method, evaluator)

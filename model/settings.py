@@ -37,6 +37,7 @@ MODE_SETTINGS: dict[str, set[str]] = {
 
 _FAIR, _SAMPLED, _RERANKED = ("enable_fairness", (True,)), ("fairness_sampling", (True,)), ("rerank_fair", (True,))
 _TOWERS, _BY_IDS = ("backbone", ("sparsenn",)), ("backbone", ("bprmf", "pmf", "ncf", "gccf", "lightgcn"))
+_BY_STEPS = ("backbone", (*_TOWERS[1], *_BY_IDS[1]))
 _SYNTHETIC = ("dataset", ("synthetic",))
 # A flag that nothing would read otherwise: flag -> the flags that it needs, each with those of its values which do.
 REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
@@ -68,6 +69,11 @@ REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "synthetic_interactions": (_SYNTHETIC,),
     "graph_layers": (("backbone", ("gccf", "lightgcn")),),
     "l2": (_BY_IDS,),
+    **dict.fromkeys(
+        ("batch_size", "embedding_dim", "epochs", "eval_every", "in_batch_negatives", "loss", "lr", "num_negatives",
+         "patience", "precision"),
+        (_BY_STEPS,),
+    ),
     **dict.fromkeys(
         ("eval_history_draws", "item_hidden", "mask_sensitive_feature", "recipe", "sample_size",
          "sampling_softmax_temp", "scorer", "sparse_updates", "synthesis_type", "upstream_compat", "user_hidden"),
