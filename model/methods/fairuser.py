@@ -19,6 +19,7 @@ from model.config import torch_generator
 from model.methods.base import Environment, Method, Update, make_optimisers
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
+MOST_HALVINGS = 12
 
 
 def group_contrasts(group: Group) -> torch.Tensor:
@@ -77,21 +78,32 @@ class Antidote:
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
         """Projected gradient descent from `profiles [A, I]`: the last step before its projection, and J along the way.
 
-        Antidote vectors are made anew in each round, as the paper does.
+        Antidote vectors are made anew in each round, as the paper does; the step is halved until J falls even so.
         """
         profiles = profiles.double()
-        antidote = self.vectors(self.items(profiles.new_zeros((len(profiles), len(self.identity))), profiles), profiles)
-        proposed, values = profiles, []
+        start = profiles.new_zeros((len(profiles), len(self.identity)))
+        antidote, item = self._refitted(start, profiles)
+        proposed, values, step = profiles, [float(self.objective(item))], 1.0
         for _ in range(rounds):
-            item = self.items(antidote, profiles)
-            values.append(float(self.objective(item)))
             gradient, curvature = self.gradient(antidote, item)
             if curvature == 0:
                 break
-            proposed = profiles - gradient / curvature
-            profiles = proposed.clamp(0, 1)
-            antidote = self.vectors(self.items(antidote, profiles), profiles)
-        return proposed, [*values, float(self.objective(self.items(antidote, profiles)))]
+            for halvings in range(MOST_HALVINGS):
+                trial = profiles - step / 2**halvings / curvature * gradient
+                refitted = self._refitted(antidote, trial.clamp(0, 1))
+                value = float(self.objective(refitted[1]))
+                if value < values[-1]:
+                    break
+            else:
+                break
+            proposed, profiles, (antidote, item), step = trial, trial.clamp(0, 1), refitted, 2 * step / 2**halvings
+            values.append(value)
+        return proposed, values
+
+    def _refitted(self, antidote: torch.Tensor, profiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Antidote vectors made anew from the items that go with `antidote [A, d]`, and their own items."""
+        antidote = self.vectors(self.items(antidote, profiles), profiles)
+        return antidote, self.items(antidote, profiles)
 
 
 class FairUser(Method):
