@@ -29,7 +29,7 @@ class Penalties:
     """
 
     l1: float = 1.0
-    l2: float = 100.0
+    l2: float = 30.0
     balance: float = 0.0
     tolerance: float = 2e-3
     iterations: int = 200
@@ -55,7 +55,7 @@ class Problem:
         self.gram, self.penalties = gram, penalties
         self.signs = gram.new_zeros((len(gram), 1)) if signs is None else signs.to(gram)
         self.step = STEP * max(float(gram.diagonal().mean()), 1.0)
-        hessian = gram.double()  # a copy, which single precision would spoil where balance is large
+        hessian = gram.to(torch.float64, copy=True)  # single precision would not do where balance is large
         hessian.diagonal().add_(penalties.l2 + self.step)
         wide = self.signs.double()
         hessian.addmm_(wide, wide.T, alpha=penalties.balance)
