@@ -19,7 +19,7 @@ from model.config import torch_generator
 from model.methods.base import Environment, Method, Update, make_optimisers
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
-MOST_HALVINGS = 12
+MOST_HALVINGS = 20
 
 
 def group_contrasts(group: Group) -> torch.Tensor:
@@ -40,7 +40,8 @@ class Antidote:
     """Profiles X `[A, I]` in [0, 1] that lower J = 1/I sum over items |D v|^2, D the contrasts of the user groups.
 
     V' = (U'U + A'A + l I)^-1 (U'R + A'X) are the item vectors that ridge regression gives for fixed vectors U of real
-    and A of antidote users (section 4 of the paper); A follows from X and V by ridge regression in turn.
+    and A of antidote users (section 4 of the paper). A are those that ridge regression on X gives in turn, for the
+    item vectors without antidote users: so J is a function of X alone.
     """
 
     def __init__(self, user: torch.Tensor, split: Split, contrasts: torch.Tensor, ridge: float):
@@ -53,57 +54,60 @@ class Antidote:
         self.squares = user.T @ user
         self.contrasts = contrasts.to(user) @ user  # D [G, d]
         self.identity = ridge * torch.eye(user.shape[1], dtype=user.dtype, device=user.device)
+        item = torch.linalg.solve(self.squares + self.identity, self.real.T)
+        self.folding = torch.linalg.solve(item @ item.T + self.identity, item).T  # [I, d]
 
     def items(self, antidote: torch.Tensor, profiles: torch.Tensor) -> torch.Tensor:
         """Item vectors V `[I, d]` for antidote vectors `[A, d]` and `profiles [A, I]`."""
         hessian = self.squares + antidote.T @ antidote + self.identity
         return torch.linalg.solve(hessian, (self.real + profiles.T @ antidote).T).T
 
-    def vectors(self, item: torch.Tensor, profiles: torch.Tensor) -> torch.Tensor:
-        """Antidote vectors A `[A, d]` for item vectors `[I, d]` and `profiles [A, I]`."""
-        return torch.linalg.solve(item.T @ item + self.identity, (profiles @ item).T).T
+    def vectors(self, profiles: torch.Tensor) -> torch.Tensor:
+        """Antidote vectors A `[A, d]` for `profiles [A, I]`."""
+        return profiles @ self.folding
 
     def objective(self, item: torch.Tensor) -> torch.Tensor:
         """J of item vectors `[I, d]`."""
         return (item @ self.contrasts.T).square().sum(1).mean()
 
-    def gradient(self, antidote: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Gradient of J by the profiles `[A, I]` with both users' vectors fixed, at their item vectors; and its
-        Lipschitz constant, so that a step of its inverse never raises J."""
+    def gradient(self, profiles: torch.Tensor, antidote: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Gradient of J by the profiles `[A, I]`, at their antidote and item vectors.
+
+        The paper holds A fixed (the first term alone). A that follows undoes such steps: hardly any lowered J.
+        """
         hessian = self.squares + antidote.T @ antidote + self.identity
-        lever = antidote @ torch.linalg.solve(hessian, self.contrasts.T)  # A H^-1 D' [A, G]
-        scale = 2 / len(item)
-        return scale * lever @ (item @ self.contrasts.T).T, float(scale * torch.linalg.matrix_norm(lever, 2) ** 2)
+        pull = 2 / len(item) * (item @ self.contrasts.T) @ torch.linalg.solve(hessian, self.contrasts.T).T  # [I, d]
+        cross = item.T @ pull
+        by_antidote = profiles @ pull - antidote @ (cross + cross.T)
+        return antidote @ pull.T + by_antidote @ self.folding.T
 
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
         """Projected gradient descent from `profiles [A, I]`: the last step before its projection, and J along the way.
 
-        Antidote vectors are made anew in each round, as the paper does; the step is halved until J falls even so.
+        A step is halved until J falls, and doubled for the next round.
         """
-        profiles = profiles.double()
-        start = profiles.new_zeros((len(profiles), len(self.identity)))
-        antidote, item = self._refitted(start, profiles)
-        proposed, values, step = profiles, [float(self.objective(item))], 1.0
+        proposed = profiles = profiles.double()
+        antidote = self.vectors(profiles)
+        item, values, step = self.items(antidote, profiles), [], None
+        values.append(float(self.objective(item)))
         for _ in range(rounds):
-            gradient, curvature = self.gradient(antidote, item)
-            if curvature == 0:
-                break
-            for halvings in range(MOST_HALVINGS):
-                trial = profiles - step / 2**halvings / curvature * gradient
-                refitted = self._refitted(antidote, trial.clamp(0, 1))
-                value = float(self.objective(refitted[1]))
+            gradient = self.gradient(profiles, antidote, item)
+            largest = float(gradient.abs().max())
+            step = step or 1 / max(largest, MOST_HALVINGS * torch.finfo(gradient.dtype).tiny)
+            for _ in range(MOST_HALVINGS if largest else 0):
+                trial = profiles - step * gradient
+                projected = trial.clamp(0, 1)
+                vectors = self.vectors(projected)
+                moved = self.items(vectors, projected)
+                value = float(self.objective(moved))
                 if value < values[-1]:
                     break
+                step /= 2
             else:
                 break
-            proposed, profiles, (antidote, item), step = trial, trial.clamp(0, 1), refitted, 2 * step / 2**halvings
+            proposed, profiles, antidote, item, step = trial, projected, vectors, moved, 2 * step
             values.append(value)
         return proposed, values
-
-    def _refitted(self, antidote: torch.Tensor, profiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Antidote vectors made anew from the items that go with `antidote [A, d]`, and their own items."""
-        antidote = self.vectors(self.items(antidote, profiles), profiles)
-        return antidote, self.items(antidote, profiles)
 
 
 class FairUser(Method):
@@ -120,7 +124,7 @@ class FairUser(Method):
         users: float = 0.05
         interactions: int = 0
         rounds: int = 50
-        ridge: float = 1.0
+        ridge: float = 30.0
 
         def __post_init__(self):
             for name, holds, allowed in (
