@@ -298,7 +298,7 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
         trained = time.perf_counter()
         row = {"phase": phase.name, "stage": stage, "epoch": epoch}
         row |= {f"train/{key}": mean for key, mean in means.items()}
-        shown, best = ", ".join(f"{key} {mean:.4f}" for key, mean in means.items()), False
+        shown, best = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else [], False
         if phase.valid is None:
             best = epoch == schedule.epochs
             if best:
@@ -307,14 +307,14 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
             summary = validate(session, phase, stage)
             best = selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
             row |= {f"valid/{key}": metric for key, metric in summary.items()}
-            shown += f"; validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}"
+            shown.append(f"validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}")
         if run.processes.first:
             append_jsonl(directory / "metrics.jsonl", row)
         # epochs count anew in every stage, and the tracker's steps must not
         session.tracker.log(row, len(progress.rows) + 1)
         ranked = time.perf_counter()
         print(
-            f"epoch {epoch}/{schedule.epochs}: {shown} [{trained - started:.1f} s + {ranked - trained:.1f} s]",
+            f"epoch {epoch}/{schedule.epochs}: {'; '.join(shown)} [{trained - started:.1f} s + {ranked - trained:.1f} s]",
             flush=True,
         )
         if best and run.processes.first:

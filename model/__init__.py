@@ -12,9 +12,12 @@ from data.structs import InteractionData
 from model.collaborative import GCCF, LightGCN, MatrixFactorisation, NeuMF
 from model.config import Config, torch_generator
 from model.methods.base import Method
+from model.methods.bnslim import BNSLIM
 from model.methods.fabuhs import FABUHS
+from model.methods.fairuser import FairUser
 from model.methods.fda import FDA
 from model.methods.parity import Parity
+from model.slim import NeighbourSLIM
 from model.sparsenn import SparseNN, SparseNNOptions
 
 # Hyper-parameters that depend on the data set, from the upstream BUHS scripts; a flag left at None takes them.
@@ -68,6 +71,7 @@ PRESETS: dict[str, dict] = {
 # What a backbone changes in them; None stands for what the data set says.
 BACKBONE_PRESETS: dict[str, dict] = {
     "sparsenn": {"embedding_dim": 96, "graph_layers": 0, "l2": 0.0, "in_batch_negatives": None},
+    "slim": {"embedding_dim": 0, "graph_layers": 0, "l2": 0.0, "in_batch_negatives": None},
     "bprmf": COLLABORATIVE,
     "pmf": COLLABORATIVE | {"l2": 1e-3},
     "ncf": COLLABORATIVE | {"batch_size": 8192, "lr": 4e-3, "loss": "cross_entropy"},
@@ -75,7 +79,8 @@ BACKBONE_PRESETS: dict[str, dict] = {
     "gccf": COLLABORATIVE | {"batch_size": 8192, "lr": 5e-3, "graph_layers": 2, "l2": 1e-3},
     "lightgcn": COLLABORATIVE | {"batch_size": 32_768, "lr": 2e-2, "graph_layers": 2, "l2": 1e-4},
 }
-BY_IDS = tuple(name for name in BACKBONE_PRESETS if name != "sparsenn")
+# those that learn vectors of ids
+BY_IDS = tuple(name for name in BACKBONE_PRESETS if name not in ("sparsenn", "slim"))
 
 # What a recipe changes in a data set's hyper-parameters. Decision 25: tuned is ours, by ablation on MovieLens-1M.
 RECIPES: dict[str, dict] = {
@@ -155,5 +160,13 @@ BACKBONES: dict[str, Builder] = {
     "ncf": by_ids(lambda users, items, config: NeuMF(users, items, config.embedding_dim)),
     "gccf": by_ids(lambda users, items, config: GCCF(users, items, config.embedding_dim, config.graph_layers)),
     "lightgcn": by_ids(lambda users, items, config: LightGCN(users, items, config.embedding_dim, config.graph_layers)),
+    "slim": by_ids(lambda users, items, config: NeighbourSLIM(users, items)),
 }
-METHODS: dict[str, type[Method]] = {"none": Method, "fabuhs": FABUHS, "fda": FDA, "parity": Parity}
+METHODS: dict[str, type[Method]] = {
+    "none": Method,
+    "fabuhs": FABUHS,
+    "fda": FDA,
+    "parity": Parity,
+    "bnslim": BNSLIM,
+    "fairuser": FairUser,
+}

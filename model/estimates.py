@@ -27,6 +27,10 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
         sampler = batch_sampler(run, phase, backbone, method)
         method.begin_phase(phase, planned_steps(phase, sampler, method))
         for stage in method.stages():
+            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
+            if not method.passes(stage):
+                print(f"{name}: fitted at once, without steps to time")
+                continue
             schedule = method.schedule(stage, phase)
             step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
             started = time.perf_counter()
@@ -34,7 +38,6 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
                 ask_validation(run, phase, method, evaluator, stage)
             ranking = time.perf_counter() - started
             epoch = step * steps + ranking / schedule.every
-            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
             print(
                 f"{name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
                 f"epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"

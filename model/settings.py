@@ -76,6 +76,13 @@ REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
         (_TOWERS,),
     ),
 }  # fmt: skip
+# What a backbone that is fitted at once does not read.
+UNREAD: dict[str, set[str]] = {
+    "slim": {
+        "batch_size", "embedding_dim", "epochs", "eval_every", "in_batch_negatives", "loss", "lr", "num_negatives",
+        "patience", "precision",
+    },
+}  # fmt: skip
 # What a mode cannot do without: mode -> flag.
 NEEDS = {"evaluate": "checkpoint", "recommend": "checkpoint", "score": "rankings", "compare": "runs"}
 
@@ -174,7 +181,8 @@ def _requirements() -> Iterator[tuple[str, str, tuple]]:
 
 def is_read(name: str, config: Config) -> bool:
     """Tell whether a run under `config` reads the setting `name`."""
-    return all(getattr(config, needed) in allowed for needed, allowed in REQUIRES.get(name, ()) if needed in SETTINGS)
+    needs = all(getattr(config, needed) in allowed for needed, allowed in REQUIRES.get(name, ()) if needed in SETTINGS)
+    return needs and name not in UNREAD.get(config.backbone, set())
 
 
 @dataclass(frozen=True)
@@ -203,6 +211,11 @@ class Settings:
             judged = name not in SETTINGS or (needed in read and not values["checkpoint"])
             if judged:
                 self._require(name, values[needed], needed, allowed)
+        for name in sorted(self.given & UNREAD.get(values["backbone"], set())):
+            raise ValueError(
+                f"--{name}={values[name]} has no effect with --backbone={values['backbone']}, which is fitted at once; "
+                "leave it out"
+            )
         for name in sorted(self.given):
             # a NaN passes every range
             if isinstance(values[name], float) and math.isnan(values[name]):

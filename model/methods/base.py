@@ -17,6 +17,7 @@ from fairness_utils import catalogue_log_weights
 from model.config import Config
 from model.distributed import ALONE, Processes
 from model.losses import LOSSES
+from model.slim import FITTED, Fit
 
 if TYPE_CHECKING:
     from model.training import Selection
@@ -124,12 +125,15 @@ class Method:
 
         The reason stands behind "--fairness_method=... on --backbone=... with --protocol=...: ".
         """
+        if config.backbone in FITTED and cls is not Method and cls.fit is Method.fit:
+            return "it trains by gradient steps, and this backbone is fitted at once"
         return None
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
         self.loss = LOSSES[self.config.loss]
         self.options = parse_options(self.Options, self.config.method_option)
+        self.fits = hasattr(backbone, "fit")
         self.optimisers = make_optimisers(backbone, self.config.lr)
         if len(self.optimisers) > 1 and environment.processes.world > 1:
             raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")
@@ -142,15 +146,29 @@ class Method:
         return ("method",)
 
     def schedule(self, stage: str, phase: Phase) -> Schedule:
-        """How long `stage` trains and in which batches; by default as `phase` and `--batch_size` say."""
+        """How long `stage` trains and in which batches; by default as `phase` and `--batch_size` say, one fit once."""
+        if self.fits:
+            return Schedule(self.config.batch_size, 1, 1, phase.patience)
         return Schedule(self.config.batch_size, phase.epochs, phase.every, phase.patience)
 
     def begin_epoch(self, stage: str, epoch: int) -> None:
         """Get ready for an epoch (from 1) of `stage`; called again where a run goes on within it."""
+        if self.fits:
+            found = self.fit()
+            if self.environment.processes.first:
+                print(
+                    f"fitted in {found.iterations} iterations: objective {found.objective:.1f}, relative residual "
+                    f"{found.residual:.1e}",
+                    flush=True,
+                )
+
+    def fit(self) -> Fit:
+        """Fit a backbone that is not trained by gradient steps, anew each time."""
+        return self.backbone.fit(progress=self.environment.processes.first)
 
     def passes(self, stage: str) -> tuple[str, ...]:
         """Names of the passes over the data that make an epoch of `stage`; none where `begin_epoch` does all of it."""
-        return ("train",)
+        return () if self.fits else ("train",)
 
     def history_weights(self, histories: Histories, split: Split) -> HistoryWeights:
         """How `histories` are drawn: here BUHS's tail-biased distribution (RecSys 2024)."""

@@ -67,8 +67,9 @@ class FDA(Method):
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
-        """Rows with a history for each of their items."""
-        return "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
+        """Rows with a history for each of their items, and what has no gradient."""
+        reason = "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
+        return super().unsupported(config) or reason
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

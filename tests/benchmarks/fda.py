@@ -75,8 +75,7 @@ ABLATION: dict[str, str] = {
     "H1 only": f"--backbone=bprmf {FDA} --method_option=negative_hypothesis=False",
     "H2 only": f"--backbone=bprmf {FDA} --method_option=positive_hypothesis=False",
     **{
-        f"mask ratio {ratio}": f"--backbone=bprmf {FDA} --method_option=mask_ratio={ratio}"
-        for ratio in (0.0, 0.2, 0.6)
+        f"mask ratio {ratio}": f"--backbone=bprmf {FDA} --method_option=mask_ratio={ratio}" for ratio in (0.0, 0.2, 0.6)
     },
 }
 ROWS |= {name: (flags, SEEDS[:1]) for name, flags in ABLATION.items()}

@@ -1,0 +1,62 @@
+"""BN-SLIM: neighbourhoods of users that are balanced over groups (Burke, Sonboli & Ordonez-Gauger, FAT* 2018)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.structs import Group
+from model.config import Config
+from model.methods.base import Environment, Method
+from model.slim import FITTED, Fit, Penalties
+
+
+def group_signs(group: Group) -> torch.Tensor:
+    """S `[U, G]` such that |w S|^2 is G / (G - 1) times the sum over groups of the squared deviation of the group's
+    neighbour weight from the groups' mean: of two groups the squared difference, of unknown users nothing.
+    """
+    codes, groups = torch.from_numpy(group.codes), group.num_groups
+    known = codes >= 0
+    members = F.one_hot(codes.clamp(min=0), groups).double() * known[:, None]
+    return (members - known[:, None] / groups) * math.sqrt(groups / (groups - 1))
+
+
+class BNSLIM(Method):
+    """SLIM over users whose weights on neighbours of each group are drawn together (Decision 31)."""
+
+    @dataclass(frozen=True)
+    class Options(Penalties):
+        """As of plain SLIM, with a `balance` that weighs half the squared difference between the groups' weights."""
+
+        balance: float = 1000.0
+
+        def __post_init__(self):
+            for name, holds, allowed in (
+                ("l1", 0 <= self.l1 < math.inf, "0 or more"),
+                ("l2", 0 <= self.l2 < math.inf, "0 or more"),
+                ("balance", 0 <= self.balance < math.inf, "0 or more"),
+                ("tolerance", 0 < self.tolerance < 1, "a number in (0, 1)"),
+                ("iterations", self.iterations >= 1, "1 or more"),
+            ):
+                if not holds:
+                    raise ValueError(f"--method_option={name}={getattr(self, name)}: allowed is {allowed}")
+
+    @classmethod
+    def unsupported(cls, config: Config) -> str | None:
+        """Backbones without neighbours."""
+        return None if config.backbone in FITTED else "it balances neighbours, which only slim has"
+
+    def __init__(self, backbone: nn.Module, environment: Environment):
+        super().__init__(backbone, environment)
+        group = environment.user_groups[self.config.attribute]
+        if group.num_groups < 2:
+            raise ValueError(f"--fairness_method=bnslim: {group.name} has one group; balance needs two")
+        self.signs = group_signs(group)
+
+    def fit(self) -> Fit:
+        """Fit W with the balance."""
+        return self.backbone.fit(self.options, self.signs, progress=self.environment.processes.first)

@@ -1,0 +1,260 @@
+"""FairUser: antidote users whose data make a recommender fairer (Rastegarpanah, Gummadi & Crovella, WSDM 2019)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.dataloader import NegativeSampler
+from data.protocols import Phase
+from data.structs import Batch, Group, Histories, ItemLists, Split
+from model.collaborative import INITIAL_STD, Tables
+from model.config import Config, torch_generator
+from model.methods.base import Environment, Method, Update, make_optimisers
+
+MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
+MOST_HALVINGS = 20
+FACTORISED = ("bprmf", "pmf")
+
+
+def group_contrasts(group: Group) -> torch.Tensor:
+    """C `[G, U]`, of which the rows of C U are G / (G - 1) times (as squares) the groups' mean vectors' deviations from
+    their mean: of two groups |C U v|^2 is the squared difference of the groups' mean scores of item v.
+
+    Users of unknown group and groups without members are left out.
+    """
+    counts = group.counts()
+    present = np.flatnonzero(counts)
+    if len(present) < 2:
+        raise ValueError(f"--fairness_method=fairuser: {group.name} has fewer than two groups with members")
+    means = (group.codes == present[:, None]) / counts[present, None]
+    return torch.from_numpy((means - means.mean(0)) * math.sqrt(len(present) / (len(present) - 1)))
+
+
+class Antidote:
+    """Profiles X `[A, I]` in [0, 1] that lower J = 1/I sum over items |D v|^2, D the contrasts of the user groups.
+
+    V' = (U'U + A'A + l I)^-1 (U'R + A'X) are the item vectors that ridge regression gives for fixed vectors U of real
+    and A of antidote users (section 4 of the paper). A are those that ridge regression on X gives in turn, for the
+    item vectors without antidote users: so J is a function of X alone.
+    """
+
+    def __init__(self, user: torch.Tensor, split: Split, contrasts: torch.Tensor, ridge: float):
+        """`user [U, d]` are the real users' vectors, `contrasts [G, U]` from `group_contrasts`."""
+        train = split.train
+        places = torch.from_numpy(np.stack([train.owner, train.item])).to(user.device)
+        ones = torch.ones(places.shape[1], dtype=torch.float64, device=user.device)
+        user = user.double()  # products below are far from 1 in size
+        self.real = torch.sparse_coo_tensor(places.flip(0), ones, (split.num_items, split.num_users)) @ user  # R'U
+        self.squares = user.T @ user
+        self.contrasts = contrasts.to(user) @ user  # D [G, d]
+        self.identity = ridge * torch.eye(user.shape[1], dtype=user.dtype, device=user.device)
+        item = torch.linalg.solve(self.squares + self.identity, self.real.T)
+        self.folding = torch.linalg.solve(item @ item.T + self.identity, item).T  # [I, d]
+
+    def items(self, antidote: torch.Tensor, profiles: torch.Tensor) -> torch.Tensor:
+        """Item vectors V `[I, d]` for antidote vectors `[A, d]` and `profiles [A, I]`."""
+        hessian = self.squares + antidote.T @ antidote + self.identity
+        return torch.linalg.solve(hessian, (self.real + profiles.T @ antidote).T).T
+
+    def vectors(self, profiles: torch.Tensor) -> torch.Tensor:
+        """Antidote vectors A `[A, d]` for `profiles [A, I]`."""
+        return profiles @ self.folding
+
+    def objective(self, item: torch.Tensor) -> torch.Tensor:
+        """J of item vectors `[I, d]`."""
+        return (item @ self.contrasts.T).square().sum(1).mean()
+
+    def gradient(self, profiles: torch.Tensor, antidote: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Gradient of J by the profiles `[A, I]`, at their antidote and item vectors.
+
+        The paper holds A fixed (the first term alone). A that follows undoes such steps: hardly any lowered J.
+        """
+        hessian = self.squares + antidote.T @ antidote + self.identity
+        pull = 2 / len(item) * (item @ self.contrasts.T) @ torch.linalg.solve(hessian, self.contrasts.T).T  # [I, d]
+        cross = item.T @ pull
+        by_antidote = profiles @ pull - antidote @ (cross + cross.T)
+        return antidote @ pull.T + by_antidote @ self.folding.T
+
+    def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
+        """Projected gradient descent from `profiles [A, I]`: the last step before its projection, and J along the way.
+
+        A step is halved until J falls, and doubled for the next round.
+        """
+        proposed = profiles = profiles.double()
+        antidote = self.vectors(profiles)
+        item, values, step = self.items(antidote, profiles), [], None
+        values.append(float(self.objective(item)))
+        for _ in range(rounds):
+            gradient = self.gradient(profiles, antidote, item)
+            largest = float(gradient.abs().max())
+            step = step or 1 / max(largest, MOST_HALVINGS * torch.finfo(gradient.dtype).tiny)
+            for _ in range(MOST_HALVINGS if largest else 0):
+                trial = profiles - step * gradient
+                projected = trial.clamp(0, 1)
+                vectors = self.vectors(projected)
+                moved = self.items(vectors, projected)
+                value = float(self.objective(moved))
+                if value < values[-1]:
+                    break
+                step /= 2
+            else:
+                break
+            proposed, profiles, antidote, item, step = trial, projected, vectors, moved, 2 * step
+            values.append(value)
+        return proposed, values
+
+
+class FairUser(Method):
+    """Train plainly, find antidote users for the result, then train anew from the start with them among the users.
+
+    They are never ranked: they have a table of their own and reach real users through the items alone (Decision 32).
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """`users` as a share of the real ones, each with `interactions` positives (0: as many as real users have on
+        average), found in `rounds` of projected gradient descent; `ridge` is the closed form's l2."""
+
+        users: float = 0.05
+        interactions: int = 0
+        rounds: int = 50
+        ridge: float = 30.0
+
+        def __post_init__(self):
+            for name, holds, allowed in (
+                ("users", 0 < self.users <= 1, "a share in (0, 1]"),
+                ("interactions", self.interactions >= 0, "0 (as real users) or more"),
+                ("rounds", self.rounds >= 1, "1 or more"),
+                ("ridge", 0 < self.ridge < math.inf, "a positive number"),
+            ):
+                if not holds:
+                    raise ValueError(f"--method_option={name}={getattr(self, name)}: allowed is {allowed}")
+
+    @classmethod
+    def unsupported(cls, config: Config) -> str | None:
+        """Backbones that are no matrix factorisation."""
+        return None if config.backbone in FACTORISED else "it solves matrix factorisation in closed form (bprmf, pmf)"
+
+    def __init__(self, backbone: nn.Module, environment: Environment):
+        super().__init__(backbone, environment)
+        if environment.processes.world > 1:
+            raise ValueError("--fairness_method=fairuser adds rows to whole batches: run it in one process")
+        self.count = max(1, round(self.options.users * backbone.user.num_embeddings))
+        numbers = self.count * backbone.num_items
+        if numbers > MOST_NUMBERS:
+            raise ValueError(
+                f"--method_option=users={self.options.users}: {self.count:,} antidote users x {backbone.num_items:,} "
+                f"items are {numbers:,} numbers; allowed are {MOST_NUMBERS:,}: lower users"
+            )
+        if self.options.interactions > backbone.num_items:
+            raise ValueError(
+                f"--method_option=interactions={self.options.interactions}: allowed are the {backbone.num_items:,} "
+                "items at most"
+            )
+        self.contrasts = group_contrasts(environment.user_groups[self.config.attribute])
+        self.initial = copy.deepcopy(backbone.state_dict())
+
+    def begin_phase(self, phase: Phase, total_steps: int) -> None:
+        """Make a fresh table of antidote users, whose data are found later."""
+        device = self.environment.device
+        self.split = phase.split
+        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        table = torch.randn((self.count, self.backbone.vector_width), generator=self.generator, device=device)
+        self.antidote = nn.Parameter(table * INITIAL_STD)
+        self.antidote_optimiser = torch.optim.Adam([self.antidote], lr=self.config.lr, fused=True)
+        interactions = self.options.interactions or round(len(self.split.train.item) / self.split.num_users)
+        self.interactions = min(max(1, interactions), self.backbone.num_items)
+        self._take(torch.zeros((0, self.interactions), dtype=torch.int64))
+
+    def _take(self, positives: torch.Tensor) -> None:
+        """Let `positives [A, n]` be the antidote users' data; without any there are none yet."""
+        self.positives = positives.to(self.environment.device)
+        if len(positives):
+            indptr = np.arange(len(positives) + 1, dtype=np.int64) * self.interactions
+            known = ItemLists(indptr, positives.cpu().numpy().ravel())
+            negatives = self.config.num_negatives + self.config.in_batch_negatives
+            self.negatives = NegativeSampler(known, self.backbone.num_items, negatives, 0, self.environment.device)
+
+    def stages(self) -> tuple[str, ...]:
+        """The plain recommender first, then the one with antidote users."""
+        return ("backbone", "method")
+
+    def begin_epoch(self, stage: str, epoch: int) -> None:
+        """Before the second stage find the antidote users, then put all weights back to where they began."""
+        if stage != "method" or len(self.positives):
+            return
+        self._take(self._find())
+        self.backbone.load_state_dict(self.initial)
+        self.optimisers = make_optimisers(self.backbone, self.config.lr)
+
+    @torch.no_grad()
+    def _find(self) -> torch.Tensor:
+        """Items `[A, n]` of the antidote users for the recommender as it stands; they begin as copies of real users."""
+        problem = Antidote(self.backbone.user.weight, self.split, self.contrasts, self.options.ridge)
+        device = self.environment.device
+        chosen = torch.randperm(self.split.num_users, generator=self.generator, device=device)[: self.count]
+        proposed, values = problem.optimise(
+            dense_rows(self.split.train, chosen, self.split.num_items), self.options.rounds
+        )
+        print(f"antidote users: disparity {values[0]:.3g} before, {values[-1]:.3g} after", flush=True)
+        # many profiles end at 1: how far beyond the last step went tells those apart
+        return torch.sort(proposed, dim=1, descending=True, stable=True).indices[:, : self.interactions].contiguous()
+
+    def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
+        """A plain step; in the second stage with antidote rows, as many as their share of all data says."""
+        if stage == "backbone":
+            return super().train_step(batch, stage, name, update)
+        forward, config = self.forward(batch), self.config
+        users, items = self.antidote_rows(len(batch.users))
+        context = Tables(self.antidote, forward.context.items)
+        scores = self.backbone.score(context, self.backbone.encode_users(context, users, None), items)
+        loss = self.loss(torch.cat([forward.scores, scores.float()]))
+        if config.l2:
+            real = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
+            norms = self.backbone.squared_norms(forward.context, batch.users, real)
+            loss = loss + config.l2 * torch.cat([norms, self.backbone.squared_norms(context, users, items)]).mean()
+        update(loss, *self.optimisers, self.antidote_optimiser)
+        return {"loss": loss.detach()}
+
+    def antidote_rows(self, real: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random antidote users `[n]` and their items, a positive and negatives `[n, 1 + M]`, beside `real` rows."""
+        count = max(1, round(real * self.positives.numel() / len(self.split.train.item)))
+        place = torch.randint(
+            self.positives.numel(), (count,), generator=self.generator, device=self.environment.device
+        )
+        users, positives = place // self.interactions, self.positives.flatten()[place]
+        return users, torch.cat([positives[:, None], self.negatives.sample(users, positives, self.generator)], dim=1)
+
+    def training_state(self) -> dict[str, Any]:
+        """Add the antidote users: their data, vectors, optimiser and random stream."""
+        own = {
+            "positives": self.positives,
+            "antidote": self.antidote.detach(),
+            "antidote_optimiser": self.antidote_optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        return {**super().training_state(), **own}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `training_state` gave."""
+        super().load_training_state(state)
+        self._take(state["positives"])
+        with torch.no_grad():
+            self.antidote.copy_(state["antidote"])
+        self.antidote_optimiser.load_state_dict(state["antidote_optimiser"])
+        self.generator.set_state(state["generator"])
+
+
+def dense_rows(train: Histories, users: torch.Tensor, num_items: int) -> torch.Tensor:
+    """Binary profiles `[A, I]` of `users [A]`."""
+    lists = train.take(users.cpu().numpy())
+    profiles = torch.zeros((len(users), num_items))
+    profiles[torch.from_numpy(lists.owner), torch.from_numpy(lists.item)] = 1
+    return profiles.to(users.device)
