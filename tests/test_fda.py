@@ -95,7 +95,7 @@ def test_a_noise_step_leaves_the_model_alone_and_a_model_step_the_noise(made, ba
 def test_the_noise_of_the_released_form_is_unbounded_and_that_of_the_paper_is_not():
     assert math.isinf(FDA.Options(form="code").bound)
     assert FDA.Options(form="code", epsilon=0.25).bound == 0.25
-    assert FDA.Options().bound == 0.5 and FDA.Options(epsilon=0.1).bound == 0.1
+    assert FDA.Options(form="paper").bound == 0.5 and FDA.Options(form="paper", epsilon=0.1).bound == 0.1
 
 
 @pytest.mark.parametrize("form", ["paper", "code"])
@@ -140,7 +140,7 @@ def test_without_fakes_loss_and_gradients_are_those_of_bpr(made, backbone, optio
 
 @pytest.mark.parametrize("backbone", ["bprmf", "ncf", "gccf", "lightgcn", "sparsenn"])
 def test_without_noise_a_fake_is_the_real_item(made, backbone):
-    network, method, _ = made(backbone)
+    network, method, _ = made(backbone, ["form=paper"])
     with torch.no_grad():
         method.noise.zero_()
         items = torch.arange(network.num_items)
@@ -198,7 +198,7 @@ def test_both_losses_of_the_paper_equal_a_loop(shared_made, seed, groups, unknow
     rng = np.random.default_rng(seed)
     codes = np.where(rng.random(60) < unknown, -1, rng.integers(0, groups, 60))
     labels = tuple("abcd"[:groups])
-    options = [f"positive_hypothesis={hypotheses[0]}", f"negative_hypothesis={hypotheses[1]}"]
+    options = ["form=paper", f"positive_hypothesis={hypotheses[0]}", f"negative_hypothesis={hypotheses[1]}"]
     network, method, batch = shared_made(options=options, codes=codes, labels=labels)
     spread_out(network, method)
     method.generator.manual_seed(seed)
@@ -245,7 +245,7 @@ def test_partners_are_drawn_evenly(made):
 
 def test_the_mask_takes_no_more_than_its_share_of_items(made):
     for ratio in (0.0, 0.13, 0.4, 1.0):
-        network, method, _ = made(options=[f"mask_ratio={ratio}"])
+        network, method, _ = made(options=["form=paper", f"mask_ratio={ratio}"])
         masks = torch.stack([method._mask() for _ in range(200)])
         assert (masks.sum(1) == int(ratio * network.num_items)).all()
         # redrawn each time, no item is left out
@@ -420,7 +420,13 @@ def test_an_option_out_of_range_is_an_error(assignment, words):
 
 def test_both_hypotheses_cannot_be_off():
     with pytest.raises(ValueError, match="allowed is true where H2 is off"):
-        FDA.Options(positive_hypothesis=False, negative_hypothesis=False)
+        FDA.Options(form="paper", positive_hypothesis=False, negative_hypothesis=False)
+
+
+def test_an_option_that_a_form_does_not_read_is_an_error():
+    for form, name in (("code", "positive_hypothesis"), ("code", "negative_hypothesis"), ("paper", "rotate_negatives")):
+        with pytest.raises(ValueError, match=f"{name}=False: allowed is true but with form="):
+            FDA.Options(form=form, **{name: False})
 
 
 FAIR = {"enable_fairness": True, "fairness_method": "fda", "user_hidden": None, "item_hidden": None}

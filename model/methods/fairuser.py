@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from data.dataloader import NegativeSampler
 from data.protocols import Phase
@@ -47,11 +48,11 @@ class Antidote:
 
     def __init__(self, user: torch.Tensor, split: Split, contrasts: torch.Tensor, ridge: float):
         """`user [U, d]` are the real users' vectors, `contrasts [G, U]` from `group_contrasts`."""
-        train = split.train
-        places = torch.from_numpy(np.stack([train.owner, train.item])).to(user.device)
-        ones = torch.ones(places.shape[1], dtype=torch.float64, device=user.device)
+        owner = split.train.owner[np.argsort(split.train.item, kind="stable")]
+        starts = np.concatenate([[0], np.cumsum(split.degree)])
+        bags = [torch.from_numpy(part).to(user.device) for part in (owner, starts)]
         user = user.double()  # products below are far from 1 in size
-        self.real = torch.sparse_coo_tensor(places.flip(0), ones, (split.num_items, split.num_users)) @ user  # R'U
+        self.real = F.embedding_bag(bags[0], user, bags[1], mode="sum", include_last_offset=True)  # R'U
         self.squares = user.T @ user
         self.contrasts = contrasts.to(user) @ user  # D [G, d]
         self.identity = ridge * torch.eye(user.shape[1], dtype=user.dtype, device=user.device)

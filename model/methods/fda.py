@@ -23,8 +23,9 @@ FORMS = ("paper", "code")
 class FDA(Method):
     """Backbone and noise trained in turn: noise makes one group's items pass for another's, the backbone learns both.
 
-    `form=paper` follows the equations, `form=code` what the authors released (Decision 30): there the model's pass
-    comes first, noise is unbounded, fakes are the user's own items and negatives are rotated within the batch.
+    `form=code` is what the authors released and their numbers come from: the model's pass comes first, noise is
+    unbounded, the model's fakes are the user's own items and negatives are rotated within the batch. `form=paper`
+    follows the equations (Decision 30).
     """
 
     @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class FDA(Method):
         H1 is about positives that the other group likes, H2 about negatives that it dislikes.
         """
 
-        form: str = "paper"
+        form: str = "code"
         epsilon: float = 0.0
         mask_ratio: float = 0.4
         positive_hypothesis: bool = True
@@ -52,6 +53,9 @@ class FDA(Method):
                 ("epsilon", self.epsilon >= 0, "0 (the form's own bound) or more"),
                 ("mask_ratio", 0 <= self.mask_ratio <= 1, "a share in [0, 1]"),
                 ("positive_hypothesis", self.positive_hypothesis or self.negative_hypothesis, "true where H2 is off"),
+                ("positive_hypothesis", self.positive_hypothesis or self.form == "paper", "true but with form=paper"),
+                ("negative_hypothesis", self.negative_hypothesis or self.form == "paper", "true but with form=paper"),
+                ("rotate_negatives", self.rotate_negatives or self.form == "code", "true but with form=code"),
                 ("noise_passes", self.noise_passes >= 1, "1 or more"),
                 ("model_passes", self.model_passes >= 1, "1 or more"),
                 ("warmup_epochs", self.warmup_epochs >= 0, "0 or more"),

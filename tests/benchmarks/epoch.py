@@ -26,7 +26,7 @@ PARITY = ("--enable_fairness=True", "--fairness_method=parity")
 WAYS = {
     "none": (),
     "FDA": FDA,
-    "FDA, released form": (*FDA, "--method_option=form=code"),
+    "FDA, form=paper": (*FDA, "--method_option=form=paper"),
     "parity, DP": PARITY,
     "parity, EO": (*PARITY, "--method_option=kind=eo"),
 }
