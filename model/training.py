@@ -75,10 +75,6 @@ class Selection:
         self.epoch, self.value = epoch, value
         self.weights = copy.deepcopy({"backbone": backbone.state_dict(), "method": method.state_dict()})
 
-    def exhausted(self, epoch: int, patience: int) -> bool:
-        """Tell whether `patience` epochs have brought nothing better."""
-        return epoch - self.epoch >= patience
-
     def restore(self, backbone: nn.Module, method: Method) -> None:
         """Put the best weights back."""
         backbone.load_state_dict(self.weights["backbone"])
@@ -311,7 +307,8 @@ class Training:
         """Tell whether a stage of `phase` with that `schedule` has no epoch left."""
         epoch = self.progress.epoch
         asks = phase.valid is not None
-        return epoch > schedule.epochs or (asks and schedule.exhausted(epoch - 1, self.selection))
+        best, values = self.selection.epoch, self.selection.values
+        return epoch > schedule.epochs or (asks and schedule.exhausted(epoch - 1, best, values))
 
     def generator_states(self) -> dict[str, torch.Tensor]:
         """State of every random stream."""

@@ -10,7 +10,10 @@ from torch import nn
 
 from model.config import Config
 from model.distributed import ALONE
+from model.methods.base import Schedule
 from model.training import Progress, Selection, load_checkpoint, save_checkpoint, update
+
+PATIENT = Schedule(batch_size=1, epochs=9, every=1, patience=2)
 
 
 class StatefulMethod:
@@ -89,8 +92,8 @@ def test_nan_is_never_the_best():
     selection = Selection()
     assert not selection.offer(1, math.nan, make_module(), StatefulMethod())
     assert selection.weights == {}
-    assert not selection.exhausted(1, patience=2)
-    assert selection.exhausted(2, patience=2)
+    assert not PATIENT.exhausted(1, selection.epoch, selection.values)
+    assert PATIENT.exhausted(2, selection.epoch, selection.values)
     assert selection.offer(2, 0.0, make_module(), StatefulMethod())
 
 
@@ -99,7 +102,7 @@ def test_patience_counts_epochs_since_the_best():
     stopped = []
     for epoch, value in enumerate([0.2, 0.1, 0.4, 0.4, 0.3], start=1):
         selection.offer(epoch, value, make_module(), StatefulMethod())
-        stopped.append(selection.exhausted(epoch, patience=2))
+        stopped.append(PATIENT.exhausted(epoch, selection.epoch, selection.values))
     assert stopped == [False, False, False, False, True]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from model.config import Config
 from model.distributed import ALONE, Processes
 from model.losses import LOSSES
 from model.slim import FITTED, Fit
-
-if TYPE_CHECKING:
-    from model.training import Selection
 
 Update = Callable[..., None]
 
@@ -65,9 +62,9 @@ class Schedule:
         """Whether validation is asked after `epoch`."""
         return epoch % self.every == 0 or epoch == self.epochs
 
-    def exhausted(self, epoch: int, selection: Selection) -> bool:
-        """Whether the stage stops after `epoch`, from what validation has said so far."""
-        return selection.exhausted(epoch, self.patience)
+    def exhausted(self, epoch: int, best: int, values: Mapping[int, float]) -> bool:
+        """Whether the stage stops after `epoch`, from the `best` one (0: none) and all validations so far by epoch."""
+        return epoch - best >= self.patience
 
 
 def parse_options(kind: type, assignments: Sequence[str]) -> Any:
