@@ -39,6 +39,7 @@ ROWS: dict[str, tuple[str, tuple[int, ...]]] = {
     "BPR": ("--backbone=bprmf", SEEDS),
     "BPR_DP": (f"--backbone=bprmf {PARITY} --method_option=kind=dp", SEEDS),
     "BPR_EO": (f"--backbone=bprmf {PARITY} --method_option=kind=eo", SEEDS),
+    "BPR_DP, weight 0.1": (f"--backbone=bprmf {PARITY.replace('0.01', '0.1')} --method_option=kind=dp", SEEDS[:1]),
     "FDA_BPR": (f"--backbone=bprmf {FDA}", SEEDS),
     "FDA_BPR, form=paper": (f"--backbone=bprmf {PAPER}", SEEDS),
     "GCCF": ("--backbone=gccf --epochs=120", SEEDS),
@@ -52,6 +53,7 @@ ROWS |= {
     "FDA_BPR, five negatives": (f"{ROWS['FDA_BPR'][0]} --num_negatives=5", SEEDS[:1]),
     "FDA_GCCF, five negatives": (f"{ROWS['FDA_GCCF'][0]} --num_negatives=5", SEEDS[:1]),
     "FairUser": ("--backbone=bprmf --enable_fairness=True --fairness_method=fairuser", SEEDS[:1]),
+    "SLIM": ("--backbone=slim", SEEDS[:1]),
     "BN-SLIM": ("--backbone=slim --enable_fairness=True --fairness_method=bnslim", SEEDS[:1]),
 }
 # Table 4 of the paper: HR, NDCG, DP and EO at K = 10, at 20 and at 50
