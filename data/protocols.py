@@ -128,6 +128,21 @@ def _lists(user_id: np.ndarray, item_id: np.ndarray, num_users: int) -> ItemList
     return ItemLists(lists.indptr, lists.item)
 
 
+def _make_split(
+    data: InteractionData,
+    warm_threshold: float,
+    train: tuple[np.ndarray, np.ndarray, np.ndarray | None],
+    valid: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+) -> Split:
+    """The split whose parts have these user ids, item ids and, of `train`, times; histories are train."""
+    histories = Histories.build(*train, data.num_users)
+    degree = np.bincount(histories.item, minlength=data.num_items)
+    groups = {"popularity": popularity_group(degree, warm_threshold)}
+    held_out = (_lists(*part, data.num_users) for part in (valid, test))
+    return Split(histories, *held_out, histories, histories, degree, groups)
+
+
 def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.random.Generator) -> Protocol:
     """Hold out each user's last item for test and the one before for validation.
 
@@ -148,13 +163,9 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
     # rows that are in order already are sorted again in no time; without times, file order is the order
     rows = np.flatnonzero(is_train) if data.time is None else order[is_train[order]]
     time = None if data.time is None else data.time[rows]
-    train = Histories.build(users[rows], items[rows], time, data.num_users)
-    valid = _lists(users[is_valid], items[is_valid], data.num_users)
-    test = _lists(users[is_test], items[is_test], data.num_users)
-    degree = np.bincount(train.item, minlength=data.num_items)
-    groups = {"popularity": popularity_group(degree, options.warm_threshold)}
-    split = Split(train, valid, test, train, train, degree, groups)
-    seen = train if options.keep_valid_candidates else train.merge(valid)
+    held_out = ((users[rows], items[rows]) for rows in (is_valid, is_test))
+    split = _make_split(data, options.warm_threshold, (users[rows], items[rows], time), *held_out)
+    seen = split.train if options.keep_valid_candidates else split.train.merge(split.valid)
     phase = Phase(
         name="loo",
         split=split,
@@ -162,8 +173,8 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
         metric=f"ndcg@{options.ks[0]}",
         every=options.every,
         patience=options.patience,
-        valid=Task("valid", valid, train, options.eval_negatives),
-        tests=(Task("test", test, seen, options.eval_negatives),),
+        valid=Task("valid", split.valid, split.train, options.eval_negatives),
+        tests=(Task("test", split.test, seen, options.eval_negatives),),
     )
     how = "last item by time" if data.time is not None else "random item (seeded)"
     pool = "train items" if options.keep_valid_candidates else "train and validation items"
@@ -205,12 +216,8 @@ def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generato
     is_valid[kept[place < np.floor(FDA_VALID * count + 0.5).astype(np.int64)[users[kept]]]] = True
     is_train = ~(is_test | is_valid)
     train_time = None if time is None else time[is_train]
-    train = Histories.build(users[is_train], items[is_train], train_time, data.num_users)
-    valid = _lists(users[is_valid], items[is_valid], data.num_users)
-    test = _lists(users[is_test], items[is_test], data.num_users)
-    degree = np.bincount(train.item, minlength=data.num_items)
-    groups = {"popularity": popularity_group(degree, options.warm_threshold)}
-    split = Split(train, valid, test, train, train, degree, groups)
+    held_out = ((users[rows], items[rows]) for rows in (is_valid, is_test))
+    split = _make_split(data, options.warm_threshold, (users[is_train], items[is_train], train_time), *held_out)
     phase = Phase(
         name="fda",
         split=split,
@@ -218,8 +225,8 @@ def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generato
         metric=f"ndcg@{FDA_SELECTED_AT}",
         every=options.every,
         patience=options.patience,
-        valid=Task("valid", valid, train, None),
-        tests=(Task("test", test, train.merge(valid), None),),
+        valid=Task("valid", split.valid, split.train, None),
+        tests=(Task("test", split.test, split.train.merge(split.valid), None),),
     )
     description = (
         f"FDA's (WWW 2023): ratings above {FDA_LIKED}, random 80/20 of all records, a tenth of each user's train items "

@@ -321,6 +321,11 @@ class Batch:
     negatives: torch.Tensor
     history: History | None
 
+    @property
+    def items(self) -> torch.Tensor:
+        """The items that rows score, `[B, 1 + M]`, the positive first."""
+        return torch.cat([self.positives[:, None], self.negatives], dim=1)
+
 
 @dataclass(frozen=True)
 class Ranking:

@@ -85,6 +85,13 @@ def parse_options(kind: type, assignments: Sequence[str]) -> Any:
     return kind(**values)
 
 
+def check_options(options: Any, *rules: tuple[str, bool, str]) -> None:
+    """Refuse an option of `options` whose rule, (name, whether it holds, what is allowed), does not hold."""
+    for name, holds, allowed in rules:
+        if not holds:
+            raise ValueError(f"--method_option={name}={getattr(options, name)}: allowed is {allowed}")
+
+
 def _parse_value(text: str, default: Any) -> Any:
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
@@ -197,8 +204,7 @@ class Method:
         if not self.config.l2:
             return 0.0
         own = self.own_rows(batch)
-        items = torch.cat([own.positives[:, None], own.negatives], dim=1)
-        norms = self.backbone.squared_norms(forward.context, own.users, items)
+        norms = self.backbone.squared_norms(forward.context, own.users, own.items)
         return self.config.l2 * norms.mean() * self.share(batch)
 
     def share(self, batch: Batch) -> float:
@@ -207,7 +213,7 @@ class Method:
 
     def forward(self, batch: Batch, apart: bool = False) -> Forward:
         """Score every row's positive and negatives; `apart` asks for `Forward.apart` of a backbone that can give it."""
-        items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)  # [B, 1 + M]
+        items = batch.items
         rows, width = items.shape
         needed = [items.flatten()] + ([] if batch.history is None else [batch.history.items.flatten()])
         users = batch.users

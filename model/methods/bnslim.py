@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from data.structs import Group
 from model.config import Config
-from model.methods.base import Environment, Method
+from model.methods.base import Environment, Method, check_options
 from model.slim import FITTED, Fit, Penalties
 
 
@@ -35,15 +35,14 @@ class BNSLIM(Method):
         balance: float = 1000.0
 
         def __post_init__(self):
-            for name, holds, allowed in (
+            check_options(
+                self,
                 ("l1", 0 <= self.l1 < math.inf, "0 or more"),
                 ("l2", 0 <= self.l2 < math.inf, "0 or more"),
                 ("balance", 0 <= self.balance < math.inf, "0 or more"),
                 ("tolerance", 0 < self.tolerance < 1, "a number in (0, 1)"),
                 ("iterations", self.iterations >= 1, "1 or more"),
-            ):
-                if not holds:
-                    raise ValueError(f"--method_option={name}={getattr(self, name)}: allowed is {allowed}")
+            )
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:

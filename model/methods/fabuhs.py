@@ -19,7 +19,7 @@ from fairness_utils import (
     ramp,
     smoothing_share,
 )
-from model.methods.base import Environment, Forward, Method, Update
+from model.methods.base import Environment, Forward, Method, Update, check_options
 
 
 class AdversaryRows(NamedTuple):
@@ -55,15 +55,14 @@ class FABUHS(Method):
         smoothing: float = 1.0
 
         def __post_init__(self):
-            for name, holds, allowed in (
+            check_options(
+                self,
                 ("discriminator_widths", min(self.discriminator_widths) >= 1, "widths of at least 1"),
                 ("discriminator_steps", self.discriminator_steps >= 1, "1 or more"),
                 ("discriminator_lr", self.discriminator_lr > 0, "a positive number"),
                 ("reinitialise_every", self.reinitialise_every >= 0, "0 (never) or more"),
                 ("smoothing", 0 < self.smoothing < np.inf, "a positive number"),
-            ):
-                if not holds:
-                    raise ValueError(f"--method_option={name}={getattr(self, name)}: allowed is {allowed}")
+            )
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

@@ -17,7 +17,7 @@ from data.protocols import Phase
 from data.structs import Batch, Group, Histories, ItemLists, Split
 from model.collaborative import INITIAL_STD, Tables
 from model.config import Config, torch_generator
-from model.methods.base import Environment, Method, Update, make_optimisers
+from model.methods.base import Environment, Method, Update, check_options, make_optimisers
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
 MOST_HALVINGS = 20
@@ -129,14 +129,13 @@ class FairUser(Method):
         ridge: float = 30.0
 
         def __post_init__(self):
-            for name, holds, allowed in (
+            check_options(
+                self,
                 ("users", 0 < self.users <= 1, "a share in (0, 1]"),
                 ("interactions", self.interactions >= 0, "0 (as real users) or more"),
                 ("rounds", self.rounds >= 1, "1 or more"),
                 ("ridge", 0 < self.ridge < math.inf, "a positive number"),
-            ):
-                if not holds:
-                    raise ValueError(f"--method_option={name}={getattr(self, name)}: allowed is {allowed}")
+            )
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
@@ -218,8 +217,7 @@ class FairUser(Method):
         scores = self.backbone.score(context, self.backbone.encode_users(context, users, None), items)
         loss = self.loss(torch.cat([forward.scores, scores.float()]))
         if config.l2:
-            real = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
-            norms = self.backbone.squared_norms(forward.context, batch.users, real)
+            norms = self.backbone.squared_norms(forward.context, batch.users, batch.items)
             loss = loss + config.l2 * torch.cat([norms, self.backbone.squared_norms(context, users, items)]).mean()
         update(loss, *self.optimisers, self.antidote_optimiser)
         return {"loss": loss.detach()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from data.protocols import Phase
 from data.structs import Batch
 from model.collaborative import INITIAL_STD, MatrixFactorisation
 from model.config import Config, torch_generator
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Environment, Method, Update, check_options
 
 FORMS = ("paper", "code")
 
@@ -48,7 +49,8 @@ class FDA(Method):
         rotate_negatives: bool = True
 
         def __post_init__(self):
-            for name, holds, allowed in (
+            check_options(
+                self,
                 ("form", self.form in FORMS, " or ".join(FORMS)),
                 ("epsilon", self.epsilon >= 0, "0 (the form's own bound) or more"),
                 ("mask_ratio", 0 <= self.mask_ratio <= 1, "a share in [0, 1]"),
@@ -60,9 +62,7 @@ class FDA(Method):
                 ("model_passes", self.model_passes >= 1, "1 or more"),
                 ("warmup_epochs", self.warmup_epochs >= 0, "0 or more"),
                 ("noise_lr", self.noise_lr > 0, "a positive number"),
-            ):
-                if not holds:
-                    raise ValueError(f"--method_option={name}={getattr(self, name)}: allowed is {allowed}")
+            )
 
         @property
         def bound(self) -> float:
@@ -165,8 +165,7 @@ class FDA(Method):
         partner's positive and negatives `[B, G - 1, 1 + M]`, their noisy scores, and whether there is a partner."""
         forward = self.forward(batch)
         partners, exists = self._partners(self.codes[batch.users])
-        items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
-        noisy, items = self._noisy(noise, items), items[partners]
+        noisy, items = self._noisy(noise, batch.items), batch.items[partners]
         scores = self.backbone.score(noisy, forward.user, items.flatten(1)).view(items.shape)
         return forward, items, scores, exists
 
@@ -217,19 +216,15 @@ class FDA(Method):
         noisy = self._noisy(self.noise, batch.positives)
         # a batch of one group has no loss, but a gradient
         total, pairs = 0 * self.noise.sum(), 0
-        for own in range(self.num_groups):
-            rows = torch.nonzero(codes == own).flatten()
-            for other in range(self.num_groups):
-                theirs = torch.nonzero(codes == other).flatten()
-                if own == other or not len(rows) or not len(theirs):
-                    continue
-                borrowed = theirs[torch.arange(len(rows), device=rows.device) % len(theirs)]
-                fake = batch.positives[borrowed, None]
-                scores = self.backbone.score(noisy, forward.user[rows], fake)
-                total = total + F.softplus(forward.scores[rows, 1:] - scores).mean()
-                if self.config.l2:
-                    total = total + self.config.l2 * self._squared_norm(noisy, fake).mean()
-                pairs += 1
+        members = [torch.nonzero(codes == code).flatten() for code in range(self.num_groups)]
+        for rows, theirs in permutations([own for own in members if len(own)], 2):
+            borrowed = theirs[torch.arange(len(rows), device=rows.device) % len(theirs)]
+            fake = batch.positives[borrowed, None]
+            scores = self.backbone.score(noisy, forward.user[rows], fake)
+            total = total + F.softplus(forward.scores[rows, 1:] - scores).mean()
+            if self.config.l2:
+                total = total + self.config.l2 * self._squared_norm(noisy, fake).mean()
+            pairs += 1
         return total * (self.num_groups / max(pairs, 1))
 
     def _released_model_loss(self, batch: Batch) -> torch.Tensor:
@@ -239,7 +234,7 @@ class FDA(Method):
         negatives = batch.negatives.roll(count, 0) if self.options.rotate_negatives else batch.negatives
         batch = Batch(batch.users, batch.positives, negatives, batch.history)
         forward = self.forward(batch)
-        items = torch.cat([batch.positives[:, None], batch.negatives], dim=1)
+        items = batch.items
         noisy = self._noisy(self.noise.detach(), items)
         row = torch.arange(rows, device=items.device)[:, None]
         is_positive = torch.arange(items.shape[1], device=items.device) == 0

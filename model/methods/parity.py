@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from data.protocols import Phase
 from data.structs import Batch
 from model.config import Config
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Environment, Method, Update, check_options
 
 KINDS = ("dp", "eo")
 INNER_PRODUCTS = ("bprmf", "pmf", "gccf", "lightgcn")
@@ -36,10 +36,11 @@ class Parity(Method):
         weight: float = 0.01
 
         def __post_init__(self):
-            if self.kind not in KINDS:
-                raise ValueError(f"--method_option=kind={self.kind}: allowed is {' or '.join(KINDS)}")
-            if not 0 <= self.weight < float("inf"):
-                raise ValueError(f"--method_option=weight={self.weight}: allowed is a finite number of 0 or more")
+            check_options(
+                self,
+                ("kind", self.kind in KINDS, " or ".join(KINDS)),
+                ("weight", 0 <= self.weight < float("inf"), "a finite number of 0 or more"),
+            )
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
