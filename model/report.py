@@ -68,21 +68,8 @@ class Table:
         return "\n".join(part for part in (self.caption, body, self.note) if part)
 
 
-def result_table(
-    results: Mapping[str, float],
-    header: Mapping[str, str],
-    groups: Mapping[str, Sequence[str]],
-    k: int,
-    directions: Mapping[str, str],
-    prefix: str = "test",
-    references: Mapping[str, str] = REFERENCES,
-) -> str:
-    """Lay out the `header` lines and the `result_tables` as text that a reader takes in at a glance."""
-    return result_text(header, result_tables(results, groups, k, directions, prefix, references))
-
-
 def result_text(header: Mapping[str, str], tables: Sequence[Table]) -> str:
-    """The `header` lines and `tables` as text."""
+    """The `header` lines and `tables` as text that a reader takes in at a glance."""
     return "\n\n".join(block for block in (_header_lines(header), *(table.text() for table in tables)) if block)
 
 

@@ -19,7 +19,8 @@ from model.report import (
     atomic_path,
     recommendation_frame,
     reserve_run_dir,
-    result_table,
+    result_tables,
+    result_text,
     write_frame,
     write_json,
     write_per_user,
@@ -48,6 +49,10 @@ def made_up(root, groups, k=10):
 def with_yardsticks(groups, reranked=False):
     results = made_up("test", groups) | made_up("reference/popular", groups) | made_up("reference/random", groups)
     return results | (made_up("test/reranked", groups) if reranked else {})
+
+
+def result_table(results, header, *layout, **options):
+    return result_text(header, result_tables(results, *layout, **options))
 
 
 def row_of(text, start):
