@@ -1,47 +1,42 @@
-"""What a reader needs to know: where data are, how strict to be, how large synthetic data are."""
+"""Options set by repeated `name=value` flags: a small dataclass, parsed and checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-MIN_PER_USER = 3  # one interaction each to train, validate and test
 
-
-@dataclass(frozen=True)
-class SyntheticOptions:
-    """Sizes of a synthetic data set; every user has at least 3 interactions and at most half of the catalogue."""
-
-    num_users: int = 600
-    num_items: int = 400
-    num_interactions: int = 24_000
-
-    def __post_init__(self):
-        if self.num_users < 2 or self.num_items < 2 * MIN_PER_USER:
+def parse_options(kind: type, assignments: Sequence[str]) -> Any:
+    """Make the options dataclass `kind` from `name=value` strings; values take the type of the default."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for assignment in assignments:
+        name, found, text = assignment.partition("=")
+        if not found or name not in fields:
+            raise ValueError(f"--method_option={assignment}: allowed is name=value with name in {sorted(fields)}")
+        default = fields[name].default
+        try:
+            values[name] = _parse_value(text, default)
+        except ValueError as error:
             raise ValueError(
-                f"synthetic data with {self.num_users} users and {self.num_items} items: needs at least 2 users and "
-                f"{2 * MIN_PER_USER} items; raise num_users or num_items"
-            )
-        low, high = MIN_PER_USER * self.num_users, self.num_users * self.num_items // 2
-        if not low <= self.num_interactions <= high:
-            raise ValueError(
-                f"synthetic num_interactions is {self.num_interactions}, allowed is {low}..{high} for {self.num_users} "
-                f"users and {self.num_items} items (3 per user to half of all pairs); change one of the three sizes"
-            )
+                f"--method_option={assignment}: {text!r} is not of the form of the default {default!r}"
+            ) from error
+    return kind(**values)
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """Where data are and how they are read; `max_bad_rows` is the fraction of a file's rows in [0, 1]."""
+def check_options(options: Any, *rules: tuple[str, bool, str]) -> None:
+    """Refuse an option of `options` whose rule, (name, whether it holds, what is allowed), does not hold."""
+    for name, holds, allowed in rules:
+        if not holds:
+            raise ValueError(f"--method_option={name}={getattr(options, name)}: allowed is {allowed}")
 
-    dataset_dir: Path
-    title_encoder: str
-    cache_dir: Path
-    max_bad_rows: float = 0.001
-    keep_incomplete_users: bool = False
-    seed: int = 0
-    synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 
-    def __post_init__(self):
-        if not 0 <= self.max_bad_rows <= 1:
-            raise ValueError(f"max_bad_rows is {self.max_bad_rows}, allowed is a fraction in [0, 1]")
+def _parse_value(text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if isinstance(default, tuple):
+        return tuple(type(default[0])(part) for part in text.split(","))
+    return type(default)(text)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.structs import History, Split
-from model.layers import DotScorer
+from model.scorers import DotScorer
 
 # backbones that are fitted at once, without gradient steps
 FITTED = ("slim",)

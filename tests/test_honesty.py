@@ -18,11 +18,19 @@ import main
 from data.dataloader import edge_batches
 from data.datareader import READERS
 from data.structs import FeatureTable, Group
-from model import probe, run
-from model.config import own_generators, torch_generator
-from model.evaluation import Evaluator
-from tests.test_kills import KINDS
-from tests.test_main import ROOT, TINY, one_thread, result_bytes, run_main  # noqa: F401 (a fixture)
+from model.evaluation import probes as probe
+from model.evaluation.evaluator import Evaluator
+from model.evaluation.questions import ask_tests
+from model.modes import setup, train
+from model.runs.streams import own_generators, torch_generator
+from model.training.batches import batch_sampler
+from tests.support.kills import KINDS
+from tests.support.runs import (
+    ROOT,
+    TINY,
+    result_bytes,
+    run_main,
+)
 
 READING = {kind: values for kind, values in KINDS.items() if kind != "none"}
 
@@ -88,8 +96,8 @@ def curve(folder, prefix):
 def prepared(**values):
     """What `main` makes of flags before it trains: run, phase, backbone and method."""
     with flagsaver.flagsaver(**{**TINY, **values}):
-        made = run.prepare(main.config_from_flags())
-    return made, made.protocol.phases[0], *run.build(made)
+        made = setup.prepare(main.config_from_flags())
+    return made, made.protocol.phases[0], *setup.build(made)
 
 
 # --- Test items, validation items ---
@@ -122,7 +130,7 @@ def test_other_validation_items_leave_training_alone(tmp_path, monkeypatch, quic
 def statistics(**values):
     """Everything that training counts before its first step."""
     made, phase, backbone, method = prepared(**values)
-    sampler = run.batch_sampler(made, phase, backbone, method)
+    sampler = batch_sampler(made, phase, backbone, method)
     method.begin_phase(phase, 100)
     evaluator = Evaluator(backbone, method, made.config, made.seeds, made.device)
     popular = evaluator.yardsticks(phase.tests[0], phase.split, 10)["popular"]
@@ -159,7 +167,7 @@ def test_no_row_of_training_sees_its_target_or_what_is_held_out(kind, fairness_s
     values = {**KINDS[kind], "fairness_sampling": fairness_sampling}
     made, phase, backbone, method = prepared(**values)
     split = phase.split
-    sampler = run.batch_sampler(made, phase, backbone, method)
+    sampler = batch_sampler(made, phase, backbone, method)
     own = {name: [set(lists[user]) for user in range(split.num_users)] for name, lists in vars(split).items()
            if name in ("train", "valid", "test")}  # fmt: skip
     order, generator, seen = torch_generator(0), torch_generator(1), 0
@@ -196,7 +204,7 @@ def test_no_validation_or_test_item_stands_in_a_history_that_is_ranked_by(monkey
     for lists in (phase.split.valid, phase.split.test):
         held_out |= set(zip(lists.owner.tolist(), lists.item.tolist(), strict=True))
     evaluator.rank(phase.valid, phase.split.histories, phase.split, 10)
-    run.ask_tests(made, phase, method, evaluator)
+    ask_tests(made, phase, method, evaluator)
     assert len(pairs) > 3 * made.data.num_users
     assert not held_out & set(pairs)
 
@@ -208,12 +216,12 @@ def test_no_validation_or_test_item_stands_in_a_history_that_is_ranked_by(monkey
 def test_asking_twice_gives_the_same_answers(kind):
     made, phase, backbone, method = prepared(**KINDS[kind], eval_history_draws=1 if kind == "none" else 2)
     evaluator = Evaluator(backbone, method, made.config, made.seeds, made.device)
-    first, _, per_user = run.ask_tests(made, phase, method, evaluator)
+    first, _, per_user = ask_tests(made, phase, method, evaluator)
     # whatever is drawn in between
     for generator in (None, *own_generators(backbone).values()):
         torch.rand(3, generator=generator)
     np.random.seed(7)  # noqa: NPY002 (for parts of others that draw from the global stream)
-    second, _, again = run.ask_tests(made, phase, method, evaluator)
+    second, _, again = ask_tests(made, phase, method, evaluator)
     assert first.keys() == second.keys()
     np.testing.assert_equal(list(second.values()), list(first.values()))
     for name, value in per_user.items():
@@ -222,13 +230,13 @@ def test_asking_twice_gives_the_same_answers(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_validation_leaves_training_where_it_was(tmp_path, monkeypatch, quick, kind):
-    states, write = {}, main.write_state
+    states, write = {}, train.write_state
 
     def kept(path, config, fingerprint, training):
         states[config.eval_every] = copy.deepcopy(training.state())
         write(path, config, fingerprint, training)
 
-    monkeypatch.setattr(main, "write_state", kept)
+    monkeypatch.setattr(train, "write_state", kept)
     for every in (1, 2):
         run_main(tmp_path / str(every), **{**KINDS[kind], "epochs": 4, "patience": 9, "eval_every": every})
     assert [len(curve(tmp_path / str(every), "train/")) for every in (1, 2)] == [4, 4]
@@ -302,7 +310,7 @@ def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_
     # pressure from the first step; sampling would read everybody's attribute (Decision 18)
     values = {"enable_fairness": True, "adversarial_lambda_user": 1.0, "adversarial_lambda_item": 1.0,
               "adversarial_ramp": 0.0, **values}  # fmt: skip
-    draw, attackers, make = run.held_out_users, [], probe._attackers
+    draw, attackers, make = setup.held_out_users, [], probe._attackers
 
     def recorded(*arguments):
         made = make(*arguments)
@@ -312,8 +320,8 @@ def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_
     monkeypatch.setattr(probe, "_attackers", recorded)
     held_out = prepared(**values)[0].held_out
     # who is held out is drawn by attribute; here the same users stay so
-    monkeypatch.setattr(run, "held_out_users", lambda codes, **options: held_out)
-    assert draw is not run.held_out_users and 0.1 < held_out.mean() < 0.3
+    monkeypatch.setattr(setup, "held_out_users", lambda codes, **options: held_out)
+    assert draw is not setup.held_out_users and 0.1 < held_out.mean() < 0.3
     results, found = {}, {}
     turned = {"clean": np.zeros_like(held_out), "probe users": held_out}
     if not values.get("synthesis_type"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,58 +13,12 @@ from absl.testing import flagsaver
 
 import main
 from data.datareader import READERS
-from data.options import SyntheticOptions
-from data.synthetic import read_synthetic, write_movielens
+from data.readers.options import SyntheticOptions
+from data.readers.synthetic import read_synthetic
 from fairness_utils import position_weights
-
-ROOT = Path(__file__).parent.parent
-FLAGS = flags.FLAGS
-if not FLAGS.is_parsed():
-    FLAGS(["main.py"])
-
-TINY = {
-    "dataset": "synthetic",
-    "synthetic_users": 60,
-    "synthetic_items": 50,
-    "synthetic_interactions": 900,
-    "epochs": 2,
-    "batch_size": 128,
-    "num_negatives": 4,
-    "user_hidden": ["32"],
-    "item_hidden": ["32"],
-    "eval_k": ["5", "10"],
-    "run_name": "run",
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def run_main(folder: Path, **values) -> dict:
-    """Run `main` under flags in this process; give the content of result.json."""
-    with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}):
-        main.main(["main.py"])
-    return json.loads((folder / "run" / "result.json").read_text())
-
-
-def result_bytes(folder: Path) -> bytes:
-    """result.json without the commit, which may change while tests run."""
-    return re.sub(rb'\n *"commit": [^\n]*', b"", (folder / "run" / "result.json").read_bytes())
-
-
-def refused(capsys, folder: Path, **values) -> str:
-    """Run `main`, which must end with exit code 2 and one line on standard error; give that line."""
-    with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}), pytest.raises(SystemExit) as caught:
-        main.main(["main.py"])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
+from model.modes import setup
+from tests.support.movielens import write_movielens
+from tests.support.runs import FLAGS, TINY, refused, run_main
 
 
 @pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru", "none"])
@@ -148,7 +100,7 @@ def test_the_floor_holds_in_the_written_recommendations(tmp_path):
     assert result["metrics"]["test/reranked/infeasible_users"] == 0
     frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
     with flagsaver.flagsaver(output_dir=str(tmp_path), **TINY):
-        run = main.prepare(main.config_from_flags())
+        run = setup.prepare(main.config_from_flags())
     tail = run.protocol.phases[0].split.item_groups["popularity"].codes == 1
     is_tail = dict(zip(run.data.original_item_ids, tail, strict=True))
     exposure = position_weights(10)[frame["rank"] - 1] * frame["item"].map(is_tail)
@@ -275,7 +227,7 @@ def test_a_new_data_set_is_one_reader_and_one_entry(tmp_path, monkeypatch):
 
 def test_the_movielens_reader_runs_on_files_in_its_format(tmp_path):
     with flagsaver.flagsaver(**TINY):
-        data = main.prepare(main.config_from_flags()).data
+        data = setup.prepare(main.config_from_flags()).data
     write_movielens(data, tmp_path)
     unset = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
     values = {**unset, "dataset": "ml", "dataset_dir": str(tmp_path), "title_encoder": "hash", "warm_threshold": 0.2}

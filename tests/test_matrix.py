@@ -12,8 +12,12 @@ import main
 from data.protocols import PROTOCOLS
 from model import BACKBONES, METHODS
 from model.methods.base import Method
-from model.settings import UNREAD
-from tests.test_main import one_thread, refused, run_main  # noqa: F401 (a fixture)
+from model.modes import train
+from model.runs.settings import UNREAD
+from tests.support.runs import (
+    refused,
+    run_main,
+)
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 CELLS = list(itertools.product(BACKBONES, METHODS, PROTOCOLS))
@@ -66,7 +70,7 @@ def matrix() -> str:
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
 def test_a_cell_runs_or_gives_its_reason(tmp_path, capsys, monkeypatch, cell):
-    monkeypatch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
+    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
     reason = reason_of(*cell)
     if reason is not None:
         assert refused(capsys, tmp_path, **flags_of(*cell)).endswith(f": {reason}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from absl import flags
 
 import main
-from model import BACKBONE_PRESETS, PRESETS
-from model.config import Config, Request
+from model.runs.config import Config, Request
+from model.runs.presets import BACKBONE_PRESETS, PRESETS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TYPES = {"string": "str", "float": "float", "int": "int", "bool": "bool", "string enum": "str"}

@@ -8,17 +8,19 @@ import torch
 from scipy.stats import chisquare
 from sklearn.metrics import roc_auc_score
 
-from data.dataloader import HistorySampler, edge_batches
+from data.dataloader import edge_batches
 from data.datareader import READERS
+from data.sampling.histories import HistorySampler
 from data.structs import Histories, HistoryWeights
 from fairness_utils import expected_group_distributions, fairness_history_weights, js_divergence, position_weights
-from model.config import torch_generator
-from model.evaluation import Evaluator
-from model.metrics import evaluate
-from model.probe import leakage_auc, linear_erasure
-from model.run import batch_sampler, build, prepare
+from model.evaluation.evaluator import Evaluator
+from model.evaluation.metrics import evaluate
+from model.evaluation.probes import leakage_auc, linear_erasure
+from model.modes.setup import build, prepare
+from model.runs.streams import torch_generator
 from model.training import update
-from tests.planted import Planted, expected_parity_share, generate, optimal_auc
+from model.training.batches import batch_sampler
+from tests.support.planted import Planted, expected_parity_share, generate, optimal_auc
 
 DATA = Planted(num_users=1200)
 GRID = (0.0, 0.03, 1.0)

@@ -17,14 +17,26 @@ from PIL import Image
 from torch import nn
 
 import main
-from data.protocols import FRESH, PROTOCOLS, Phase, Protocol, Task, leave_one_out
+from data.protocols import PROTOCOLS
+from data.protocols.base import FRESH, Phase, Protocol, Task
+from data.protocols.loo import leave_one_out
 from data.structs import ItemLists
-from model import BACKBONES, METHODS, by_ids, compare, pictures, run, seeds, statistics
-from model.collaborative import MatrixFactorisation
+from model import BACKBONES, METHODS, by_ids
+from model.comparison import statistics
+from model.factorisation import MatrixFactorisation
 from model.methods.base import Method, Schedule
-from model.report import KEY
-from model.training import Progress
-from tests.test_main import TINY, one_thread, refused, result_bytes, run_main  # noqa: F401 (a fixture)
+from model.modes import compare as compare_mode
+from model.modes import seeds, train
+from model.results import pictures
+from model.results import writer as run
+from model.results.tables import KEY
+from model.training.progress import Progress
+from tests.support.runs import (
+    TINY,
+    refused,
+    result_bytes,
+    run_main,
+)
 
 OUTPUTS = ("recommendations.parquet", "per_user.parquet", "metrics.jsonl")
 
@@ -159,7 +171,7 @@ def few_pictures(patch):
 def few_resamples(monkeypatch):
     for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
         monkeypatch.setattr(function, "__defaults__", (50,))
-    monkeypatch.setattr(compare, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(compare_mode, "write_report", lambda *arguments: None)
     # statsmodels collects garbage at each call, of which this process has plenty
     monkeypatch.setattr("gc.collect", lambda: None)
 
@@ -167,7 +179,7 @@ def few_resamples(monkeypatch):
 @pytest.fixture
 def no_probe(monkeypatch):
     """Leave probes out: they take longer than a tiny run."""
-    monkeypatch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
+    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
 
 
 BY_IDS = {"backbone": "bprmf", "embedding_dim": 8, "num_negatives": 1, "user_hidden": None, "item_hidden": None}
@@ -263,7 +275,7 @@ def test_the_console_shows_controls_side_by_side_within_its_width(tmp_path, caps
 
 def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, no_probe, monkeypatch):
     seen = []
-    stage = main.train_stage
+    stage = train.train_stage
 
     def watched(session, phase, sampler, name):
         stage(session, phase, sampler, name)
@@ -271,7 +283,7 @@ def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, no_probe, monke
         seen.append({key: value.clone() for key, value in state.items()})
         seen.append(session.training.method.begun[-1])
 
-    monkeypatch.setattr(main, "train_stage", watched)
+    monkeypatch.setattr(train, "train_stage", watched)
     run_main(tmp_path, **TOY)
     first, last, second, end = seen
     assert last == ("backbone", 2) and end == ("method", 3)
@@ -351,7 +363,7 @@ def test_the_dry_run_has_a_line_a_stage(tmp_path, capsys):
 
 def cut_off(monkeypatch, folder, number, values):
     """Send SIGTERM in step `number` of the run."""
-    calls, update = 0, main.update
+    calls, update = 0, train.update
 
     def counted(*arguments, **options):
         nonlocal calls
@@ -361,7 +373,7 @@ def cut_off(monkeypatch, folder, number, values):
         return update(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(main, "update", counted)
+        patch.setattr(train, "update", counted)
         run_main(folder, **values)
     return Progress.of(torch.load(folder / "run" / "state.pt", weights_only=True), 0.0)
 
@@ -383,7 +395,7 @@ def test_seeds_are_summarised_by_control(tmp_path, monkeypatch, capsys, no_probe
         for seed in children.work.seeds:
             with flagsaver.flagsaver():
                 main.FLAGS(["main.py", "--seeds=", *children.work.command(seed)[2:]])
-                main.execute(main.config_from_flags(), 0.0)
+                train.execute(main.config_from_flags(), 0.0)
         return {}
 
     monkeypatch.setattr(seeds.Children, "run", in_this_process)
@@ -440,7 +452,7 @@ def periods(tmp_path_factory):
         for registry, name, entry in ((PROTOCOLS, "periods", two_periods), (BACKBONES, "squared", None)):
             patch.setitem(registry, name, entry or by_ids(lambda u, i, config: Squared(u, i, config.embedding_dim)))
         few_pictures(patch)
-        patch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
+        patch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
         run_main(folder, **PERIODS)
     return folder
 
@@ -489,7 +501,7 @@ def test_phases_start_as_they_say(periods):
 
 
 def test_a_run_cut_off_in_any_phase_goes_on_to_the_same_bytes(tmp_path, monkeypatch, periods):
-    monkeypatch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
+    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
     # phases of 2, 2, 1 and 2 epochs of 7 steps
     for number, phase in ((17, 1), (31, 2), (38, 3)):
         folder = tmp_path / str(number)
@@ -499,7 +511,7 @@ def test_a_run_cut_off_in_any_phase_goes_on_to_the_same_bytes(tmp_path, monkeypa
 
 
 def test_the_last_phase_is_judged_again(tmp_path, periods, monkeypatch):
-    monkeypatch.setattr(main.Evaluator, "leakage", lambda *arguments: {})
+    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
     served(periods, mode="evaluate", output_dir=str(tmp_path), run_name="again")
     own, again = (json.loads((path / "result.json").read_text()) for path in (periods / "run", tmp_path / "again"))
     assert again["lists"] == ["test/again/half", "test/again/all"]

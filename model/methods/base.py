@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,12 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.protocols import Phase
+from data.options import parse_options
+from data.protocols.base import Phase
 from data.structs import Batch, Group, Histories, History, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
-from model.config import Config
-from model.distributed import ALONE, Processes
 from model.losses import LOSSES
+from model.methods.optimisers import make_optimisers
+from model.runs.config import Config
+from model.runs.processes import ALONE, Processes
 from model.slim import FITTED, Fit
 
 Update = Callable[..., None]
@@ -65,53 +66,6 @@ class Schedule:
     def exhausted(self, epoch: int, best: int, values: Mapping[int, float]) -> bool:
         """Whether the stage stops after `epoch`, from the `best` one (0: none) and all validations so far by epoch."""
         return epoch - best >= self.patience
-
-
-def parse_options(kind: type, assignments: Sequence[str]) -> Any:
-    """Make the options dataclass `kind` from `name=value` strings; values take the type of the default."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    values = {}
-    for assignment in assignments:
-        name, found, text = assignment.partition("=")
-        if not found or name not in fields:
-            raise ValueError(f"--method_option={assignment}: allowed is name=value with name in {sorted(fields)}")
-        default = fields[name].default
-        try:
-            values[name] = _parse_value(text, default)
-        except ValueError as error:
-            raise ValueError(
-                f"--method_option={assignment}: {text!r} is not of the form of the default {default!r}"
-            ) from error
-    return kind(**values)
-
-
-def check_options(options: Any, *rules: tuple[str, bool, str]) -> None:
-    """Refuse an option of `options` whose rule, (name, whether it holds, what is allowed), does not hold."""
-    for name, holds, allowed in rules:
-        if not holds:
-            raise ValueError(f"--method_option={name}={getattr(options, name)}: allowed is {allowed}")
-
-
-def _parse_value(text: str, default: Any) -> Any:
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if isinstance(default, tuple):
-        return tuple(type(default[0])(part) for part in text.split(","))
-    return type(default)(text)
-
-
-def make_optimisers(module: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Adam for `module`, and its sparse variant for embeddings with sparse gradients, where there are any.
-
-    The sparse one moves only rows with a gradient, and their momentum with them (Decision 26).
-    """
-    lazy = [part.weight for part in module.modules() if isinstance(part, nn.Embedding) and part.sparse]
-    own = {id(weight) for weight in lazy}
-    dense = [parameter for parameter in module.parameters() if id(parameter) not in own]
-    optimisers = [torch.optim.Adam(dense, lr=lr, fused=True)]
-    return (*optimisers, torch.optim.SparseAdam(lazy, lr=lr)) if lazy else tuple(optimisers)
 
 
 class Method:

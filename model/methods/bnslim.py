@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data.options import check_options
 from data.structs import Group
-from model.config import Config
-from model.methods.base import Environment, Method, check_options
+from model.methods.base import Environment, Method
+from model.runs.config import Config
 from model.slim import FITTED, Fit, Penalties
 
 

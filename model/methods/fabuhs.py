@@ -10,7 +10,8 @@ import torch
 from absl import logging
 from torch import nn
 
-from data.protocols import Phase
+from data.options import check_options
+from data.protocols.base import Phase
 from data.structs import Batch, Histories, HistoryWeights, Split
 from fairness_utils import (
     ConditionalAdversary,
@@ -19,7 +20,7 @@ from fairness_utils import (
     ramp,
     smoothing_share,
 )
-from model.methods.base import Environment, Forward, Method, Update, check_options
+from model.methods.base import Environment, Forward, Method, Update
 
 
 class AdversaryRows(NamedTuple):

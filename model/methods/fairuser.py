@@ -12,12 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.dataloader import NegativeSampler
-from data.protocols import Phase
+from data.options import check_options
+from data.protocols.base import Phase
+from data.sampling.negatives import NegativeSampler
 from data.structs import Batch, Group, Histories, ItemLists, Split
-from model.collaborative import INITIAL_STD, Tables
-from model.config import Config, torch_generator
-from model.methods.base import Environment, Method, Update, check_options, make_optimisers
+from model.factorisation import INITIAL_STD, Tables
+from model.methods.base import Environment, Method, Update
+from model.methods.optimisers import make_optimisers
+from model.runs.config import Config
+from model.runs.streams import torch_generator
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
 MOST_HALVINGS = 20

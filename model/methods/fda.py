@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.protocols import Phase
+from data.options import check_options
+from data.protocols.base import Phase
 from data.structs import Batch
-from model.collaborative import INITIAL_STD, MatrixFactorisation
-from model.config import Config, torch_generator
-from model.methods.base import Environment, Method, Update, check_options
+from model.factorisation import INITIAL_STD, MatrixFactorisation
+from model.methods.base import Environment, Method, Update
+from model.runs.config import Config
+from model.runs.streams import torch_generator
 
 FORMS = ("paper", "code")
 

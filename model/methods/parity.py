@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.protocols import Phase
+from data.options import check_options
+from data.protocols.base import Phase
 from data.structs import Batch
-from model.config import Config
-from model.methods.base import Environment, Method, Update, check_options
+from model.methods.base import Environment, Method, Update
+from model.runs.config import Config
 
 KINDS = ("dp", "eo")
 INNER_PRODUCTS = ("bprmf", "pmf", "gccf", "lightgcn")

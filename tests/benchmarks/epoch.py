@@ -18,9 +18,10 @@ import torch
 from tabulate import tabulate
 
 import main as program
-from model.config import torch_generator
-from model.run import batch_sampler, build, planned_steps, prepare
+from model.modes.setup import build, prepare
+from model.runs.streams import torch_generator
 from model.training import update
+from model.training.batches import batch_sampler, planned_steps
 
 FDA = ("--enable_fairness=True", "--fairness_method=fda")
 PARITY = ("--enable_fairness=True", "--fairness_method=parity")

@@ -53,8 +53,9 @@ def measure(millions: float, steps: int, warm_up: int, clock_name: str, flags: l
 
     import main
     from data.dataloader import edge_batches
-    from model.config import torch_generator
-    from model.run import batch_sampler, build, prepare
+    from model.modes.setup import build, prepare
+    from model.runs.streams import torch_generator
+    from model.training.batches import batch_sampler
 
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[clock_name]
     interactions, users, items = sizes_of(millions)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.protocols import Task
+from data.protocols.base import Task
 from data.structs import Split
 from fairness_utils import gini
-from model.evaluation import Evaluator
-from tests.test_layers import literal
-from tests.test_metrics import twin_accuracy, twin_dtr, twin_exposure, twin_in_list, twin_mean, twin_parity
+from model.evaluation.evaluator import Evaluator
+from tests.support.literal_scorer import literal
+from tests.support.metric_twins import twin_accuracy, twin_dtr, twin_exposure, twin_in_list, twin_mean, twin_parity
 
 
 @torch.no_grad()

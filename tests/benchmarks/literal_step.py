@@ -12,9 +12,9 @@ import torch
 
 from data.structs import History, Split
 from fairness_utils import catalogue_log_weights
-from model.config import Config
 from model.losses import margin_ranking_loss
-from tests.test_layers import literal
+from model.runs.config import Config
+from tests.support.literal_scorer import literal
 
 
 class LiteralStep:

@@ -20,21 +20,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.datareader import read_movielens
-from data.options import ReadOptions, SyntheticOptions
-from data.protocols import Phase, ProtocolOptions, leave_one_out
+from data.protocols.base import Phase, ProtocolOptions
+from data.protocols.loo import leave_one_out
+from data.readers.movielens import read_movielens
+from data.readers.options import ReadOptions, SyntheticOptions
+from data.readers.synthetic import read_synthetic
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, Ranking
-from data.synthetic import read_synthetic
-from model import build_sparsenn, evaluation, preset
-from model.config import Config, stream_seeds, torch_generator
-from model.evaluation import Evaluator
+from model import build_sparsenn
+from model.evaluation import evaluator as evaluation
+from model.evaluation.evaluator import Evaluator
+from model.evaluation.metrics import evaluate
+from model.evaluation.ranking import ENGINE_FLOATS, rank_catalogue
 from model.methods.base import Environment, Method
-from model.metrics import evaluate
-from model.ranking import ENGINE_FLOATS, rank_catalogue
+from model.runs.config import Config
+from model.runs.presets import preset
+from model.runs.streams import stream_seeds, torch_generator
 from tests.benchmarks import gemm_peak
 from tests.benchmarks.literal import literal_metrics, literal_ranking
-from tests.conftest import SETTINGS
-from tests.test_evaluation import ask_some
+from tests.support.evaluation import ask_some
+from tests.support.settings import SETTINGS
 
 TOP, KS, MIB = 100, (10, 20, 50), 2**20
 CPU = torch.device("cpu")

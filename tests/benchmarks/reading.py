@@ -20,9 +20,10 @@ import numpy as np
 from tabulate import tabulate
 
 from data.datareader import READERS
-from data.options import ReadOptions
-from data.protocols import ProtocolOptions, leave_one_out
-from data.rows import DataError
+from data.protocols.base import ProtocolOptions
+from data.protocols.loo import leave_one_out
+from data.readers.options import ReadOptions
+from data.readers.rows import DataError
 
 SOURCES = (("ml", "."), ("bx", "BookCrossing"), ("bx", "BookCrossing-2004"))
 LEAVE_ONE_OUT = ProtocolOptions(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)

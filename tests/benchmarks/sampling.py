@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from data.dataloader import HistorySampler
-from data.datareader import read_movielens
-from data.options import ReadOptions
-from data.protocols import ProtocolOptions, leave_one_out
+from data.protocols.base import ProtocolOptions
+from data.protocols.loo import leave_one_out
+from data.readers.movielens import read_movielens
+from data.readers.options import ReadOptions
+from data.sampling.histories import HistorySampler
 from data.structs import Group, Split
 from fairness_utils import expected_group_distributions, fairness_history_weights, js_divergence
-from model import PRESETS
-from model.config import stream_seeds, torch_generator
+from model.runs.presets import PRESETS
+from model.runs.streams import stream_seeds, torch_generator
 
 ROWS = (("uniform", 1.0, np.inf), *((f"alpha = {alpha:g}", alpha, 0.01) for alpha in (1, 0.75, 0.5, 0.25, 0)))
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from model.evaluation import Evaluator
-from model.run import build, prepare
-from model.training import load_checkpoint
+from model.evaluation.evaluator import Evaluator
+from model.modes.setup import build, prepare
+from model.training.checkpoints import load_checkpoint
 
 FOLDER = Path(__file__).parent / "results"
 ACCURACY = {

@@ -24,9 +24,11 @@ from torch import nn
 import main as program
 from data.dataloader import edge_batches
 from data.structs import Batch
-from model.config import Config, torch_generator
-from model.run import batch_sampler, build, prepare
+from model.modes.setup import build, prepare
+from model.runs.config import Config
+from model.runs.streams import torch_generator
 from model.training import update
+from model.training.batches import batch_sampler
 from tests.benchmarks import gemm_peak
 from tests.benchmarks.literal_step import LiteralStep
 

@@ -1,0 +1,136 @@
+"""Data sets as read, kept on disk as plain arrays, so that the next start need not read raw files again.
+
+An entry is `cache_dir/data/<data set>/<key>.npz`. The key hashes everything that decides what is read: names and
+bytes of the raw files, the options, this package's own source and the libraries behind it. So nothing has to be
+cleared, or a version counted up, when any of them changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from absl import logging
+
+from data.readers.options import ReadOptions
+from data.readers.titles import encoder_parts, write_whole
+from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, ReadReport, Rejected
+
+KEPT = 8  # entries of one data set; the oldest go first
+LIBRARIES = ("pandas", "pycountry", "scikit-learn")  # they parse fields, list countries and hash titles
+PLAIN_FIELDS = ("user_id", "item_id", "rating", "time", "original_user_ids", "original_item_ids", "item_titles")
+Reader = Callable[[ReadOptions], InteractionData]
+
+
+def _file_hash(path: Path) -> tuple[str, str]:
+    with path.open("rb") as handle:
+        return path.name, hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# Hashed on import, when it is what runs; a file that is edited later is not.
+SOURCE = [_file_hash(path) for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
+
+
+def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[Path]]) -> Reader:
+    """Wrap a reader: the same result, loaded from `options.cache_dir` when the same data were read before.
+
+    `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is
+    spoilt or cannot be written costs time and one warning, never the run.
+    """
+
+    @functools.wraps(read)
+    def read_cached(options: ReadOptions) -> InteractionData:
+        files = raw_files(options)
+        key = _key(name, files, options)
+        path = Path(options.cache_dir) / "data" / name / f"{key}.npz"
+        data = None if key is None else _load(path)
+        if data is None:
+            data = read(options)
+            # A file that changed while it was read would leave its data under another content's key.
+            if key is not None and key == _key(name, files, options):
+                _store(path, data)
+        return data
+
+    return read_cached
+
+
+def _key(name: str, files: Sequence[Path], options: ReadOptions) -> str | None:
+    """Hash what decides the result, or None where a file cannot be read (the reader knows what to do about it)."""
+    try:
+        contents = [_file_hash(path) for path in files]
+    except OSError:
+        return None
+    settings = [options.max_bad_rows, options.keep_incomplete_users, encoder_parts(options.title_encoder)]
+    libraries = [version(library) for library in LIBRARIES]
+    return hashlib.sha256(json.dumps([name, contents, settings, SOURCE, libraries]).encode()).hexdigest()[:32]
+
+
+def _load(path: Path) -> InteractionData | None:
+    try:
+        # Reading a member of the archive compares its checksum, so that no wrong value comes through.
+        with np.load(path, allow_pickle=False) as entry:
+            return _unpack({name: entry[name] for name in entry.files})
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    except Exception as error:  # broken bytes can fail anywhere, and the raw files are still there
+        reason = (str(error).splitlines() or [""])[0]
+        logging.warning("data cache %s cannot be used (%s: %s); reading anew", path, type(error).__name__, reason)
+        return None
+
+
+def _store(path: Path, data: InteractionData) -> None:
+    try:
+        write_whole(path, lambda handle: np.savez(handle, **_pack(data)))
+        # Another process may move or remove files of the folder meanwhile; the next entry's writer tidies up then.
+        with contextlib.suppress(FileNotFoundError):
+            for entry in sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)[:-KEPT]:
+                entry.unlink()
+    except OSError as error:
+        _warn_unwritable(path.parent, str(error.strerror))
+
+
+@functools.cache
+def _warn_unwritable(folder: Path, reason: str) -> None:
+    logging.warning("data cannot be cached in %s (%s); every start reads the raw files", folder, reason)
+
+
+def _pack(data: InteractionData) -> dict[str, np.ndarray]:
+    """Take a data set apart into arrays; text and everything small become one array of JSON bytes, `facts`."""
+    fields = {name: getattr(data, name) for name in PLAIN_FIELDS if getattr(data, name) is not None}
+    text = {name: values.tolist() for name, values in fields.items() if values.dtype == object}
+    arrays = {name: values for name, values in fields.items() if name not in text}
+    tables = {"users": data.users, "items": data.items}
+    for side, table in tables.items():
+        arrays |= {f"{side}/{name}": column.numpy() for name, column in table.columns.items()}
+    arrays |= {f"groups/{name}": group.codes for name, group in data.user_groups.items()}
+    facts = {
+        "name": data.name,
+        "text": text,
+        "schemas": {side: [astuple(spec) for spec in table.schema] for side, table in tables.items()},
+        "groups": {name: group.labels for name, group in data.user_groups.items()},
+        "report": asdict(data.report),
+    }
+    return arrays | {"facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> InteractionData:
+    """Put a data set together again, through the constructors that check it."""
+    facts = json.loads(arrays["facts"].tobytes())
+    fields = {name: arrays.get(name) for name in PLAIN_FIELDS}
+    fields |= {name: np.array(values, dtype=object) for name, values in facts["text"].items()}
+    for side, specs in facts["schemas"].items():
+        schema = tuple(FeatureSpec(*spec) for spec in specs)
+        fields[side] = FeatureTable(schema, {s.name: torch.from_numpy(arrays[f"{side}/{s.name}"]) for s in schema})
+    groups = {name: Group(name, arrays[f"groups/{name}"], tuple(labels)) for name, labels in facts["groups"].items()}
+    report = facts["report"]
+    rejected = tuple(Rejected(**(entry | {"lines": tuple(entry["lines"])})) for entry in report["rejected"])
+    report = ReadReport(report["rows"], rejected, report["filtered"])
+    return InteractionData(name=facts["name"], user_groups=groups, report=report, **fields)

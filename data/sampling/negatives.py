@@ -1,0 +1,119 @@
+"""Draws of items that a user does not know."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data.structs import ItemLists
+
+
+class NegativeSampler:
+    """Uniform and in-batch negatives that the user has not interacted with in `known` (Decision 10).
+
+    A draw from the items that a user does not know is exact and needs no second try: the r-th unknown item is found by
+    one binary search, since in a sorted list of known items `known[j] - j` counts the unknown items before `known[j]`.
+    """
+
+    def __init__(self, known: ItemLists, num_items: int, num_uniform: int, num_in_batch: int, device: torch.device):
+        # numpy's own unique goes through a hash table, at ten times the cost of a sort
+        keys = np.sort(known.owner * num_items + known.item)
+        keys = keys[np.diff(keys, prepend=-1) > 0]
+        owner, item = np.divmod(keys, num_items)
+        count = np.bincount(owner, minlength=len(known.lengths))
+        indptr = np.concatenate([[0], np.cumsum(count)])
+        self.num_items, self.num_uniform, self.num_in_batch, self.device = num_items, num_uniform, num_in_batch, device
+        # a last key that no pair has, so that every search ends inside
+        self.keys = torch.from_numpy(np.append(keys, np.iinfo(np.int64).max)).to(device)
+        position = np.arange(len(item)) - indptr[owner]
+        # num_items + 1 values, 0..num_items, of `item - position` are possible per user
+        self.gap_keys = torch.from_numpy(owner * (num_items + 1) + item - position).to(device)
+        self.indptr = torch.from_numpy(indptr).to(device)
+        unknown = num_items - count
+        # A user who knows every item gets negatives from the whole catalogue: there is no other item to draw.
+        self.knows_all = torch.from_numpy(unknown == 0).to(device)
+        self.num_unknown = torch.from_numpy(np.where(unknown == 0, num_items, unknown)).to(device)
+        if device.type == "cpu":
+            self._build_filter(owner, item, count)
+
+    def _build_filter(self, owner: np.ndarray, item: np.ndarray, count: np.ndarray) -> None:
+        """Mark each user's known items in a bitmap of their own: one bit per item, folded over to 64 bits per pair."""
+        exponent = np.ceil(np.log2(np.minimum(self.num_items, 64 * count).clip(min=64))).astype(np.int64)
+        size = np.left_shift(1, exponent)
+        first = np.cumsum(size) - size
+        bit = first[owner] + (item & (size - 1)[owner])
+        words = np.zeros(size.sum() // 64, dtype=np.int64)
+        np.bitwise_or.at(words, bit // 64, np.left_shift(1, bit % 64))
+        self.filter_words, self.filter_first = torch.from_numpy(words), torch.from_numpy(first)
+        self.filter_mask = torch.from_numpy(size - 1)
+        self.filter_is_exact = torch.from_numpy(size >= self.num_items)
+
+    def is_known(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Tell for `users [B]` and `items [B, M]` which pairs are known: `[B, M]` bool."""
+        if self.device.type != "cpu":
+            return self._search(users[:, None], items)
+        # a bitmap costs a fifth of a search; only a hit in one that is folded over needs the search
+        bit = self.filter_first[users][:, None] + (items & self.filter_mask[users][:, None])
+        known = (self.filter_words[bit >> 6] >> (bit & 63) & 1).bool()
+        row, column = torch.nonzero(known & ~self.filter_is_exact[users][:, None], as_tuple=True)
+        known[row, column] = self._search(users[row], items[row, column])
+        return known
+
+    def _search(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        wanted = users * self.num_items + items
+        return self.keys[torch.searchsorted(self.keys, wanted)] == wanted
+
+    def unknown(self, users: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw `count` unknown items for each of `users [B]`, uniformly with replacement: `[B, count]`."""
+        limit = self.num_unknown[users][:, None]
+        draw = torch.rand((len(users), count), generator=generator, device=users.device, dtype=torch.float64)
+        rank = torch.minimum((draw * limit).long(), limit - 1)
+        wanted = users[:, None] * (self.num_items + 1) + rank
+        below = torch.searchsorted(self.gap_keys, wanted, right=True) - self.indptr[users][:, None]
+        return torch.where(self.knows_all[users][:, None], rank, rank + below)
+
+    def uniform(self, users: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw from the whole catalogue: items `[B, num_uniform]` and which of them are known.
+
+        With the known ones drawn again from the unknown items, every unknown item is equally likely.
+        """
+        shape = (len(users), self.num_uniform)
+        items = torch.randint(self.num_items, shape, generator=generator, device=users.device)
+        return items, self.is_known(users, items)
+
+    def in_batch(
+        self, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take other rows' positives, each row once, that the user does not know: `[B, num_in_batch]`.
+
+        Candidates are the rows at a few random distinct offsets, the same for the whole batch; the second tensor marks
+        places for which too few of them are unknown to the user.
+        """
+        rows, wanted = len(users), self.num_in_batch
+        offsets = torch.randperm(rows - 1, generator=generator, device=users.device)[: 3 * wanted] + 1
+        # twice in a row, the positives need no index modulo rows
+        candidates = positives.repeat(2)[torch.arange(rows, device=users.device)[:, None] + offsets]
+        accepted = ~self.is_known(users, candidates)
+        place = accepted.cumsum(1)
+        # what is refused or comes too late goes to a last column, which is dropped
+        place = torch.where(accepted & (place <= wanted), place - 1, wanted)
+        chosen = positives.new_zeros((rows, wanted + 1)).scatter_(1, place, candidates)[:, :wanted]
+        missing = torch.arange(wanted, device=users.device) >= accepted.sum(1, keepdim=True)
+        return chosen, missing
+
+    def sample(self, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Draw the negatives of `users [B]`: uniform ones first, then in-batch ones, `[B, M]`.
+
+        Where a draw failed, an item drawn uniformly from the user's unknown ones takes its place.
+        """
+        parts = []
+        if self.num_uniform:
+            parts.append(self.uniform(users, generator))
+        if self.num_in_batch:
+            parts.append(self.in_batch(users, positives, generator))
+        items, failed = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        if self.device.type != "cpu":
+            return torch.where(failed, self.unknown(users, items.shape[1], generator), items)
+        row, column = torch.nonzero(failed, as_tuple=True)
+        items[row, column] = self.unknown(users[row], 1, generator).squeeze(1)
+        return items

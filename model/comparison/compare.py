@@ -1,0 +1,112 @@
+"""Compare finished runs: the first is the baseline, and each other one is compared with it over the same users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from model.comparison.finished import Finished
+from model.comparison.statistics import CONFIDENCE, RESAMPLES, compare_gaps, compare_paired, holm
+from model.results.tables import KEY
+
+PER_USER = ("hr", "ndcg", "mrr", "arp", "aplt")
+# names of what the statistics give, as columns of the long table
+VALUES = {"baseline": "baseline_value", "other": "value"}
+NUMBERS = ("baseline_value", "value", "difference")
+# what a row of each kind has beside its run, baseline, kind, K and metric
+USED = {
+    "paired": (*NUMBERS, "low", "high", "users", "p", "p_holm", "family", "d_z", "rank_biserial", "attribute", "group"),
+    "gap": (*NUMBERS, "low", "high", "attribute"),
+    "untested": NUMBERS,
+}
+FIELDS = ["baseline", "run", "kind", "k", "metric", *USED["paired"]]
+
+
+def common_cutoffs(runs: Sequence[Finished], asked: tuple[int, ...] | None) -> list[int]:
+    """Cut-offs that every run has, the baseline's primary one first; or those `asked`, which every run must have."""
+    common = [k for k in runs[0].ks if all(k in run.ks for run in runs)]
+    each = "; ".join(f"{run.name} has {', '.join(map(str, run.ks))}" for run in runs)
+    if not common:
+        raise ValueError(f"the runs have no cut-off K in common ({each}); evaluate them anew with the same --eval_k")
+    missing = [k for k in asked or () if k not in common]
+    if missing:
+        raise ValueError(f"--eval_k={','.join(map(str, asked))}: not every run has {missing} ({each})")
+    return list(asked or common)
+
+
+def comparison_rows(baseline: Finished, other: Finished, ks: Sequence[int]) -> Iterator[dict]:
+    """Rows of the long table for one pair of runs: paired tests at each K over all users and by group, changes of the
+    gaps, and what is a number of the whole list, which has a difference and no test."""
+    pair, told = {"baseline": baseline.name, "run": other.name}, set()
+    for k in ks:
+        keys = [f"{metric}@{k}" for metric in PER_USER]
+        keys = [key for key in keys if key in baseline.values and key in other.values]
+        values = [run.values[keys].to_numpy().T for run in (baseline, other)]
+        overall = _paired_rows(keys, *values, {"k": k, "family": f"all users @{k}"})
+        by_group, gaps = [], []
+        for attribute in baseline.groups.columns.intersection(other.groups.columns):
+            codes, labels = pd.factorize(baseline.groups[attribute], sort=True)
+            for code, label in enumerate(labels):
+                members = [run[:, codes == code] for run in values]
+                same = {"k": k, "family": f"user groups @{k}", "attribute": attribute, "group": label}
+                by_group += _paired_rows([f"{key}/{attribute}/{label}" for key in keys], *members, same)
+            found = asdict(compare_gaps(*values, codes, len(labels)))
+            same = {"k": k, "kind": "gap", "attribute": attribute}
+            gaps += [
+                same | {"metric": f"{key}/gap/{attribute}"} | _entry(found, place) for place, key in enumerate(keys)
+            ]
+        rows = [*_corrected(overall), *_corrected(by_group), *gaps]
+        told |= {row["metric"] for row in rows}
+        yield from (pair | row for row in rows)
+    for key in dict.fromkeys([*baseline.metrics, *other.metrics]):
+        match = KEY.fullmatch(key)
+        k = int(match["k"]) if match and match["k"] else None
+        if key not in told and (k is None or k in ks):
+            one, two = (run.metrics.get(key, np.nan) for run in (baseline, other))
+            found = (one, two, two - one)
+            yield pair | {"k": k, "kind": "untested", "metric": key} | dict(zip(NUMBERS, found, strict=True))
+
+
+def _paired_rows(keys: Sequence[str], baseline: np.ndarray, other: np.ndarray, same: dict) -> list[dict]:
+    found = asdict(compare_paired(baseline, other))
+    return [same | {"kind": "paired", "metric": key} | _entry(found, place) for place, key in enumerate(keys)]
+
+
+def _entry(columns: dict[str, np.ndarray], place: int) -> dict[str, float]:
+    return {VALUES.get(name, name): column[place] for name, column in columns.items()}
+
+
+def _corrected(family: list[dict]) -> list[dict]:
+    adjusted = holm(np.array([row["p"] for row in family]))
+    return [row | {"p_holm": value} for row, value in zip(family, adjusted, strict=True)]
+
+
+def label_of(run: Finished) -> str:
+    """What a run is: method, list and seeds."""
+    if not run.seeds:
+        return run.label
+    return f"{run.label}, {'seed' if len(run.seeds) == 1 else f'mean of {len(run.seeds)} seeds:'} {_listed(run.seeds)}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def caption_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
+    """What the numbers are and how they were come by."""
+    facts, tested = runs[0].facts, table[(table["family"] == f"all users @{k}") & (table["run"] == runs[1].name)]
+    labels = "; ".join(f"{run.name} = {label_of(run)}" for run in runs)
+    averaged = " Values of a user are means over seeds, and what is tested is users, not seeds." * any(
+        len(run.seeds) > 1 for run in runs
+    )
+    return (
+        f"{facts['dataset']} (fingerprint {facts['fingerprint']}), {len(runs[0].values):,} users; "
+        f"{facts['description']}; K = {k}. {labels}.{averaged} Differences are to {runs[0].name}, paired by user: "
+        f"{100 * CONFIDENCE:.0f} % percentile bootstrap intervals over users ({RESAMPLES:,} resamples), p by "
+        "Wilcoxon's signed-rank test (users without a difference left out), Holm-corrected over the "
+        f"{len(tested)} metrics of a pair of runs at this K; user groups are a family of their own. The test ranks "
+        "differences, so it need not agree with the interval of their mean."
+    )

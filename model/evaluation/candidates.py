@@ -1,0 +1,95 @@
+"""Sampled candidates, and the yardsticks' scores: popularity and chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data.structs import ItemLists
+from model.evaluation.ranking import ScoreBlock, _check_request
+
+# Random keys that the candidate sampler holds at once (about 17 bytes each).
+_SAMPLER_KEYS = 1 << 22
+
+
+def sample_candidates(
+    users: np.ndarray,
+    relevant: ItemLists,
+    excluded: ItemLists,
+    num_items: int,
+    size: int,
+    generator: np.random.Generator,
+) -> ItemLists:
+    """Draw `size` items per user, uniformly without replacement, and add the relevant ones (ascending ids).
+
+    Neither excluded nor relevant items are drawn; where fewer than `size` remain, all of them are taken. The lists
+    do not depend on how `users [T]` are cut into successive calls, so a caller for whom `8 * T * size` bytes are
+    too many hands `rank_catalogue` a function that samples each block. Raises ValueError for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"{size} sampled candidates per user: allowed is 1 or more; drop it to rank the catalogue")
+    _check_request(users, relevant, excluded, num_items, top=1, block_users=1)
+    step = max(1, _SAMPLER_KEYS // num_items)
+    lengths, items = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+    for start in range(0, len(users), step):
+        rows = np.arange(start, min(start + step, len(users)))
+        wanted, barred = relevant.take(rows), excluded.take(users[rows])
+        chosen = _draw_without_replacement(wanted, barred, num_items, size, generator)
+        chosen[wanted.owner, wanted.item] = True
+        lengths.append(chosen.sum(1))
+        items.append(np.nonzero(chosen)[1])
+    return ItemLists(np.cumsum(np.concatenate(lengths)), np.concatenate(items))
+
+
+def popularity_scores(degree: np.ndarray) -> ScoreBlock:
+    """Score every item by its train interactions `degree [I]`, the same for all users (most popular)."""
+    row = torch.as_tensor(degree, dtype=torch.float32)
+    return lambda users: row.expand(len(users), -1)
+
+
+def random_scores(num_items: int, seed: int) -> ScoreBlock:
+    """Score items uniformly in [0, 1), a fixed function of (seed, user, item) whatever the blocks.
+
+    Item i of a user is output i of a SplitMix64 generator started at a hash of the seed and the user id (Steele,
+    Lea and Flood, OOPSLA 2014), so scores need no state and no draw depends on another.
+    """
+    origin = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    offsets = _GOLDEN * np.arange(1, num_items + 1, dtype=np.uint64)
+
+    def score_block(users: np.ndarray) -> torch.Tensor:
+        state = _mix64(origin + _GOLDEN * (users.astype(np.uint64) + np.uint64(1)))
+        bits = _mix64(state[:, None] + offsets)
+        bits >>= np.uint64(40)
+        return torch.from_numpy(bits.astype(np.float32)).mul_(2.0**-24)
+
+    return score_block
+
+
+# Multipliers of SplitMix64; arrays of one element, because numpy warns when scalars wrap around.
+_GOLDEN = np.array([0x9E3779B97F4A7C15], np.uint64)
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+def _mix64(words: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit words in place (the output function of SplitMix64)."""
+    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
+        words ^= words >> np.uint64(shift)
+        words *= multiplier
+    words ^= words >> np.uint64(31)
+    return words
+
+
+def _draw_without_replacement(
+    wanted: ItemLists, barred: ItemLists, num_items: int, size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Mark `size` random items per row that are neither wanted nor barred (all where fewer exist): `[b, I]` bool."""
+    keys = generator.random((len(wanted.indptr) - 1, num_items), dtype=np.float32)
+    for lists in (wanted, barred):
+        keys[lists.owner, lists.item] = 2.0
+    available = keys < 1.0
+    if size >= num_items:
+        return available
+    smallest = np.argpartition(keys, size - 1, axis=1)[:, :size]
+    chosen = np.zeros_like(available)
+    np.put_along_axis(chosen, smallest, True, axis=1)
+    return chosen & available

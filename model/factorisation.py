@@ -1,0 +1,134 @@
+"""Backbones that learn a vector per id: matrix factorisation and NeuMF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.structs import History, Split
+from model.scorers import DotScorer
+
+# FDA's, AFRL's and NeuMF's code start so; FA-BUHS's tables differ (Decision 23)
+INITIAL_STD = 0.01
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Vectors of one step as the scorer reads them: `users [U, D]`, `items [I, D]`."""
+
+    users: torch.Tensor
+    items: torch.Tensor
+
+
+class MatrixFactorisation(nn.Module):
+    """Inner products of user and item vectors, without biases (BPR-MF: Rendle et al., UAI 2009; PMF: NeurIPS 2007).
+
+    Both names stand for this form; PMF's prior on the vectors, `--l2`, tells them apart. Others refine `vectors`.
+    """
+
+    history_kind = None
+    initial_std = INITIAL_STD
+
+    def __init__(self, num_users: int, num_items: int, dim: int):
+        super().__init__()
+        self.num_items, self.vector_width = num_items, dim
+        self.user, self.item = nn.Embedding(num_users, dim), nn.Embedding(num_items, dim)
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=self.initial_std)
+        self.scorer = DotScorer()
+
+    def begin_phase(self, split: Split) -> None:
+        """Get ready for a phase on `split`."""
+
+    @property
+    def floats_per_pair(self) -> int:
+        """Numbers that scoring one (user, item) pair keeps at a time: bounds the block size in ranking."""
+        return self.scorer.floats_per_pair
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape `[I, D]` of the noise that `prepare` adds to the item table, before anything is propagated."""
+        return tuple(self.item.weight.shape)
+
+    def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> Tables:
+        """Vectors of all users and items, those of items with `item_noise [I, D]` added to their table.
+
+        Which `items` a step asks for makes no difference: a table is read where it is needed.
+        """
+        item = self.item.weight if item_noise is None else self.item.weight + item_noise
+        return Tables(*self.vectors(self.user.weight, item))
+
+    def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final vectors from the tables `user [U, d]`, `item [I, d]`: here the same."""
+        return user, item
+
+    def encode_users(self, context: Tables, users: torch.Tensor, history: History | None) -> torch.Tensor:
+        """User vectors `[B, D]` of `users [B]`."""
+        return F.embedding(users, context.users)
+
+    def encode_items(self, context: Tables, items: torch.Tensor) -> torch.Tensor:
+        """Item vectors `[..., D]` of `items [...]`."""
+        return F.embedding(items, context.items)
+
+    def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, D]` with `items [B, M]`: `[B, M]`."""
+        return self.scorer(user, context.items, items)
+
+    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, D]` with all of the encoded `item [m, D]`: `[b, m]`."""
+        return self.scorer.catalogue(user, item)
+
+    def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Squared norms of what `--l2` weighs, summed over each row's user and its `items [B, M]`: `[B]`."""
+        own = F.embedding(users, context.users).square().sum(-1)
+        return own + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
+
+
+class NeuMF(MatrixFactorisation):
+    """Neural collaborative filtering (He et al., WWW 2017): a product of one pair of tables beside an MLP on another.
+
+    A vector is both parts side by side, `[generalised product, MLP]`, so that noise reaches both.
+    """
+
+    def __init__(self, num_users: int, num_items: int, dim: int, hidden: tuple[int, ...] = (64, 32, 16)):
+        super().__init__(num_users, num_items, 2 * dim)
+        self.dim = dim
+        self.layers = nn.ModuleList(nn.Linear(*widths) for widths in pairwise((2 * dim, *hidden)))
+        self.output = nn.Linear(dim + hidden[-1], 1)
+        self._floats = 2 * sum(hidden)
+
+    @property
+    def floats_per_pair(self) -> int:
+        """Numbers that scoring one (user, item) pair keeps at a time."""
+        return self._floats
+
+    def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Score `user [B, 2d]` with `items [B, M]`: `[B, M]`."""
+        product, other = context.items.split(self.dim, dim=1)
+        weighted, own = self._user_side(user)
+        return self.scorer(weighted, product.contiguous(), items) + self._deep(own, F.embedding(items, other))
+
+    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Score `user [b, 2d]` with all of the encoded `item [m, 2d]`: `[b, m]`."""
+        product, other = item.split(self.dim, dim=1)
+        weighted, own = self._user_side(user)
+        return self.scorer.catalogue(weighted, product) + self._deep(own, other[None])
+
+    def _user_side(self, user: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both parts of `user [b, 2d]`, the product's times the output's weights: `[b, d]` twice."""
+        product, own = user.split(self.dim, dim=1)
+        return product * self.output.weight[0, : self.dim], own
+
+    def _deep(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """What the MLP adds to the score of `own [b, d]` with `other [b or 1, m, d]`: `[b, m]`."""
+        first = self.layers[0]
+        # a Linear on [u; v] is the sum of one on u and one on v: no [b, m, 2d] of pairs is built
+        left, right = first.weight.split(self.dim, dim=1)
+        hidden = F.linear(own, left, first.bias)[:, None] + F.linear(other, right)
+        for layer in self.layers[1:]:
+            hidden = layer(hidden.relu_())
+        return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias

@@ -1,0 +1,94 @@
+"""`--mode=compare`: compare finished runs, write and print what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from model.comparison.compare import FIELDS, USED, caption_of, common_cutoffs, comparison_rows, label_of
+from model.comparison.compare_report import Comparison, latex_report, terminal_report, write_report
+from model.comparison.finished import Finished, check_comparable, find, load
+from model.comparison.statistics import CONFIDENCE, RESAMPLES
+from model.results.pages import typed_command
+from model.runs.files import atomic_path, own_run_dir, write_frame, write_json
+from model.runs.processes import Processes
+from model.runs.settings import Settings, converted
+
+
+def compare_runs(settings: Settings, started: float, processes: Processes) -> Comparison:
+    """`--mode=compare`: compare the runs of `--runs`, write the comparison into a folder of its own and print it."""
+    if processes.world > 1:
+        raise ValueError("--mode=compare runs in one process; start it without torchrun")
+    config, asked = settings.config(), settings.values["eval_k"]
+    runs = load_runs(settings.request.runs, config.output_dir)
+    ks = common_cutoffs(runs, None if asked is None else converted("eval_k", asked))
+    with own_run_dir(config.output_dir, config.run_name) as directory:
+        rows = [row for other in runs[1:] for row in comparison_rows(runs[0], other, ks)]
+        table = pd.DataFrame(rows, columns=FIELDS).astype({"k": "Int64", "users": "Int64"})
+        comparison = Comparison(
+            names=tuple(run.name for run in runs),
+            labels=tuple(label_of(run) for run in runs),
+            metrics={run.name: run.metrics for run in runs},
+            k=ks[0],
+            table=table,
+            caption=caption_of(runs, table, ks[0]),
+            directory=directory,
+        )
+        _write(comparison, runs, ks)
+        write_report(comparison, runs, typed_command())
+    print(terminal_report(comparison, runs))
+    print(f"\nEvery metric, cut-off and group is in {directory}: comparison.json, .csv, .tex, report.html", flush=True)
+    return comparison
+
+
+def load_runs(specs: Sequence[str], output_dir: Path) -> list[Finished]:
+    """Read the runs that `--runs` names and give them short names; runs that cannot be compared are a ValueError."""
+    if len(specs) < 2 or len(set(specs)) < len(specs):
+        shown_specs = ",".join(specs)
+        raise ValueError(f"--runs={shown_specs}: name two or more different runs, comma-separated, the baseline first")
+    runs = [load(spec, output_dir) for spec in specs]
+    check_comparable(runs, "only runs on the same task and users are compared")
+    short = [_short(spec, find(spec, output_dir)[1]) for spec in specs]
+    names = short if len(set(short)) == len(short) and all(short) else specs
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _short(spec: str, chosen: str) -> str:
+    """A run's name without the folders that it lies in; a list's name, which may have slashes, stays whole."""
+    behind = f":{chosen}" if chosen else ""
+    return Path(spec.removesuffix(behind)).name + behind
+
+
+def _write(comparison: Comparison, runs: Sequence[Finished], ks: Sequence[int]) -> None:
+    table, directory = comparison.table, comparison.directory
+    write_frame(directory / "comparison.csv", table)
+    with atomic_path(directory / "comparison.tex") as temporary:
+        temporary.write_text(latex_report(comparison, runs), encoding="utf-8")
+    content = {
+        "caption": comparison.caption,
+        "facts": runs[0].facts,
+        "k": comparison.k,
+        "ks": list(ks),
+        "users": len(runs[0].values),
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+        "runs": [
+            {"name": run.name, "label": run.label, "list": run.root, "seeds": run.seeds, "metrics": run.metrics}
+            for run in runs
+        ],
+        "rows": [_plain_row(row) for row in table.to_dict("records")],
+    }
+    write_json(directory / "comparison.json", content)
+
+
+def _plain_row(row: dict) -> dict:
+    """A row of the long table without the columns that its kind has no use for; an undefined number stays NaN."""
+    names = ["baseline", "run", "kind", "k", "metric", *USED[row["kind"]]]
+    empty = {name for name in ("k", "attribute", "group") if pd.isna(row[name])}
+    whole = {name: int(row[name]) for name in ("k", "users") if not pd.isna(row[name])}
+    return {name: row[name] for name in names if name not in empty} | {
+        name: value for name, value in whole.items() if name in names
+    }

@@ -1,0 +1,60 @@
+"""What a run would do and cost, for `--dry_run`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from functools import partial
+
+from torch import nn
+
+from data.dataloader import BatchSampler
+from model.evaluation.evaluator import Evaluator
+from model.evaluation.questions import ask_validation
+from model.methods.base import Method, Schedule
+from model.runs.run import Run
+from model.runs.streams import torch_generator
+from model.training import update
+from model.training.batches import batch_sampler, planned_steps
+
+
+def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator) -> None:
+    """Print what a run would do and cost, from a few timed steps whose weights are thrown away."""
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    print(f"parameters: {parameters:,}")
+    if len(method.controls()) > 1:
+        print(f"controls: {', '.join(method.controls())}")
+    for phase in run.protocol.phases:
+        backbone.begin_phase(phase.split)
+        sampler = batch_sampler(run, phase, backbone, method)
+        method.begin_phase(phase, planned_steps(phase, sampler, method))
+        for stage in method.stages():
+            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
+            if not method.passes(stage):
+                print(f"{name}: fitted at once, without steps to time")
+                continue
+            schedule = method.schedule(stage, phase)
+            step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
+            started = time.perf_counter()
+            if phase.valid is not None:
+                ask_validation(run, phase, method, evaluator, stage)
+            ranking = time.perf_counter() - started
+            epoch = step * steps + ranking / schedule.every
+            print(
+                f"{name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
+                f"epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
+            )
+
+
+def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, schedule: Schedule) -> float:
+    """Seconds that one step of every pass of `stage` takes together; the weights are spoilt."""
+    generators = {name: torch_generator(0, run.device) for name in ("order", "negatives", "history")}
+    method.begin_epoch(stage, 1)
+    times = []
+    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 5):
+        started = time.perf_counter()
+        rows = sampler.sample(edges, generators["negatives"], generators["history"])
+        for name in method.passes(stage):
+            method.train_step(rows, stage, name, partial(update, processes=run.processes))
+        times.append(time.perf_counter() - started)
+    return min(times)

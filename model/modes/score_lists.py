@@ -1,0 +1,178 @@
+"""Judge the rankings of another program as a run's own: the same task, metrics, yardsticks and files.
+
+A list is what its file says, closed up over the user's items that are no candidates (train and validation) and cut to
+the length that metrics and re-ranking read. A user whom the protocol asks and the file lacks has an empty list: nothing
+is found, and nothing shown. A user whom it does not ask is ignored. A relevant item's rank is its place in the
+closed-up list, and that of one which the list lacks is the size of the catalogue + 1: beyond every K. All of it is
+counted, printed, and written to result.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data.protocols.base import Phase, Task
+from data.rankings import RankedLists, read_rankings
+from data.structs import Ranking
+from model.evaluation.evaluator import Evaluator
+from model.evaluation.questions import ask_tests
+from model.modes.export_split import SPLIT_FILE, split_fingerprint
+from model.modes.setup import describe, prepare
+from model.results.tracking import Tracker
+from model.results.writer import tables_of, write_results
+from model.runs.files import own_run_dir, write_json
+from model.runs.processes import Processes
+from model.runs.run import Run
+from model.runs.settings import Settings
+from model.training.progress import Progress
+
+
+def match_rankings(
+    given: RankedLists, task: Task, users: np.ndarray, num_items: int, top: int, longest: int
+) -> tuple[Ranking, dict[str, int]]:
+    """Lists as answers of `users [T]` (ascending) to a task, and what became of the file's users and entries, counted.
+
+    `topk` holds the best `min(top, num_items)` items. Its scores are the file's; where it has none, or they rise along
+    a list that ranks decide, minus the places. Lists below `longest` (the largest K) count as short.
+    """
+    lists, excluded, relevant = given.lists, task.excluded, task.relevant.take(users)
+    owner = lists.owner
+    row_of = np.full(len(lists.indptr) - 1, -1)
+    row_of[users] = np.arange(len(users))
+    asked = row_of[owner] >= 0
+    known = np.isin(owner * num_items + lists.item, excluded.owner * num_items + excluded.item)
+    kept = asked & ~known
+    row, item = row_of[owner[kept]], lists.item[kept]
+    lengths = np.bincount(row, minlength=len(users))
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    score = -(place + 1.0) if given.scores is None else given.scores[kept]
+    rises = (np.diff(row) == 0) & (np.diff(score) > 0)
+
+    shape, shown = (len(users), min(top, num_items)), place < min(top, num_items)
+    topk, scores = np.full(shape, -1), np.full(shape, -np.inf)
+    topk[row[shown], place[shown]] = item[shown]
+    scores[row[shown], place[shown]] = (-(place + 1.0) if rises.any() else score)[shown]
+
+    ranks = np.full(len(relevant.item), num_items + 1)
+    sought = relevant.owner * num_items + relevant.item
+    sorter = np.argsort(row * num_items + item)
+    keys = (row * num_items + item)[sorter]
+    if len(keys):
+        at = np.minimum(np.searchsorted(keys, sought), len(keys) - 1)
+        ranks = np.where(keys[at] == sought, place[sorter[at]] + 1, ranks)
+    candidates = num_items - excluded.lengths[users]
+    listed = lists.lengths > 0
+    counts = {
+        "users_asked": len(users),
+        "users_without_list": int((~listed[users]).sum()),
+        "users_ignored": int((listed & (row_of < 0)).sum()),
+        "entries_left_out": int((asked & known).sum()),
+        "lists_short": int((listed[users] & (lengths < np.minimum(longest, candidates))).sum()),
+        "lists_cut": int((lengths > shape[1]).sum()),
+        "lists_scored_by_rank": len(np.unique(row[1:][rises])),
+        "relevant_not_listed": int((ranks > num_items).sum()),
+    }
+    return Ranking(users, relevant, ranks, topk, scores, candidates), counts
+
+
+def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> list[str]:
+    """What `match_rankings` counted, in words, a finding a line; nothing about what did not occur."""
+    words = {
+        "users_without_list": "users whom the protocol asks have no list: counted as empty ones",
+        "users_ignored": "users of the file are not asked by the protocol: ignored",
+        "entries_left_out": "entries are items that their user has in train or validation: left out, lists close up",
+        "lists_short": f"lists are shorter than the largest K, {longest}: nothing is shown in their last places",
+        "lists_cut": f"lists are longer than the {width} items that are read: cut",
+        "lists_scored_by_rank": "lists have scores that rise along their ranks: places stand for all scores",
+        "relevant_not_listed": f"relevant items are in no list: their rank is {num_items + 1:,}, beyond every K",
+    }
+    return [f"{counts[key]:,} {text}" for key, text in words.items() if counts[key]]
+
+
+class GivenLists(Evaluator):
+    """An evaluator, and a method's stand-in, whose rankings come from a file: there are no weights to ask or probe."""
+
+    def __init__(self, run: Run, given: RankedLists):
+        super().__init__(None, None, run.config, run.seeds, run.device)
+        self.given, self.counts, self._num_items = given, {}, run.data.num_items
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue."""
+        return self._num_items
+
+    def controls(self) -> tuple[str, ...]:
+        """The one setting that there is."""
+        return ("",)
+
+    def rank(self, task, histories, split, top, control="", progress=None, users=None) -> Ranking:
+        """The file's lists as answers to `task`; says what was matched and what was not."""
+        if task.candidates is not None:
+            raise ValueError(
+                f"--protocol={self.config.protocol} ranks sampled items, which no file can know; pass another protocol"
+            )
+        users = np.flatnonzero(task.relevant.lengths > 0) if users is None else users
+        longest = max(self.config.eval_k)
+        ranking, counts = match_rankings(self.given, task, users, self.num_items, top, longest)
+        if counts["users_without_list"] == len(users):
+            raise ValueError(
+                "the rankings hold none of the users whom the protocol asks: those of test.csv of --export_split"
+            )
+        self.counts[task.name] = counts
+        print(f"rankings, {task.name}: {len(users):,} users asked")
+        for line in found(counts, self.num_items, ranking.topk.shape[1], longest):
+            print(f"  {line}")
+        return ranking
+
+    def leakage(self, split, groups, held_out, control="") -> dict[str, float]:
+        """Nothing: there are no user vectors to probe."""
+        return {}
+
+
+def check_split(path: Path, phase: Phase) -> str:
+    """Say which split the rankings are for, by the export's split.json beside them; another one is a ValueError."""
+    beside, own = path.parent / SPLIT_FILE, phase.split.fingerprint()
+    if not beside.exists():
+        return f"rankings: no {SPLIT_FILE} beside them; taken to be for fingerprint {own}"
+    made_for = split_fingerprint(beside)
+    if made_for != own:
+        raise ValueError(
+            f"{beside}: the rankings are for a split of fingerprint {made_for}, these flags and data give {own}; pass "
+            "the settings of its command, or rank the split of these flags"
+        )
+    return f"rankings: made for fingerprint {own}, by {SPLIT_FILE} beside them"
+
+
+def score_rankings(settings: Settings, started: float, processes: Processes) -> None:
+    """`--mode=score`: judge `--rankings`, and write what a run writes into a folder of its own."""
+    if processes.world > 1:
+        raise ValueError("--mode=score runs in one process; start it without torchrun")
+    progress, config, path = Progress.of(None, started), settings.config(), settings.request.rankings
+    run = prepare(config)
+    phase = run.protocol.phases[-1]
+    describe(run, trains=False)
+    print(check_split(path, phase))
+    given = read_rankings(path, run.data)
+    listed = int((given.lists.lengths > 0).sum())
+    print(f"rankings: {len(given.lists.item):,} rows of {listed:,} users in {path}")
+    judge = GivenLists(run, given)
+    progress.spend("read")
+    results, rankings, per_user = ask_tests(run, phase, judge, judge)
+    progress.results.update(results)
+    progress.spend("test")
+    with own_run_dir(config.output_dir, config.run_name) as directory:
+        write_json(directory / "config.json", config.as_json())
+        tracker = Tracker.of(config, directory)
+        counts = next(iter(judge.counts.values())) if len(judge.counts) == 1 else judge.counts
+        origin = {
+            "method": f"rankings of {path.name}",
+            "seed": config.seed,
+            "epoch": None,
+            "selected_by": None,
+            "validation": None,
+            "rankings": {"rows": len(given.lists.item), **counts},
+        }
+        images = write_results(run, directory, progress, origin, rankings, per_user)
+        tracker.finish(progress.results, images, tables_of(run, progress.results))

@@ -1,0 +1,121 @@
+"""Set a run up: read data, apply the protocol, build backbone and method; say what the run is."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from data.datareader import READERS
+from data.protocols import PROTOCOLS
+from data.protocols.base import ProtocolOptions
+from data.readers.options import ReadOptions, SyntheticOptions
+from data.structs import Group, InteractionData
+from model import BACKBONES, METHODS
+from model.evaluation.probes import held_out_users
+from model.methods.base import Environment, Method
+from model.runs.config import Config
+from model.runs.presets import preset
+from model.runs.processes import ALONE, Processes
+from model.runs.run import Run
+from model.runs.settings import is_read
+from model.runs.streams import stream_seeds
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device=cuda: this machine has no CUDA device; use --device=cpu or --device=auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= count:
+        raise ValueError(f"process {local} of this machine has none of its {count} GPUs; lower --nproc_per_node")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
+    """The user groups that `--user_attribute` names."""
+    unknown = [name for name in config.user_attribute if name not in data.user_groups]
+    if unknown:
+        raise ValueError(f"--user_attribute={','.join(unknown)}: {data.name} has {', '.join(data.user_groups)}")
+    return {name: data.user_groups[name] for name in config.user_attribute}
+
+
+def prepare(config: Config, processes: Processes = ALONE) -> Run:
+    """Read the data, apply the protocol and set the probe's users aside."""
+    reason = METHODS[config.method].unsupported(config)
+    if reason:
+        raise ValueError(
+            f"--fairness_method={config.method} on --backbone={config.backbone} with --protocol={config.protocol}: "
+            f"{reason}"
+        )
+    if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
+        raise ValueError("--upstream_compat with --synthesis_type=gru draws noise row by row: run it in one process")
+    seeds, device = stream_seeds(config.seed), _device(config.device)
+    synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
+    options = ReadOptions(
+        dataset_dir=config.dataset_dir,
+        title_encoder=config.title_encoder,
+        cache_dir=config.cache_dir,
+        max_bad_rows=config.max_bad_rows,
+        keep_incomplete_users=config.keep_incomplete_users,
+        seed=config.seed,
+        synthetic=synthetic,
+    )
+    data = READERS[config.dataset](options)
+    groups = reported_groups(data, config)
+    if max(config.eval_k) > data.num_items:
+        raise ValueError(
+            f"--eval_k={','.join(map(str, config.eval_k))}: a list cannot be longer than the catalogue of {data.name}, "
+            f"{data.num_items} items; lower --eval_k"
+        )
+    if config.rerank_fair and config.rerank_pool < config.eval_k[0]:
+        raise ValueError(
+            f"--rerank_pool={config.rerank_pool}: re-ranking fills lists of K = {config.eval_k[0]} (the first of "
+            "--eval_k) from the pool; raise it to at least K, or lower --eval_k"
+        )
+    protocol = PROTOCOLS[config.protocol](
+        data,
+        ProtocolOptions(
+            warm_threshold=config.warm_threshold,
+            ks=config.eval_k,
+            epochs=config.epochs,
+            every=config.eval_every,
+            patience=config.patience,
+            eval_negatives=config.eval_negatives,
+            keep_valid_candidates=config.upstream_compat,
+        ),
+        np.random.default_rng(seeds["split"]),
+    )
+    if not any(len(task.relevant.item) for phase in protocol.phases for task in phase.tests):
+        raise ValueError(
+            f"--protocol={config.protocol} finds no test item in {data.name}: leave-one-out needs users with three "
+            "interactions, one each to train, validate and test; use more data"
+        )
+    held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
+    return Run(config, data, protocol, groups, held_out, seeds, device, processes)
+
+
+def describe(run: Run, trains: bool = True) -> None:
+    """Print what was read, who is in which group and, of a run that `trains`, the settings that presets filled in."""
+    config = run.config
+    print("\n".join(run.data_lines()))
+    if not trains:
+        return
+    names = [*sorted(preset(config.dataset)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
+    shown = [f"{name}={_shown(getattr(config, name))}" for name in names if is_read(name, config)]
+    print("settings: " + ", ".join(shown))
+
+
+def _shown(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def build(run: Run) -> tuple[torch.nn.Module, Method]:
+    """Make the backbone and the method that trains it."""
+    backbone = BACKBONES[run.config.backbone](run.data, run.config, run.seeds["initialisation"], run.device)
+    backbone.begin_phase(run.protocol.phases[0].split)
+    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device, run.processes)
+    return backbone, METHODS[run.config.method](backbone, environment)

@@ -1,0 +1,206 @@
+"""Files of a run: atomic writing, JSON, tables, and folders that one process owns."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+import numpy as np
+import pandas as pd
+
+
+class WriteError(OSError):
+    """A file that could not be written; the message names it and the remedy, and what was there before is whole."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> WriteError:
+        """The error for `path`."""
+        return cls(f"cannot write {path} ({error.strerror or error}); make room there, or choose another place")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place when the block ends well, and is removed if not.
+
+    Raises WriteError where the file system refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch wraps what its file raised
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise WriteError.of(path, cause) from error
+    finally:
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value) -> None:
+    """Write `value` as JSON with sorted keys, whole or not at all; the same value gives the same bytes.
+
+    JSON has no NaN, so an undefined value is `null`; floats keep every digit. An infinity is a ValueError.
+    """
+    text = json.dumps(_plain(value, "$"), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def append_jsonl(path: Path | str, row: Mapping) -> None:
+    """Append `row` as one line of JSON (NaN as `null`); a line that a killed run left half-written is cut off.
+
+    Raises WriteError, and leaves the whole lines, where the file system refuses.
+    """
+    line = _line(row)
+    try:
+        with open(path, "a+b", buffering=0) as file:
+            file.seek(0)
+            end = file.truncate(file.read().rfind(b"\n") + 1)
+            try:
+                _write_all(file, line)
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise WriteError.of(Path(path), error) from error
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file, which may take a part at a time."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def write_jsonl(path: Path | str, rows: Sequence[Mapping]) -> None:
+    """Write `rows` as `append_jsonl` would one after the other, in place of what `path` holds, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(map(_line, rows)))
+
+
+def _line(row: Mapping) -> bytes:
+    return (json.dumps(_plain(row, "$"), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _plain(value, where: str):
+    """Turn numpy values into Python's and NaN into None; `where` is the path for the error."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, f"{where}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise ValueError(f"{where} is {value}; JSON holds finite numbers only (undefined is NaN)")
+        return None if math.isnan(value) else value
+    if value is None or isinstance(value, str | int):
+        return value
+    raise ValueError(f"{where} is a {type(value).__name__}; allowed: dict, list, str, int, float, bool, None, numpy")
+
+
+def check_table_path(path: Path | str) -> None:
+    """Raise ValueError where `write_frame` could not write: the suffix is another one, or there is no such folder."""
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: allowed is a file name that ends in .csv or .parquet")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write {path}: allowed is a file in a folder that exists and can be written")
+
+
+def write_frame(path: Path | str, frame: pd.DataFrame) -> None:
+    """Write a table as parquet or CSV, by the suffix of `path`, whole or not at all."""
+    check_table_path(path)
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, engine="pyarrow", index=False)
+
+
+def make_folder(directory: Path, remedy: str) -> None:
+    """Create a folder where there is none; a place that cannot be written is a ValueError that ends in `remedy`."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process may try the same
+    except OSError as error:
+        raise ValueError(f"cannot write to {directory} ({error.strerror}); {remedy}") from error
+
+
+# A folder with one of these holds a run, runs of several seeds or a comparison.
+HOLDS = ("result.json", "config.json", "seeds.json", "comparison.json")
+
+
+def reserve_run_dir(
+    output_dir: Path | str, run_name: str, resume: bool = False, unfinished: str = "config.json"
+) -> Path:
+    """Create `output_dir`/`run_name` for a new run; with `resume` a folder will do that holds `unfinished` alone.
+
+    A name that is not a plain folder name, a folder that already holds a run, and a place that cannot be written
+    are ValueErrors.
+    """
+    if run_name in ("", ".", "..") or Path(run_name).name != run_name:
+        raise ValueError(f"--run_name is {run_name!r}; it must be a plain folder name, without a slash")
+    directory = Path(output_dir) / run_name
+    remedy = "pass another --run_name or --output_dir"
+    make_folder(directory, remedy)
+    for name in HOLDS:
+        if (directory / name).exists() and not (resume and name == unfinished):
+            raise ValueError(
+                f"{directory} already holds a run ({name}); {remedy}, continue that run with --resume, or delete it"
+            )
+    return directory
+
+
+@contextlib.contextmanager
+def lock_run_dir(directory: Path) -> Iterator[Path]:
+    """Hold a run's folder for this process alone; one that another process holds is a ValueError.
+
+    The operating system drops the lock with the process, however that ends.
+    """
+    path = directory / ".lock"
+    with _locked(path):
+        try:
+            yield directory
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> TextIO:
+    """Open and lock a file that is still at `path` then: who held it before may have removed it in between."""
+    while True:
+        try:
+            file = open(path, "w")  # noqa: SIM115 (the caller closes it)
+        except OSError as error:
+            raise WriteError.of(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ValueError(
+                f"{path.parent} is in use by another process; wait for it, or pass another --run_name"
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+@contextlib.contextmanager
+def own_run_dir(
+    output_dir: Path | str, run_name: str, resume: bool = False, unfinished: str = "config.json"
+) -> Iterator[Path]:
+    """Reserve and lock a run's folder; a run that another process made in between is seen, and a ValueError."""
+    wanted = (output_dir, run_name, resume, unfinished)
+    with lock_run_dir(reserve_run_dir(*wanted)):
+        yield reserve_run_dir(*wanted)

@@ -1,0 +1,56 @@
+"""A run: what every part of the program needs to know of it, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import torch
+
+from data.protocols.base import Protocol
+from data.structs import Group, InteractionData
+from model.runs.config import Config
+from model.runs.processes import ALONE, Processes
+
+
+@dataclasses.dataclass
+class Run:
+    """What every part of a run needs: settings, data, protocol, reported groups, probe users, seeds, device, and
+    which of the processes that share the work this is."""
+
+    config: Config
+    data: InteractionData
+    protocol: Protocol
+    groups: dict[str, Group]
+    held_out: np.ndarray
+    seeds: dict[str, int]
+    device: torch.device
+    processes: Processes = ALONE
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data of all phases hash to."""
+        own = [phase.split.fingerprint() for phase in self.protocol.phases]
+        return own[0] if len(own) == 1 else hashlib.sha256(" ".join(own).encode()).hexdigest()[:16]
+
+    def data_lines(self) -> list[str]:
+        """What was read, who is in which group, and what is asked: one finding a line."""
+        data = self.data
+        lines = [f"{data.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.user_id):,} interactions"]
+        lines += [f"  {line}" for line in data.report.lines()]
+        for group in self.groups.values():
+            counts = zip(group.labels, group.counts(), strict=True)
+            members = ", ".join(f"{label} {count:,}" for label, count in counts)
+            lines.append(f"  {group.name}: {members}, unknown {(group.codes < 0).sum():,}")
+        lines.append(f"protocol: {self.protocol.description}")
+        for phase in self.protocol.phases:
+            split = phase.split
+            in_tail = split.item_groups["popularity"].codes == 1
+            lines.append(
+                f"  {phase.name}: {len(split.train.item):,} train, {len(split.valid.item):,} validation, "
+                f"{len(split.test.item):,} test; tail = {in_tail.sum():,} of {split.num_items:,} items "
+                f"({100 * split.degree[in_tail].sum() / split.degree.sum():.1f} % of train); fingerprint "
+                f"{split.fingerprint()}"
+            )
+        return lines

@@ -1,0 +1,107 @@
+"""Epoch selection and the checkpoint that holds the selected weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.protocols.base import Phase
+from model.methods.base import Method
+from model.runs.config import Config
+from model.runs.files import atomic_path
+
+CHECKPOINT_FORMAT = 3
+
+
+@dataclass
+class Selection:
+    """Which epoch is best so far on validation, its weights, and when to stop looking (Decision 22).
+
+    `values` are all validations so far by epoch.
+    """
+
+    epoch: int = 0
+    value: float = -math.inf
+    weights: dict[str, Any] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
+
+    def offer(self, epoch: int, value: float, backbone: nn.Module, method: Method) -> bool:
+        """Tell whether `epoch` is the best so far, and keep its weights if so; a NaN never is."""
+        # a numpy number would need pickle, which a checkpoint must not
+        value = self.values[epoch] = float(value)
+        if not value > self.value:
+            return False
+        self.take(epoch, backbone, method, value)
+        return True
+
+    def take(self, epoch: int, backbone: nn.Module, method: Method, value: float = math.nan) -> None:
+        """Keep the weights of `epoch`; where no validation says what they are worth, `value` is NaN."""
+        self.epoch, self.value = epoch, value
+        self.weights = copy.deepcopy({"backbone": backbone.state_dict(), "method": method.state_dict()})
+
+    def restore(self, backbone: nn.Module, method: Method) -> None:
+        """Put the best weights back."""
+        backbone.load_state_dict(self.weights["backbone"])
+        method.load_state_dict(self.weights["method"])
+
+
+def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selection) -> None:
+    """Write the selected weights, whole or not at all: tensors and plain JSON, readable with `weights_only=True`.
+
+    The fingerprint of what `phase` trains on goes with them: other test items may be asked of these weights.
+    """
+    content = {
+        "format": CHECKPOINT_FORMAT,
+        "config": json.dumps(config.as_json(), sort_keys=True),
+        "fingerprint": phase.split.fingerprint(),
+        "train_fingerprint": phase.split.train_fingerprint(),
+        "selected_by": phase.selected_by,
+        "epoch": selection.epoch,
+        "validation": selection.value,
+        **selection.weights,
+    }
+    _save(content, path)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def _load(path: Path, kind: str, expected_format: int | str, remedy: str) -> dict[str, Any]:
+    """Read a file that this program saved; one that is broken or of another format is a ValueError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by others, which the error is about
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        found = dict(content)["format"]
+    except Exception as error:  # torch raises whatever its parts do
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as a {kind} ({reason}); {remedy}") from error
+    if found != expected_format:
+        raise ValueError(f"{path}: {kind} format {found}, this version reads {expected_format}; {remedy}")
+    return content
+
+
+def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
+    """Read what `save_checkpoint` wrote, from the file or the run's folder: the run's settings and the content."""
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; pass a run's folder or its checkpoint.pt")
+    remedy = "pass one that this version of the program wrote"
+    content = _load(path, "checkpoint", CHECKPOINT_FORMAT, remedy)
+    try:
+        config = Config.from_json(json.loads(content["config"]))
+        for name in ("train_fingerprint", "selected_by", "epoch", "validation", "backbone", "method"):
+            content[name]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no whole checkpoint ({error}); {remedy}") from error
+    return config, content

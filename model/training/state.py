@@ -1,0 +1,179 @@
+"""All that training changes, and the state from which a run goes on exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.protocols.base import FRESH, Phase
+from model.methods.base import Method, Schedule
+from model.runs.config import FREE_SETTINGS, Config
+from model.runs.errors import NotFiniteError
+from model.runs.files import WriteError
+from model.runs.processes import Processes
+from model.runs.streams import own_generators
+from model.training.checkpoints import Selection, _load, _save
+from model.training.progress import Progress
+
+STATE_FORMAT = "state 4"  # never a checkpoint's
+
+
+@dataclass
+class Training:
+    """All that training changes: weights, what the method keeps, random streams, the best epoch and the progress.
+
+    `starts` names the states from which later phases start (`Protocol.starts`), which it keeps until then. Its state is
+    the same for any number of processes.
+    """
+
+    backbone: nn.Module
+    method: Method
+    progress: Progress
+    processes: Processes
+    starts: frozenset[str] = frozenset()
+    selection: Selection = field(init=False)
+    generators: dict[str, torch.Generator] = field(init=False)
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def begin_phase(self, phase: Phase, streams: dict[str, torch.Generator], saved: dict[str, Any] | None) -> None:
+        """Take up `phase`, which backbone and method have begun, as `saved` or as it starts, with fresh random
+        `streams`, beside which a network may have its own."""
+        self.selection = Selection()
+        self.generators = {**streams, **own_generators(self.backbone)}
+        if saved is not None:
+            self.load(saved)
+            return
+        if self.progress.phase == 0:
+            self._keep(FRESH)
+        elif phase.start in self.starts:
+            self._put(self.kept[phase.start])
+
+    def end_phase(self, phase: Phase) -> None:
+        """Keep what `phase` ended with, where a later one starts from it."""
+        self._keep(phase.name)
+
+    def _keep(self, name: str) -> None:
+        if name in self.starts:
+            self.kept[name] = copy.deepcopy(self._own_state())
+
+    def _own_state(self) -> dict[str, Any]:
+        parts = {"backbone": self.backbone.state_dict(), "method": self.method.state_dict()}
+        return {**parts, "training": self.method.training_state()}
+
+    def _put(self, state: dict[str, Any]) -> None:
+        self.backbone.load_state_dict(state["backbone"])
+        self.method.load_state_dict(state["method"])
+        # an optimiser would go on with the very tensors, and what is kept must stay as it is
+        self.method.load_training_state(copy.deepcopy(state["training"]))
+
+    def over(self, phase: Phase, schedule: Schedule) -> bool:
+        """Tell whether a stage of `phase` with that `schedule` has no epoch left."""
+        epoch = self.progress.epoch
+        asks = phase.valid is not None
+        best, values = self.selection.epoch, self.selection.values
+        return epoch > schedule.epochs or (asks and schedule.exhausted(epoch - 1, best, values))
+
+    def generator_states(self) -> dict[str, torch.Tensor]:
+        """State of every random stream."""
+        return {name: generator.get_state() for name, generator in self.generators.items()}
+
+    def set_generator_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Put every random stream where `generator_states` found it."""
+        for name, generator in self.generators.items():
+            generator.set_state(states[name])
+
+    def check_finite(self) -> None:
+        """Raise NotFiniteError where a weight, or a value that the epoch's steps reported, is not finite."""
+        own = {name: value for name, value in self.method.state_dict().items() if torch.is_tensor(value)}
+        for name, weight in (*self.backbone.named_parameters(), *own.items()):
+            if not weight.isfinite().all():
+                raise NotFiniteError(f"weights of {name} are not finite")
+        bad = [key for key, value in self.progress.totals.items() if not value.isfinite()]
+        if bad:
+            raise NotFiniteError(f"the mean of {', '.join(bad)} is not finite")
+
+    @contextlib.contextmanager
+    def naming(self, where: str) -> Iterator[None]:
+        """Say of a number that is not finite where it came up, what is left and what to do (ValueError)."""
+        try:
+            yield
+        except NotFiniteError as error:
+            best = self.selection.epoch
+            kept = f"checkpoint.pt keeps epoch {best}, the best before" if best else "no epoch was kept"
+            raise ValueError(
+                f"{where}: {error}: training has diverged ({kept}); begin another run with a lower --lr, or lower "
+                "adversarial weights"
+            ) from error
+
+    def unwritten(self, error: WriteError, run_name: str, phases: int) -> WriteError:
+        """The `error` of a run that could not write, with how it goes on; `phases` is how many the run has."""
+        trained = self.progress.phase == phases
+        what = "tests and writes again, without training" if trained else "goes on from the last saved state"
+        return WriteError(f"{error}; then the same command with --resume and --run_name={run_name} {what}")
+
+    def state(self) -> dict[str, Any]:
+        """Everything that going on from here needs: tensors and plain values. All processes must ask."""
+        return {
+            "progress": self.progress.as_json(),
+            "totals": self.processes.sum_values(self.progress.totals),
+            **self._own_state(),
+            "generators": self.generator_states(),
+            "selection": dict(vars(self.selection)),
+            "kept": self.kept,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave; `Progress.of` reads the progress."""
+        if not self.processes.first:
+            # the first holds them all; without the names this process would not take part in the next sum
+            self.progress.totals = {key: torch.zeros_like(value) for key, value in self.progress.totals.items()}
+        self._put(state)
+        self.set_generator_states(state["generators"])
+        self.selection, self.kept = Selection(**state["selection"]), state["kept"]
+
+
+def write_state(path: Path, config: Config, fingerprint: str, training: Training) -> None:
+    """Write all that `--resume` needs, whole or not at all; loads with `weights_only=True`.
+
+    `fingerprint` is that of the data, which must be the same when the run goes on. All processes call, one writes.
+    A state from which nothing good can come, as a weight is not finite, is a NotFiniteError and not written.
+    """
+    training.check_finite()
+    state = training.state()
+    if not training.processes.first:
+        return
+    header = {
+        "format": STATE_FORMAT,
+        "config": json.dumps(config.as_json(), sort_keys=True),
+        "fingerprint": fingerprint,
+        "device": next(training.backbone.parameters()).device.type,
+    }
+    _save(header | state, path)
+
+
+def read_state(path: Path, config: Config, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
+    """Read what `write_state` wrote, for a run on `device`; None where nothing was written.
+
+    A state of another format, of other data, of a setting that changes results or of another kind of device (whose
+    random streams differ) is a ValueError that shows the difference.
+    """
+    if not path.exists():
+        return None
+    state = _load(path, "state", STATE_FORMAT, "delete it to begin again")
+    then, now = json.loads(state["config"]), json.loads(json.dumps(config.as_json()))
+    before = {"data fingerprint": state["fingerprint"], "device": state["device"]}
+    after = {"data fingerprint": fingerprint, "device": device.type}
+    for name in sorted({*then, *now} - FREE_SETTINGS):
+        before[f"--{name}"], after[f"--{name}"] = then.get(name), now.get(name)
+    changed = [f"{name} was {before[name]}, is {after[name]}" for name in before if before[name] != after[name]]
+    if changed:
+        raise ValueError(f"cannot resume {path}: {'; '.join(changed)}. Pass what it began with, or another --run_name")
+    return state

@@ -1,0 +1,434 @@
+"""Files of nine kinds, damaged at random: what is read is exactly what a naive reader of the same bytes finds.
+
+Either both give the same data and the same number of rejected rows, or the reader raises DataError with one line. The
+naive readers below share no code with `data.rows`: they go character by character and row by row. Closed-form cases of
+both formats are in `test_datareader.py`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data.readers import bookcrossing, movielens
+from data.readers.bookcrossing import COUNTRIES, read_bookcrossing
+from data.readers.movielens import LAST_TIMESTAMP, read_movielens
+from data.readers.rows import LONGEST_ROW, DataError
+from data.readers.vocabulary import AGE_CODES, GENRES
+from tests.support.raw_files import BOOK_USERS, BOOKS, cleaned_bytes, dump_bytes, options, write
+
+# Small files of about 30 rows each
+
+
+def movielens_files() -> dict[str, bytes]:
+    users = [f"{user}::{'MF'[user % 2]}::{AGE_CODES[user % 7]}::{user % 21}::{48000 + user}" for user in range(1, 31)]
+    movies = [f"{10 * movie}::Film {movie} ({1960 + movie})::{GENRES[movie % 18]}|Drama" for movie in range(1, 29)]
+    movies += ["7::Crying: Game, The (1992)::Drama", "8::Misérables, Les ::War|Western"]
+    ratings = [f"{1 + row % 30}::{10 * (1 + row * 7 % 28)}::{1 + row % 5}::{978300000 + row}" for row in range(32)]
+    files = {"users.dat": users, "movies.dat": movies, "ratings.dat": ratings}
+    return {f"ml-1m/{name}": "".join(f"{row}\n" for row in rows).encode("latin-1") for name, rows in files.items()}
+
+
+BOOK_ROWS = BOOKS + [
+    (
+        f"{book:09d}X",
+        "Title;" + "\n" * (book % 4) + str(book),
+        f"Author {book % 7}",
+        str(1980 + book),
+        f"House & {book % 3}",
+    )
+    for book in range(25)
+]
+USER_ROWS = BOOK_USERS + [
+    (str(user), f"town, region, {('usa', 'spain', 'nowhere', 'Canada ')[user % 4]}", str(3 + 5 * (user - 20)))
+    for user in range(20, 43)
+]
+RATING_ROWS = [(USER_ROWS[row * 5 % 30][0], BOOK_ROWS[row * 7 % 30][0], str(row % 11)) for row in range(30)] + [
+    ("8", "unknown", "7"),
+    ("99", "0000000001", "7"),
+]
+FORMS = {
+    "ml": (read_movielens, movielens_files()),
+    "bx": (read_bookcrossing, cleaned_bytes(BOOK_ROWS, USER_ROWS, RATING_ROWS)),
+    "bx-2004": (read_bookcrossing, dump_bytes(BOOK_ROWS, USER_ROWS, RATING_ROWS)),
+}
+FILES = [(form, name) for form, (_, files) in FORMS.items() for name in files]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def title_vectors():
+    """Replace the encoder, which has its own tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (bookcrossing, movielens):
+            patch.setattr(module, "encode_titles", lambda titles, *_: np.zeros((len(titles), 1), dtype=np.float32))
+        yield
+
+
+# Naive readers
+
+
+class Rejecting:
+    """Naive rows of one file: those accepted so far, first come first served, and how many were not."""
+
+    def __init__(self):
+        self.kept, self.rejected = {}, 0
+
+    def offer(self, key, row, is_good: bool) -> None:
+        if is_good and key not in self.kept:
+            self.kept[key] = row
+        else:
+            self.rejected += 1
+
+
+def number(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def naive_lines(data: bytes) -> list[str]:
+    """Lines without their line feed; what has none at the end is no line."""
+    return data.decode("latin-1").split("\n")[:-1]
+
+
+def has_cut_off_row(data: bytes) -> bool:
+    return bool(data) and not data.endswith(b"\n")
+
+
+def naive_movielens(files: dict[str, bytes]) -> dict | None:
+    """What `read_movielens` should give for these bytes; None where it should refuse them."""
+    users, movies, ratings = Rejecting(), Rejecting(), Rejecting()
+    ages = [str(code) for code in AGE_CODES]
+    occupations = [str(code) for code in range(21)]
+    for line in naive_lines(files["ml-1m/users.dat"]):
+        fields = line.removesuffix("\r").split("::")
+        is_good = len(fields) == 5 and "\0" not in line and number(fields[0].removesuffix(".0")) is not None
+        is_good = is_good and fields[1] in ("M", "F") and fields[2] in ages and fields[3] in occupations
+        user = number(fields[0].removesuffix(".0"))
+        users.offer(user, is_good and ("MF".index(fields[1]), ages.index(fields[2]), int(fields[3])), is_good)
+    for line in naive_lines(files["ml-1m/movies.dat"]):
+        fields = line.removesuffix("\r").split("::")
+        is_good = len(fields) == 3 and "\0" not in line and number(fields[0].removesuffix(".0")) is not None
+        genres = fields[2].split("|") if is_good else []
+        is_good = is_good and all(genre in GENRES for genre in genres)
+        movies.offer(
+            number(fields[0].removesuffix(".0")), is_good and (fields[1], {*map(GENRES.index, genres)}), is_good
+        )
+    for line in naive_lines(files["ml-1m/ratings.dat"]):
+        fields = line.removesuffix("\r").split("::")
+        values = [number(field) for field in fields]
+        is_good = len(fields) == 4 and ":::" not in line and None not in values
+        is_good = is_good and 1 <= values[2] <= 5 and values[3] <= LAST_TIMESTAMP
+        is_good = is_good and values[0] in users.kept and values[1] in movies.kept
+        ratings.offer(tuple(values[:2]), values[2:], is_good)
+    parts = {"users.dat": users, "movies.dat": movies, "ratings.dat": ratings}
+    if not all(part.kept for part in parts.values()):
+        return None
+    cut_off = {name: has_cut_off_row(files[f"ml-1m/{name}"]) for name in parts}
+    return {
+        "rejected": {name: part.rejected + cut_off[name] for name, part in parts.items()},
+        "rows": {name: part.rejected + len(part.kept) + cut_off[name] for name, part in parts.items()},
+        "users": users.kept,
+        "items": movies.kept,
+        "events": [(*pair, *rest) for pair, rest in ratings.kept.items()],
+    }
+
+
+def read_back_movielens(data) -> dict:
+    codes = zip(*(data.user_groups[name].codes.tolist() for name in ("gender", "age", "occupation")), strict=True)
+    genres = [set(np.flatnonzero(row).tolist()) for row in data.items.columns["genres"].numpy()]
+    return {
+        "users": dict(zip(data.original_user_ids.tolist(), codes, strict=True)),
+        "items": dict(
+            zip(data.original_item_ids.tolist(), zip(data.item_titles.tolist(), genres, strict=True), strict=True)
+        ),
+        "events": [
+            (int(data.original_user_ids[user]), int(data.original_item_ids[item]), int(rating), int(time))
+            for user, item, rating, time in zip(data.user_id, data.item_id, data.rating, data.time, strict=True)
+        ],
+    }
+
+
+def naive_record(lines: list[str], escape: str | None) -> tuple[list[str], int] | None:
+    """Read one `;`-separated record from the start of `lines`: its fields and the lines it takes; None if broken."""
+    fields, field, state = [], "", "start"
+    for taken, line in enumerate(lines[:LONGEST_ROW], start=1):
+        if re.search("[\0\ud800-\udfff]", line):
+            return None
+        if taken == 1 and line.rstrip("\r\n") == "" and "\r" not in line.removesuffix("\n").removesuffix("\r"):
+            return [], 1
+        for place, char in enumerate(line):
+            ends = char in "\r\n"
+            if state == "quoted" and char == escape:
+                state = "quoted escape"
+            elif state == "quoted":
+                state, field = ("quote", field) if char == '"' else (state, field + char)
+            elif state == "quoted escape":
+                state, field = "quoted", field + char
+            elif state == "escape":
+                state, field = "after line end" if ends else "plain", field + char
+            elif state == "quote" and char == '"':
+                state, field = "quoted", field + char
+            elif ends:
+                return None if line[place:].strip("\r\n") else ([*fields, field], taken)
+            elif char == ";":
+                fields, field, state = [*fields, field], "", "start"
+            elif state == "quote":
+                return None
+            elif state == "start" and char == '"':
+                state = "quoted"
+            elif char == escape:
+                state = "escape"
+            else:
+                state, field = "plain", field + char
+    return None
+
+
+def naive_table(data: bytes, names: dict[str, str], form) -> tuple[list[dict], int] | None:
+    """Rows of a file as dictionaries by column name and the number of rows rejected; None for a wrong header."""
+    text = data.decode(form.encoding, "surrogateescape")
+    lines = [f"{line}\n" for line in text.split("\n")[:-1]]
+    header = naive_record(lines[:1], form.escape)
+    if header is None or any(header[0].count(field) != 1 for field in names):
+        return None
+    header, rows, rejected, start = header[0], [], int(has_cut_off_row(data)), 1
+    while start < len(lines):
+        record = naive_record(lines[start:], form.escape)
+        if record is None or len(record[0]) != len(header):
+            rejected, start = rejected + 1, start + 1
+            continue
+        fields, taken = record
+        start += taken
+        if fields == header:
+            rejected += 1
+        else:
+            rows.append({name: fields[header.index(field)] for field, name in names.items()})
+    return rows, rejected
+
+
+def naive_bookcrossing(files: dict[str, bytes], form, keep_incomplete: bool) -> dict | None:
+    """What `read_bookcrossing` should give for these bytes; None where it should refuse them."""
+    names = form.books, form.users, form.ratings
+    tables = [
+        naive_table(files[f"BookCrossing/{file}"], fields, form) for file, fields in zip(form.files, names, strict=True)
+    ]
+    if None in tables:
+        return None
+    parts = books, users, ratings = Rejecting(), Rejecting(), Rejecting()
+    for part, (_, rejected) in zip(parts, tables, strict=True):
+        part.rejected = rejected
+    for row in tables[0][0]:
+        if form.escape:
+            row |= {name: naive_text(row[name]) for name in ("Title", "Author", "Publisher")}
+        books.offer(row["ISBN"], row, 1 <= len(row["ISBN"]) <= 64)
+    for row in tables[1][0]:
+        age = "" if form.escape and row["Age"] == "NULL" else row["Age"]
+        years = number(age.removesuffix(".0"))
+        third = (row["Location"].split(",", 3) + [""] * 3)[2].strip().lower()
+        is_good = re.fullmatch("[0-9]{1,64}", row["User-ID"]) and (age == "" or years is not None)
+        years = years if years is not None and 5 <= years <= 110 else -1
+        users.offer(row["User-ID"], (years, third if third in COUNTRIES else ""), bool(is_good))
+    for row in tables[2][0]:
+        rating = number(row["Rating"].removesuffix(".0"))
+        is_good = 1 <= len(row["ISBN"]) <= 64 and re.fullmatch("[0-9]{1,64}", row["User-ID"])
+        is_good = bool(is_good) and rating is not None and rating <= 10
+        ratings.offer((row["User-ID"], row["ISBN"]), rating, is_good)
+    if not all(part.kept for part in parts):
+        return None
+    complete = {user for user, (age, country) in users.kept.items() if keep_incomplete or (age >= 0 and country)}
+    events = [(*pair, rating) for pair, rating in ratings.kept.items() if pair[0] in complete and pair[1] in books.kept]
+    active = {user for user, _, _ in events}
+    return None if not events else {
+        "rejected": {file: part.rejected for file, part in zip(form.files, parts, strict=True)},
+        "rows": {file: part.rejected + len(part.kept) for file, part in zip(form.files, parts, strict=True)},
+        "users": {user: values for user, values in users.kept.items() if user in active},
+        "items": [(isbn, book["Title"]) for isbn, book in books.kept.items()],
+        "authors": ranked([book["Author"] for book in books.kept.values()]),
+        "publishers": ranked([book["Publisher"] for book in books.kept.values()]),
+        "events": events,
+    }  # fmt: skip
+
+
+def naive_text(text: str) -> str:
+    try:
+        return "" if text == "NULL" else html.unescape(text)
+    except ValueError:
+        return text
+
+
+def ranked(values: list[str]) -> list[int]:
+    """Places among the distinct values in sorted order, those missing last."""
+    distinct = sorted({*values} - {""})
+    return [distinct.index(value) if value else len(distinct) for value in values]
+
+
+def read_back_bookcrossing(data) -> dict:
+    age = [years if years <= 110 else -1 for years in data.users.columns["age"].tolist()]
+    regions = data.user_groups["country"].codes.tolist()
+    events = zip(
+        data.original_user_ids[data.user_id].tolist(), data.original_item_ids[data.item_id].tolist(),
+        map(int, data.rating), strict=True,
+    )  # fmt: skip
+    assert data.time is None
+    return {
+        "users": dict(zip(data.original_user_ids.tolist(), zip(age, regions, strict=True), strict=True)),
+        "items": list(zip(data.original_item_ids.tolist(), data.item_titles.tolist(), strict=True)),
+        "authors": data.items.columns["author"].tolist(),
+        "publishers": data.items.columns["publisher"].tolist(),
+        "events": list(events),
+    }
+
+
+def regions(users: dict) -> dict:
+    """Users with their country as a group's code."""
+
+    def code(country):
+        return -1 if country == "" else 0 if country in ("usa", "united states") else 1
+
+    return {user: (age, code(country)) for user, (age, country) in users.items()}
+
+
+# Damage
+
+TOKENS = [
+    b"\0", b"\n", b"\r", b"\r\n", b"::", b":", b"|", b";", b'"', b'""', b'";"', b"\\", b"'", b",", b"\t", b" ", b"-1",
+    b"-", b".0", b"1e9", b"nan", b"NULL", b"99999999999999999999", b"9" * 5000, b"&#" + b"9" * 5000 + b";", b"&amp;",
+    b"\xef\xbb\xbf", b"\xff\xfe", b"\xe9", "é€𝄞".encode(), "Titel".encode("utf-16"), b"\xed\xa0\x80",
+    b"\x1a", b"\x85", "\u2028".encode(),
+]  # fmt: skip
+PLACE = st.floats(0, 1, exclude_max=True)
+BYTE_EDITS = st.one_of(
+    st.tuples(st.just("flip"), PLACE, st.integers(0, 255)),
+    st.tuples(st.just("delete"), PLACE, st.integers(1, 60)),
+    st.tuples(st.just("insert"), PLACE, st.sampled_from(TOKENS)),
+    st.tuples(st.just("insert"), PLACE, st.binary(min_size=1, max_size=8)),
+    st.tuples(st.just("insert"), PLACE, st.sampled_from([b'"', b"\0", b";", b"\n"])),
+    st.tuples(st.just("truncate"), PLACE, st.none()),
+)
+LINE_EDITS = st.one_of(
+    st.tuples(st.just("duplicate"), PLACE, st.integers(1, 3)),
+    st.tuples(st.just("swap"), PLACE, PLACE),
+    st.tuples(st.just("drop"), PLACE, st.integers(1, 3)),
+    st.tuples(st.just("strip quotes"), st.just(0.0), st.sampled_from([b'"', b'"1'])),
+    st.tuples(st.just("shuffle"), st.just(0.0), st.randoms(use_true_random=False)),
+    st.tuples(st.just("windows"), st.just(0.0), st.none()),
+    st.tuples(st.just("mark"), st.just(0.0), st.none()),
+    st.tuples(st.just("header"), PLACE, st.sampled_from(TOKENS)),
+    st.tuples(st.just("concatenate"), st.just(0.0), st.sampled_from(["itself", "another"])),
+    st.tuples(st.just("recode"), PLACE, st.sampled_from(["utf-8", "utf-16", "cp1252"])),
+)
+DAMAGE = st.lists(st.one_of(BYTE_EDITS, BYTE_EDITS, LINE_EDITS), min_size=1, max_size=3)
+DAMAGE |= st.sampled_from([[("truncate", 0.0, None)], [("delete", 0.0, 10_000)]])
+
+
+def damaged(data: bytes, edit: tuple, another: bytes) -> bytes:
+    """The bytes after one edit."""
+    kind, fraction, what = edit
+    place = int(fraction * len(data))
+    lines = data.splitlines(keepends=True)
+    line = int(fraction * len(lines))
+    if kind == "flip":
+        return data[:place] + bytes([what]) + data[place + 1 :]
+    if kind == "delete":
+        return data[:place] + data[place + what :]
+    if kind == "insert":
+        return data[:place] + what + data[place:]
+    if kind == "header":
+        place = int(fraction * len(lines[0])) if lines else 0
+        return data[:place] + what + data[place:]
+    if kind == "truncate":
+        return data[:place]
+    if kind == "duplicate":
+        return b"".join([*lines[:line], *lines[line : line + 1] * what, *lines[line:]])
+    if kind == "drop":
+        return b"".join([*lines[:line], *lines[line + what :]])
+    if kind == "swap" and lines:
+        other = int(what * len(lines))
+        lines[line], lines[other] = lines[other], lines[line]
+    if kind == "strip quotes":
+        lines = lines[:1] + [line.rstrip(b"\r\n").strip(what) + b"\n" for line in lines[1:]]
+    if kind == "shuffle":
+        first = what.random() < 0.8  # mostly the header stays where it is
+        rows = lines[first:]
+        what.shuffle(rows)
+        lines[first:] = rows
+    if kind == "windows":
+        return data.replace(b"\n", b"\r\n")
+    if kind == "mark":
+        return b"\xef\xbb\xbf" + data
+    if kind == "concatenate":
+        return data + (data if what == "itself" else another)
+    if kind == "recode":
+        lines[line:] = [line.decode("latin-1").encode(what, "replace") for line in lines[line:]]
+    return b"".join(lines)
+
+
+def fuzz(folder: Path, form: str, name: str, examples: int, derandomize: bool) -> Counter:
+    """Damage one file `examples` times; count how often data and how often an error came of it."""
+    reader, files = FORMS[form]
+    others = [content for other, content in files.items() if other != name]
+    dialect = {"bx": bookcrossing.CLEANED, "bx-2004": bookcrossing.DUMP_2004}.get(form)
+    outcomes = Counter()
+    write(folder, files)
+
+    @settings(
+        deadline=timedelta(seconds=20),
+        max_examples=examples,
+        derandomize=derandomize,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(DAMAGE, st.booleans())
+    def check(edits, keep):
+        content = files[name]
+        for edit in edits:
+            content = damaged(content, edit, others[0])
+        write(folder, {name: content})
+        now = {**files, name: content}
+        expected = naive_bookcrossing(now, dialect, keep) if dialect else naive_movielens(now)
+        try:
+            data = reader(options(folder, max_bad_rows=1.0, keep_incomplete_users=keep))
+        except DataError as error:
+            outcomes["error"] += 1
+            assert expected is None, error
+            assert str(error) and "\n" not in str(error)
+            return
+        outcomes["data"] += 1
+        assert expected is not None
+        rejected = Counter()
+        for entry in data.report.rejected:
+            rejected[entry.file] += entry.count
+        assert data.report.rows == expected.pop("rows")
+        assert {file: rejected[file] for file in data.report.rows} == expected.pop("rejected")
+        if dialect:
+            expected["users"] = regions(expected["users"])
+        found = read_back_bookcrossing(data) if dialect else read_back_movielens(data)
+        assert found == expected
+        assert list(found["users"]) == list(expected["users"])
+
+    check()
+    return outcomes
+
+
+KINDS = pytest.mark.parametrize(("form", "name"), FILES, ids=[f"{form}-{Path(name).stem}" for form, name in FILES])
+
+
+@KINDS
+def test_damaged_files_give_the_data_of_a_naive_reader_or_one_line(tmp_path, form, name):
+    outcomes = fuzz(tmp_path, form, name, examples=40, derandomize=True)
+    assert outcomes["data"] and outcomes["error"]
+
+
+@pytest.mark.slow
+@KINDS
+def test_many_damaged_files(tmp_path, form, name):
+    outcomes = fuzz(tmp_path, form, name, examples=2000, derandomize=False)
+    print(f"\n{form} {name}: {outcomes['data']} gave data, {outcomes['error']} an error")
+    assert outcomes.total() >= 2000
+    assert min(outcomes["data"], outcomes["error"]) > 20

@@ -1,0 +1,54 @@
+"""Runs of `main.py` in this process under flags, on small synthetic data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import main
+
+ROOT = Path(__file__).parents[2]
+FLAGS = flags.FLAGS
+if not FLAGS.is_parsed():
+    FLAGS(["main.py"])
+
+TINY = {
+    "dataset": "synthetic",
+    "synthetic_users": 60,
+    "synthetic_items": 50,
+    "synthetic_interactions": 900,
+    "epochs": 2,
+    "batch_size": 128,
+    "num_negatives": 4,
+    "user_hidden": ["32"],
+    "item_hidden": ["32"],
+    "eval_k": ["5", "10"],
+    "run_name": "run",
+}
+
+
+def run_main(folder: Path, **values) -> dict:
+    """Run `main` under flags in this process; give the content of result.json."""
+    with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}):
+        main.main(["main.py"])
+    return json.loads((folder / "run" / "result.json").read_text())
+
+
+def result_bytes(folder: Path) -> bytes:
+    """result.json without the commit, which may change while tests run."""
+    return re.sub(rb'\n *"commit": [^\n]*', b"", (folder / "run" / "result.json").read_bytes())
+
+
+def refused(capsys, folder: Path, **values) -> str:
+    """Run `main`, which must end with exit code 2 and one line on standard error; give that line."""
+    with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}), pytest.raises(SystemExit) as caught:
+        main.main(["main.py"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
