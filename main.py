@@ -23,8 +23,7 @@ from absl import app, flags, logging
 
 from data.datareader import READERS
 from data.protocols import PROTOCOLS
-from model import BACKBONES, METHODS
-from model.losses import LOSSES
+from model import BACKBONES, LOSSES, METHODS, SCORERS, SYNTHESIZERS
 from model.modes.compare import compare_runs
 from model.modes.score_lists import score_rankings
 from model.modes.serving import evaluate_checkpoint, recommend
@@ -34,23 +33,18 @@ from model.runs.errors import is_out_of_memory, out_of_memory
 from model.runs.presets import RECIPES
 from model.runs.processes import Processes, joined
 from model.runs.settings import MODE_SETTINGS, Settings
-from model.scorers import SCORERS
-from model.sparsenn import SYNTHESIZERS
 from model.training.signals import Stopped
 
 
-def _define_choice(
-    name: str, default: str | None, registry: Mapping, meaning: str, extra: tuple[str, ...] = ()
-) -> None:
+def _define_choice(name: str, default: str | None, registry: Mapping, meaning: str) -> None:
     """Define a flag whose choices are the keys of `registry` at the time of parsing."""
 
     def check(value: str | None) -> bool:
-        allowed = [*registry, *extra]
-        if value not in allowed and value is not None:
-            raise flags.ValidationError(f"--{name}={value}: allowed is one of {', '.join(allowed)}")
+        if value not in registry and value is not None:
+            raise flags.ValidationError(f"--{name}={value}: allowed is one of {', '.join(registry)}")
         return True
 
-    flags.DEFINE_string(name, default, f"<{'|'.join([*registry, *extra])}>: {meaning}")
+    flags.DEFINE_string(name, default, f"<{'|'.join(registry)}>: {meaning}")
     flags.register_validator(name, check)
 
 
@@ -82,7 +76,7 @@ flags.DEFINE_integer("synthetic_interactions", 24_000, "Synthetic data: number o
 _define_choice("backbone", "sparsenn", BACKBONES, "Recommender.")
 flags.DEFINE_integer("embedding_dim", None, "Width of embeddings: of each feature for sparsenn, of users and items for the others, >= 1. None: preset.", 1)
 flags.DEFINE_integer("graph_layers", None, "gccf, lightgcn: layers of convolution, >= 0. None: preset.", 0)
-_define_choice("synthesis_type", "mean", SYNTHESIZERS, "User history synthesis; none = two-tower base model without a history.", ("none",))
+_define_choice("synthesis_type", "mean", SYNTHESIZERS, "User history synthesis; none = two-tower base model without a history.")
 flags.DEFINE_integer("sample_size", 15, "Synthesis horizon N: items drawn from the user's history, >= 1.", 1)
 flags.DEFINE_integer("attention_heads", 1, "Heads of --synthesis_type=attention; must divide the width 96.", 1)
 _define_choice("scorer", "dot_compress", SCORERS, "How a user and an item vector are scored.")

@@ -1,18 +1,9 @@
-"""READERS names every data set."""
+"""READERS names every data set; a new one is a file in `readers/` and an entry here."""
 
-from __future__ import annotations
+from data.registry import Registry
 
-from collections.abc import Callable
-
-from data.readers.bookcrossing import _bookcrossing_files, read_bookcrossing
-from data.readers.cache import cached
-from data.readers.movielens import _movielens_files, read_movielens
-from data.readers.options import ReadOptions
-from data.readers.synthetic import read_synthetic
-from data.structs import InteractionData
-
-READERS: dict[str, Callable[[ReadOptions], InteractionData]] = {
-    "ml": cached("ml", read_movielens, _movielens_files),
-    "bx": cached("bx", read_bookcrossing, _bookcrossing_files),
-    "synthetic": read_synthetic,
-}
+READERS = Registry(
+    ml="data.readers.movielens:read",
+    bx="data.readers.bookcrossing:read",
+    synthetic="data.readers.synthetic:read_synthetic",
+)

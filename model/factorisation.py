@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.structs import History, Split
+from data.structs import History, InteractionData
+from model.backbone import TOWERS_ALONE, Backbone
+from model.runs.config import Config
 from model.scorers import DotScorer
 
 # FDA's, AFRL's and NeuMF's code start so; FA-BUHS's tables differ (Decision 23)
@@ -24,13 +26,14 @@ class Tables:
     items: torch.Tensor
 
 
-class MatrixFactorisation(nn.Module):
+class MatrixFactorisation(Backbone):
     """Inner products of user and item vectors, without biases (BPR-MF: Rendle et al., UAI 2009; PMF: NeurIPS 2007).
 
-    Both names stand for this form; PMF's prior on the vectors, `--l2`, tells them apart. Others refine `vectors`.
+    Others refine `vectors`.
     """
 
-    history_kind = None
+    inner_product = True
+    unread = frozenset({"graph_layers", *TOWERS_ALONE})
     initial_std = INITIAL_STD
 
     def __init__(self, num_users: int, num_items: int, dim: int):
@@ -39,15 +42,12 @@ class MatrixFactorisation(nn.Module):
         self.user, self.item = nn.Embedding(num_users, dim), nn.Embedding(num_items, dim)
         for table in (self.user, self.item):
             nn.init.normal_(table.weight, std=self.initial_std)
-        self.scorer = DotScorer()
+        self.scorer = DotScorer(dim)
 
-    def begin_phase(self, split: Split) -> None:
-        """Get ready for a phase on `split`."""
-
-    @property
-    def floats_per_pair(self) -> int:
-        """Numbers that scoring one (user, item) pair keeps at a time: bounds the block size in ranking."""
-        return self.scorer.floats_per_pair
+    @classmethod
+    def make(cls, data: InteractionData, config: Config) -> MatrixFactorisation:
+        """As in `Backbone`."""
+        return cls(data.num_users, data.num_items, config.embedding_dim)
 
     @property
     def noise_shape(self) -> tuple[int, int]:
@@ -78,14 +78,22 @@ class MatrixFactorisation(nn.Module):
         """Score `user [B, D]` with `items [B, M]`: `[B, M]`."""
         return self.scorer(user, context.items, items)
 
-    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Score `user [b, D]` with all of the encoded `item [m, D]`: `[b, m]`."""
-        return self.scorer.catalogue(user, item)
-
     def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Squared norms of what `--l2` weighs, summed over each row's user and its `items [B, M]`: `[B]`."""
         own = F.embedding(users, context.users).square().sum(-1)
         return own + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
+
+
+class BPRMF(MatrixFactorisation):
+    """Matrix factorisation as BPR trains it (Rendle et al., UAI 2009)."""
+
+    free_vectors = True
+
+
+class PMF(MatrixFactorisation):
+    """Probabilistic matrix factorisation: `--l2` is the prior on the vectors (Mnih & Salakhutdinov, NeurIPS 2007)."""
+
+    free_vectors = True
 
 
 class NeuMF(MatrixFactorisation):
@@ -93,6 +101,8 @@ class NeuMF(MatrixFactorisation):
 
     A vector is both parts side by side, `[generalised product, MLP]`, so that noise reaches both.
     """
+
+    inner_product = False
 
     def __init__(self, num_users: int, num_items: int, dim: int, hidden: tuple[int, ...] = (64, 32, 16)):
         super().__init__(num_users, num_items, 2 * dim)

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.structs import Split
+from data.structs import InteractionData, Split
+from model.backbone import TOWERS_ALONE
 from model.factorisation import MatrixFactorisation, Tables
+from model.runs.config import Config
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,16 @@ class _Spread(torch.autograd.Function):
 class GraphConvolution(MatrixFactorisation):
     """Linear convolution of the tables over the train interactions; forms differ in the edges' weights and the end."""
 
+    unread = frozenset(TOWERS_ALONE)
+
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
         super().__init__(num_users, num_items, dim)
         self.layers = layers
+
+    @classmethod
+    def make(cls, data: InteractionData, config: Config) -> GraphConvolution:
+        """As in `Backbone`."""
+        return cls(data.num_users, data.num_items, config.embedding_dim, config.graph_layers)
 
     def begin_phase(self, split: Split) -> None:
         """Take the train interactions of `split` as the graph."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional as F
 
@@ -26,11 +24,3 @@ def softmax_loss(scores: torch.Tensor) -> torch.Tensor:
 def cross_entropy_loss(scores: torch.Tensor) -> torch.Tensor:
     """Mean over `scores [B, 1 + M]` of the binary cross-entropy, label 1 for the positive (He et al., WWW 2017)."""
     return (F.softplus(-scores[:, 0]).sum() + F.softplus(scores[:, 1:]).sum()) / scores.numel()
-
-
-LOSSES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "margin": margin_ranking_loss,
-    "bpr": bpr_loss,
-    "softmax": softmax_loss,
-    "cross_entropy": cross_entropy_loss,
-}

@@ -53,6 +53,9 @@ class DotScorer(nn.Module):
 
     floats_per_pair = 1
 
+    def __init__(self, dim: int):
+        super().__init__()
+
     def item_side(self, vectors: torch.Tensor) -> torch.Tensor:
         """What scoring needs of each item, from its vector `[n, D]`: here the vector."""
         return _at_least_float32(vectors)
@@ -140,6 +143,3 @@ class DotCompressScorer(nn.Module):
         with torch.autocast(user.device.type, enabled=False):
             # a product with a vector: the backward pass of a one-column Linear takes several times as long
             return hidden @ last.weight[0] + last.bias
-
-
-SCORERS = {"dot_compress": DotCompressScorer, "dot": lambda dim: DotScorer()}

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.structs import History, Split
+from data.structs import History, InteractionData, Split
+from model.backbone import TOWERS_ALONE, Backbone
+from model.runs.config import Config
 from model.scorers import DotScorer
 
-# backbones that are fitted at once, without gradient steps
-FITTED = ("slim",)
 # a dense Gram matrix in float64 and its inverse: about 20 bytes each, 8 GB
 MOST_NUMBERS = 400_000_000
 USERS_AT_A_TIME = 512
@@ -85,12 +85,23 @@ class Problem:
         return fit + size + penalties.balance / 2 * (weights @ self.signs).square().sum(1)
 
 
-class NeighbourSLIM(nn.Module):
+class NeighbourSLIM(Backbone):
     """Scores W R of train interactions R by neighbour weights W (SLIM: Ning & Karypis, ICDM 2011; over users: Burke et
     al., FAT* 2018). A user's vector is a row of W, an item's a column of R; `fit` makes W (Decision 31).
     """
 
-    history_kind = None
+    fitted = True
+    unread = frozenset(
+        {
+            "batch_size", "embedding_dim", "epochs", "eval_every", "graph_layers", "in_batch_negatives", "l2", "loss",
+            "lr", "num_negatives", "patience", "precision", *TOWERS_ALONE,
+        }
+    )  # fmt: skip
+
+    @classmethod
+    def make(cls, data: InteractionData, config: Config) -> NeighbourSLIM:
+        """As in `Backbone`."""
+        return cls(data.num_users, data.num_items)
 
     def __init__(self, num_users: int, num_items: int):
         super().__init__()
@@ -105,7 +116,7 @@ class NeighbourSLIM(nn.Module):
         self.weight = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.register_buffer("neighbour", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("indptr", torch.zeros(num_users + 1, dtype=torch.int64))
-        self.scorer = DotScorer()
+        self.scorer = DotScorer(num_users)
 
     def begin_phase(self, split: Split) -> None:
         """Take the train interactions of `split` as R."""
@@ -136,11 +147,6 @@ class NeighbourSLIM(nn.Module):
                 own.data = own.data.new_zeros(state[prefix + name].shape)
         super()._load_from_state_dict(state, prefix, *arguments)
 
-    @property
-    def floats_per_pair(self) -> int:
-        """Numbers that scoring one (user, item) pair keeps at a time: bounds the block size in ranking."""
-        return self.scorer.floats_per_pair
-
     def prepare(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Columns of R, one a row: `[I, U]`."""
         columns = torch.zeros((self.num_items, self.vector_width), device=self.weight.device)
@@ -165,7 +171,3 @@ class NeighbourSLIM(nn.Module):
     def score(self, context: torch.Tensor, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Score `user [B, U]` with `items [B, M]`: `[B, M]`."""
         return self.scorer(user, context, items)
-
-    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Score `user [b, U]` with all of the encoded `item [m, U]`: `[b, m]`."""
-        return self.scorer.catalogue(user, item)

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.structs import FeatureTable, History, Split
+from data.structs import FeatureTable, History, InteractionData
+from model import SCORERS, SYNTHESIZERS
+from model.backbone import Backbone
 from model.layers import FeatureEncoder, mlp
-from model.scorers import SCORERS
+from model.runs.config import Config
+from model.runs.streams import torch_generator
 
 
 class MeanSynthesis(nn.Module):
@@ -115,8 +119,6 @@ class GRUSynthesis(nn.Module):
         return F.pad(states, (0, self.width - states.shape[1]))
 
 
-SYNTHESIZERS = {"mean": MeanSynthesis, "attention": AttentionSynthesis, "gru": GRUSynthesis}
-
 VECTOR_WIDTH = 128
 # the column that is a user's own
 OWN_FEATURE = "id"
@@ -151,10 +153,44 @@ class SparseNNOptions:
     sparse_users: bool = False
 
 
-class SparseNN(nn.Module):
+class SparseNN(Backbone):
     """Two towers driven by the feature schema, for every data set (BUHS, RecSys 2024; design section 5)."""
 
     vector_width = VECTOR_WIDTH
+    unread = frozenset({"graph_layers", "l2"})
+
+    @classmethod
+    def history(cls, config: Config) -> str | None:
+        """As in `Backbone`: a weighted sample, but for the base model."""
+        return None if config.synthesis_type == "none" else "sampled"
+
+    @classmethod
+    def make(cls, data: InteractionData, config: Config) -> SparseNN:
+        """As in `Backbone`."""
+        users = data.users
+        if config.mask_sensitive_feature and config.attribute in users.columns:
+            users = users.without((config.attribute,))
+        # a wider GRU would only have weights that see zeros
+        longest = int(np.bincount(data.user_id).max())
+        options = SparseNNOptions(
+            synthesis_type=config.synthesis_type,
+            sample_size=config.sample_size if config.upstream_compat else min(config.sample_size, longest),
+            embedding_dim=config.embedding_dim,
+            attention_heads=config.attention_heads,
+            scorer=config.scorer,
+            user_hidden=config.user_hidden,
+            item_hidden=config.item_hidden,
+            sparse_users=config.sparse_updates,
+        )
+        return cls(users, data.items, options)
+
+    @classmethod
+    def build(cls, data: InteractionData, config: Config, seed: int, device: torch.device) -> SparseNN:
+        """As in `Backbone`; upstream's GRU draws its own noise."""
+        network = super().build(data, config, seed, device)
+        if config.upstream_compat and config.synthesis_type == "gru":
+            network.synthesis.random_state_generator = torch_generator(seed, device)
+        return network
 
     def __init__(self, users: FeatureTable, items: FeatureTable, options: SparseNNOptions):
         super().__init__()
@@ -172,24 +208,6 @@ class SparseNN(nn.Module):
         self.user_tower = mlp([width, *user_hidden, VECTOR_WIDTH], affine_norm=not base)
         self.item_tower = mlp([self.item_encoder.width, *item_hidden, VECTOR_WIDTH], affine_norm=not base)
         self.scorer = SCORERS[options.scorer](VECTOR_WIDTH)
-
-    def begin_phase(self, split: Split) -> None:
-        """Get ready for a phase on `split`: nothing here depends on it."""
-
-    @property
-    def history_kind(self) -> str | None:
-        """The history that this backbone reads: a weighted sample, or none."""
-        return None if self.synthesis is None else "sampled"
-
-    @property
-    def floats_per_pair(self) -> int:
-        """Numbers that scoring one (user, item) pair keeps at a time: bounds the block size in ranking."""
-        return self.scorer.floats_per_pair
-
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """Shape `[I, D]` of the noise that `prepare` adds to what the item tower gives."""
-        return self.num_items, VECTOR_WIDTH
 
     def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> StepContext:
         """Run the item tower once on the distinct ones of `items [n]`, or on the smaller catalogue (Decision 12).
@@ -240,7 +258,3 @@ class SparseNN(nn.Module):
     def score(self, context: StepContext, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Score `user [B, D]` with `items [B, M]`: `[B, M]`."""
         return self.scorer(user, context.scored, context.local(items))
-
-    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Score `user [b, D]` with all of the encoded `item [m, D']`: `[b, m]`."""
-        return self.scorer.catalogue(user, item)

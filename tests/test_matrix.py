@@ -13,7 +13,6 @@ from data.protocols import PROTOCOLS
 from model import BACKBONES, METHODS
 from model.methods.base import Method
 from model.modes import train
-from model.runs.settings import UNREAD
 from tests.support.runs import (
     refused,
     run_main,
@@ -39,8 +38,7 @@ TINY = {
 def flags_of(backbone: str, method: str, protocol: str) -> dict:
     """The flags that choose a cell."""
     values = {**TINY, "backbone": backbone, "protocol": protocol}
-    values |= dict.fromkeys(UNREAD.get(backbone, ()))
-    values["precision"] = "fp32"
+    values |= {name: main.FLAGS[name].default for name in BACKBONES[backbone].unread}
     return values if method == "none" else values | {"enable_fairness": True, "fairness_method": method}
 
 

@@ -18,8 +18,8 @@ from model.evaluation.metrics import evaluate
 from model.evaluation.probes import leakage_auc, linear_erasure
 from model.modes.setup import build, prepare
 from model.runs.streams import torch_generator
-from model.training import update
 from model.training.batches import batch_sampler
+from model.training.update import update
 from tests.support.planted import Planted, expected_parity_share, generate, optimal_auc
 
 DATA = Planted(num_users=1200)

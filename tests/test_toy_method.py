@@ -21,7 +21,7 @@ from data.protocols import PROTOCOLS
 from data.protocols.base import FRESH, Phase, Protocol, Task
 from data.protocols.loo import leave_one_out
 from data.structs import ItemLists
-from model import BACKBONES, METHODS, by_ids
+from model import BACKBONES, METHODS
 from model.comparison import statistics
 from model.factorisation import MatrixFactorisation
 from model.methods.base import Method, Schedule
@@ -150,7 +150,7 @@ def two_periods(data, options, rng) -> Protocol:
 def registered(monkeypatch):
     """One entry each, and nothing else."""
     monkeypatch.setitem(METHODS, "shift", Shift)
-    monkeypatch.setitem(BACKBONES, "squared", by_ids(lambda u, i, config: Squared(u, i, config.embedding_dim)))
+    monkeypatch.setitem(BACKBONES, "squared", Squared)
     monkeypatch.setitem(PROTOCOLS, "periods", two_periods)
 
 
@@ -450,7 +450,7 @@ def periods(tmp_path_factory):
     folder = tmp_path_factory.mktemp("periods")
     with pytest.MonkeyPatch.context() as patch:
         for registry, name, entry in ((PROTOCOLS, "periods", two_periods), (BACKBONES, "squared", None)):
-            patch.setitem(registry, name, entry or by_ids(lambda u, i, config: Squared(u, i, config.embedding_dim)))
+            patch.setitem(registry, name, entry or Squared)
         few_pictures(patch)
         patch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
         run_main(folder, **PERIODS)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pycountry
 
+from data.readers.cache import cached
 from data.readers.options import ReadOptions
 from data.readers.rows import DataError, FileRows, is_repeated, matches, parse_integers, read_csv_rows
 from data.readers.tables import _categories, _positions, _report, _table
@@ -209,3 +210,6 @@ def _bookcrossing_items(books: FileRows, options: ReadOptions) -> FeatureTable:
         *((name, *_categories(values, is_known)) for name, (values, is_known) in columns.items()),
         ("title", titles, None),
     )
+
+
+read = cached("bx", read_bookcrossing, _bookcrossing_files)

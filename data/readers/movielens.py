@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.readers.cache import cached
 from data.readers.download import download_movielens
 from data.readers.options import ReadOptions
 from data.readers.rows import FileRows, is_repeated, read_integer_rows, read_text_rows
@@ -112,3 +113,6 @@ def _movielens_ratings(ratings: FileRows, users: np.ndarray, movies: np.ndarray)
     pair = ratings["user id"] * len(movies) + ratings["movie id"]
     ratings.reject(is_repeated(pair), "repeats a user's rating of a movie")
     return ratings["user id"], ratings["movie id"]
+
+
+read = cached("ml", read_movielens, _movielens_files)

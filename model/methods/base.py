@@ -14,11 +14,11 @@ from data.options import parse_options
 from data.protocols.base import Phase
 from data.structs import Batch, Group, Histories, History, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
-from model.losses import LOSSES
+from model import BACKBONES, LOSSES
 from model.methods.optimisers import make_optimisers
 from model.runs.config import Config
 from model.runs.processes import ALONE, Processes
-from model.slim import FITTED, Fit
+from model.slim import Fit
 
 Update = Callable[..., None]
 
@@ -76,6 +76,8 @@ class Method:
         """Settings of this method, set by repeated `--method_option=name=value`."""
 
     Options: ClassVar[type]
+    # trains a backbone that is fitted at once
+    fits_at_once: ClassVar[bool] = False
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
@@ -83,7 +85,7 @@ class Method:
 
         The reason stands behind "--fairness_method=... on --backbone=... with --protocol=...: ".
         """
-        if config.backbone in FITTED and cls is not Method and cls.fit is Method.fit:
+        if BACKBONES[config.backbone].fitted and not cls.fits_at_once:
             return "it trains by gradient steps, and this backbone is fitted at once"
         return None
 
@@ -91,7 +93,7 @@ class Method:
         self.backbone, self.environment, self.config = backbone, environment, environment.config
         self.loss = LOSSES[self.config.loss]
         self.options = parse_options(self.Options, self.config.method_option)
-        self.fits = hasattr(backbone, "fit")
+        self.fits = backbone.fitted
         self.optimisers = make_optimisers(backbone, self.config.lr)
         if len(self.optimisers) > 1 and environment.processes.world > 1:
             raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")
@@ -175,7 +177,7 @@ class Method:
             users, items = users.repeat_interleave(width), items.view(-1, 1)
         with torch.autocast(users.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             context = self.backbone.prepare(torch.cat(needed))
-            if apart and hasattr(self.backbone, "encode_users_apart"):
+            if apart:
                 user, shared = self.backbone.encode_users_apart(context, users, batch.history)
             else:
                 user, shared = self.backbone.encode_users(context, users, batch.history), None

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from data.options import check_options
 from data.structs import Group
+from model import BACKBONES
 from model.methods.base import Environment, Method
 from model.runs.config import Config
-from model.slim import FITTED, Fit, Penalties
+from model.slim import Fit, Penalties
 
 
 def group_signs(group: Group) -> torch.Tensor:
@@ -45,10 +46,12 @@ class BNSLIM(Method):
                 ("iterations", self.iterations >= 1, "1 or more"),
             )
 
+    fits_at_once = True
+
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
         """Backbones without neighbours."""
-        return None if config.backbone in FITTED else "it balances neighbours, which only slim has"
+        return None if BACKBONES[config.backbone].fitted else "it balances neighbours, which only slim has"
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

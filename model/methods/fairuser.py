@@ -16,6 +16,7 @@ from data.options import check_options
 from data.protocols.base import Phase
 from data.sampling.negatives import NegativeSampler
 from data.structs import Batch, Group, Histories, ItemLists, Split
+from model import BACKBONES
 from model.factorisation import INITIAL_STD, Tables
 from model.methods.base import Environment, Method, Update
 from model.methods.optimisers import make_optimisers
@@ -24,7 +25,6 @@ from model.runs.streams import torch_generator
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
 MOST_HALVINGS = 20
-FACTORISED = ("bprmf", "pmf")
 
 
 def group_contrasts(group: Group) -> torch.Tensor:
@@ -143,7 +143,10 @@ class FairUser(Method):
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
         """Backbones that are no matrix factorisation."""
-        return None if config.backbone in FACTORISED else "it solves matrix factorisation in closed form (bprmf, pmf)"
+        if BACKBONES[config.backbone].free_vectors:
+            return None
+        known = ", ".join(name for name in BACKBONES if BACKBONES[name].free_vectors)
+        return f"it solves matrix factorisation in closed form ({known})"
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch
+from model import BACKBONES
 from model.methods.base import Environment, Method, Update
 from model.runs.config import Config
 
 KINDS = ("dp", "eo")
-INNER_PRODUCTS = ("bprmf", "pmf", "gccf", "lightgcn")
 
 
 class Parity(Method):
@@ -46,8 +46,9 @@ class Parity(Method):
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
         """As in `Method`."""
-        if config.backbone not in INNER_PRODUCTS:
-            return f"scores must be inner products of all users' vectors, as of {', '.join(INNER_PRODUCTS)}"
+        if not BACKBONES[config.backbone].inner_product:
+            known = ", ".join(name for name in BACKBONES if BACKBONES[name].inner_product)
+            return f"scores must be inner products of all users' vectors, as of {known}"
         return None
 
     def __init__(self, backbone: nn.Module, environment: Environment):

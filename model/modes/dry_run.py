@@ -14,8 +14,8 @@ from model.evaluation.questions import ask_validation
 from model.methods.base import Method, Schedule
 from model.runs.run import Run
 from model.runs.streams import torch_generator
-from model.training import update
 from model.training.batches import batch_sampler, planned_steps
+from model.training.update import update
 
 
 def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator) -> None:

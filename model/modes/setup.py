@@ -115,7 +115,7 @@ def _shown(value) -> str:
 
 def build(run: Run) -> tuple[torch.nn.Module, Method]:
     """Make the backbone and the method that trains it."""
-    backbone = BACKBONES[run.config.backbone](run.data, run.config, run.seeds["initialisation"], run.device)
+    backbone = BACKBONES[run.config.backbone].build(run.data, run.config, run.seeds["initialisation"], run.device)
     backbone.begin_phase(run.protocol.phases[0].split)
     environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device, run.processes)
     return backbone, METHODS[run.config.method](backbone, environment)

@@ -13,9 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from model import BACKBONES
 from model.runs.config import EVALUATION_SETTINGS, Config, Request, network_name
 from model.runs.files import check_table_path
-from model.runs.presets import BY_IDS, preset
+from model.runs.presets import preset
 
 SETTINGS = {field.name for field in dataclasses.fields(Config)}
 SERVING = {
@@ -37,7 +38,6 @@ MODE_SETTINGS: dict[str, set[str]] = {
 
 _FAIR, _SAMPLED, _RERANKED = ("enable_fairness", (True,)), ("fairness_sampling", (True,)), ("rerank_fair", (True,))
 _BUHS = ("fairness_method", ("fabuhs",))
-_TOWERS, _BY_IDS = ("backbone", ("sparsenn",)), ("backbone", BY_IDS)
 _SYNTHETIC = ("dataset", ("synthetic",))
 # A flag that nothing would read otherwise: flag -> the flags that it needs, each with those of its values which do.
 REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
@@ -51,7 +51,7 @@ REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "export_split": (("dry_run", (True,)),),
     "fairness_method": (_FAIR,),
     "method_option": (_FAIR,),
-    "fairness_sampling": (_FAIR, _BUHS, _TOWERS),
+    "fairness_sampling": (_FAIR, _BUHS, ("backbone", ("sparsenn",))),
     "adversarial_lambda_user": (_FAIR, _BUHS),
     "adversarial_lambda_item": (_FAIR, _BUHS),
     "adversarial_ramp": (_FAIR, _BUHS),
@@ -68,20 +68,6 @@ REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "synthetic_users": (_SYNTHETIC,),
     "synthetic_items": (_SYNTHETIC,),
     "synthetic_interactions": (_SYNTHETIC,),
-    "graph_layers": (("backbone", ("gccf", "lightgcn")),),
-    "l2": (_BY_IDS,),
-    **dict.fromkeys(
-        ("eval_history_draws", "item_hidden", "mask_sensitive_feature", "recipe", "sample_size",
-         "sampling_softmax_temp", "scorer", "sparse_updates", "synthesis_type", "upstream_compat", "user_hidden"),
-        (_TOWERS,),
-    ),
-}  # fmt: skip
-# What a backbone that is fitted at once does not read.
-UNREAD: dict[str, set[str]] = {
-    "slim": {
-        "batch_size", "embedding_dim", "epochs", "eval_every", "in_batch_negatives", "loss", "lr", "num_negatives",
-        "patience", "precision",
-    },
 }  # fmt: skip
 # What a mode cannot do without: mode -> flag.
 NEEDS = {"evaluate": "checkpoint", "recommend": "checkpoint", "score": "rankings", "compare": "runs"}
@@ -182,7 +168,7 @@ def _requirements() -> Iterator[tuple[str, str, tuple]]:
 def is_read(name: str, config: Config) -> bool:
     """Tell whether a run under `config` reads the setting `name`."""
     needs = all(getattr(config, needed) in allowed for needed, allowed in REQUIRES.get(name, ()) if needed in SETTINGS)
-    return needs and name not in UNREAD.get(config.backbone, set())
+    return needs and name not in BACKBONES[config.backbone].unread
 
 
 @dataclass(frozen=True)
@@ -211,10 +197,10 @@ class Settings:
             judged = name not in SETTINGS or (needed in read and not values["checkpoint"])
             if judged:
                 self._require(name, values[needed], needed, allowed)
-        for name in sorted(self.given & UNREAD.get(values["backbone"], set())):
+        unread = self.given & BACKBONES[values["backbone"]].unread if not values["checkpoint"] else ()
+        for name in sorted(unread):
             raise ValueError(
-                f"--{name}={values[name]} has no effect with --backbone={values['backbone']}, which is fitted at once; "
-                "leave it out"
+                f"--{name}={values[name]} has no effect with --backbone={values['backbone']}; leave it out"
             )
         for name in sorted(self.given):
             # a NaN passes every range
@@ -270,6 +256,9 @@ class Settings:
         for name, needed, allowed in _requirements():
             if needed in MODE_SETTINGS[self.values["mode"]]:
                 self._require(name, getattr(config, needed), needed, allowed)
+        for name in sorted(self.given & BACKBONES[config.backbone].unread):
+            shown = f"--{name}={self.values[name]}"
+            raise ValueError(f"{shown} has no effect with --backbone={config.backbone}; leave it out")
         return config
 
     def arguments(self, without: Collection[str], changes: Mapping[str, Any]) -> list[str]:

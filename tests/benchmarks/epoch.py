@@ -20,8 +20,8 @@ from tabulate import tabulate
 import main as program
 from model.modes.setup import build, prepare
 from model.runs.streams import torch_generator
-from model.training import update
 from model.training.batches import batch_sampler, planned_steps
+from model.training.update import update
 
 FDA = ("--enable_fairness=True", "--fairness_method=fda")
 PARITY = ("--enable_fairness=True", "--fairness_method=parity")

@@ -26,7 +26,6 @@ from data.readers.movielens import read_movielens
 from data.readers.options import ReadOptions, SyntheticOptions
 from data.readers.synthetic import read_synthetic
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, Ranking
-from model import build_sparsenn
 from model.evaluation import evaluator as evaluation
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
@@ -35,6 +34,7 @@ from model.methods.base import Environment, Method
 from model.runs.config import Config
 from model.runs.presets import preset
 from model.runs.streams import stream_seeds, torch_generator
+from model.sparsenn import SparseNN
 from tests.benchmarks import gemm_peak
 from tests.benchmarks.literal import literal_metrics, literal_ranking
 from tests.support.evaluation import ask_some
@@ -52,7 +52,7 @@ def make_evaluator(data: InteractionData, block_mb: float) -> tuple[Evaluator, P
     changes = {"sample_size": 15, "eval_block_mb": block_mb, "mask_sensitive_feature": False}
     config = Config(**(SETTINGS | preset("ml") | changes))
     seeds = stream_seeds(config.seed)
-    backbone = build_sparsenn(data, config, seeds["initialisation"], CPU)
+    backbone = SparseNN.build(data, config, seeds["initialisation"], CPU)
     held_out = np.zeros(data.num_users, bool)
     method = Method(backbone, Environment(config, data.user_groups, held_out, seeds, CPU))
     options = ProtocolOptions(config.warm_threshold, KS, epochs=1, patience=1)

@@ -27,8 +27,8 @@ from data.structs import Batch
 from model.modes.setup import build, prepare
 from model.runs.config import Config
 from model.runs.streams import torch_generator
-from model.training import update
 from model.training.batches import batch_sampler
+from model.training.update import update
 from tests.benchmarks import gemm_peak
 from tests.benchmarks.literal_step import LiteralStep
 

@@ -23,7 +23,7 @@ from model.methods.base import Environment, Method
 from model.modes import train
 from model.runs.presets import preset
 from model.runs.streams import stream_seeds, torch_generator
-from model.training import update
+from model.training.update import update
 from tests.support.runs import (
     refused,
     result_bytes,
@@ -60,7 +60,7 @@ def make(name, layers=2, likes=None, std=0.5):
     likes = random_likes(0) if likes is None else likes
     config = SimpleNamespace(embedding_dim=DIM, graph_layers=layers)
     data = SimpleNamespace(num_users=likes.shape[0], num_items=likes.shape[1])
-    backbone = BACKBONES[name](data, config, 3, CPU)
+    backbone = BACKBONES[name].build(data, config, 3, CPU)
     with torch.no_grad():
         for table in (backbone.user, backbone.item):
             table.weight.mul_(std / backbone.initial_std)
@@ -128,7 +128,7 @@ def test_number_of_parameters():
 @every_backbone
 def test_the_seed_alone_decides_the_weights(name):
     data, config = SimpleNamespace(num_users=500, num_items=400), SimpleNamespace(embedding_dim=8, graph_layers=2)
-    first, again, other = (BACKBONES[name](data, config, seed, CPU).state_dict() for seed in (1, 1, 2))
+    first, again, other = (BACKBONES[name].build(data, config, seed, CPU).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert not any(torch.equal(value, other[key]) for key, value in first.items())
     for table in ("user.weight", "item.weight"):
@@ -334,7 +334,7 @@ def make_method(make_config):
         config = make_config(**{**own, "eval_k": (1,), "backbone": name, "enable_fairness": False, **changes})
         seeds = stream_seeds(config.seed)
         data = SimpleNamespace(num_users=split.num_users, num_items=split.num_items)
-        backbone = BACKBONES[name](data, config, seeds["initialisation"], CPU)
+        backbone = BACKBONES[name].build(data, config, seeds["initialisation"], CPU)
         backbone.begin_phase(split)
         method = Method(backbone, Environment(config, {}, np.zeros(split.num_users, dtype=bool), seeds, CPU))
         negatives = NegativeSampler(split.train, split.num_items, config.num_negatives, 0, CPU)
@@ -386,7 +386,7 @@ def test_a_step_never_waits_for_the_device(name):
     # the meta device has no values: whoever asks for one fails
     meta, likes = torch.device("meta"), random_likes(0)
     sizes = SimpleNamespace(num_users=USERS, num_items=ITEMS)
-    backbone = BACKBONES[name](sizes, SimpleNamespace(embedding_dim=DIM, graph_layers=2), 0, meta)
+    backbone = BACKBONES[name].build(sizes, SimpleNamespace(embedding_dim=DIM, graph_layers=2), 0, meta)
     backbone.begin_phase(make_split(likes))
     users, items = (rows.to(meta) for rows in make_rows())
     context = backbone.prepare(item_noise=torch.zeros(backbone.noise_shape, device=meta))

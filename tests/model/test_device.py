@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from data.structs import Batch, History
-from model import METHODS, build_sparsenn
+from model import METHODS
 from model.evaluation.probes import held_out_users
 from model.methods.base import Environment
 from model.runs.streams import stream_seeds
-from model.training import update
+from model.sparsenn import SparseNN
+from model.training.update import update
 
 META = torch.device("meta")
 
@@ -70,7 +71,7 @@ def meta_batch(config, rows):
 def test_a_step_never_waits_for_the_device(tiny_data, tiny_phase, make_config, synthesis, rows, method_name, changes):
     config = make_config(synthesis_type=synthesis, **changes)
     seeds = stream_seeds(0)
-    backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], torch.device("cpu")).to(META)
+    backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], torch.device("cpu")).to(META)
     if config.synthesis_type == "gru":
         backbone.synthesis.random_state_generator = None
     groups = {"gender": tiny_data.user_groups["gender"]}

@@ -90,7 +90,7 @@ def test_scalars_of_a_pair_keep_their_digits_under_bf16():
 
 def test_dot_scorer_is_the_inner_product():
     user, item, place = torch.randn(3, 5), torch.randn(6, 5), torch.tensor([[0, 5], [2, 2], [5, 1]])
-    scores = DotScorer()(user, item, place)
+    scores = DotScorer(user.shape[1])(user, item, place)
     for row in range(3):
         for column in range(2):
             assert scores[row, column].item() == pytest.approx(float(user[row] @ item[place[row, column]]), abs=1e-5)

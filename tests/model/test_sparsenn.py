@@ -9,7 +9,6 @@ from data.dataloader import BatchSampler, edge_batches
 from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
 from data.structs import FeatureSpec, FeatureTable, Histories, History, HistoryWeights
-from model import build_sparsenn
 from model.losses import margin_ranking_loss
 from model.sparsenn import SparseNN, SparseNNOptions
 
@@ -146,18 +145,18 @@ def test_number_of_parameters_on_movielens(synthesis):
 def test_building_depends_on_the_seed_alone(tiny_data, make_config):
     config, device = make_config(), torch.device("cpu")
     state = torch.get_rng_state()
-    first = build_sparsenn(tiny_data, config, 7, device).state_dict()
+    first = SparseNN.build(tiny_data, config, 7, device).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    again = build_sparsenn(tiny_data, config, 7, device).state_dict()
-    other = build_sparsenn(tiny_data, config, 8, device).state_dict()
+    again = SparseNN.build(tiny_data, config, 7, device).state_dict()
+    other = SparseNN.build(tiny_data, config, 8, device).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not torch.equal(first["user_tower.0.weight"], other["user_tower.0.weight"])
 
 
 def test_the_sensitive_attribute_is_left_out_only_when_masked(tiny_data, make_config):
     def columns(**changes):
-        return list(build_sparsenn(tiny_data, make_config(**changes), 0, torch.device("cpu")).user_encoder.columns)
+        return list(SparseNN.build(tiny_data, make_config(**changes), 0, torch.device("cpu")).user_encoder.columns)
 
     assert columns(mask_sensitive_feature=False) == ["id", "gender", "age", "occupation"]
     assert columns(mask_sensitive_feature=True) == ["id", "age", "occupation"]
@@ -167,7 +166,7 @@ def test_the_sensitive_attribute_is_left_out_only_when_masked(tiny_data, make_co
 @pytest.mark.parametrize(("synthesis", "compat"), [("gru", True), ("gru", False), ("mean", True)])
 def test_random_initial_state_only_for_upstreams_gru(tiny_data, make_config, synthesis, compat):
     config = make_config(synthesis_type=synthesis, upstream_compat=compat)
-    backbone = build_sparsenn(tiny_data, config, 0, torch.device("cpu"))
+    backbone = SparseNN.build(tiny_data, config, 0, torch.device("cpu"))
     generator = getattr(backbone.synthesis, "random_state_generator", None)
     assert (generator is not None) == (synthesis == "gru" and compat)
 

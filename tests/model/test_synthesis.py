@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from model.sparsenn import SYNTHESIZERS, AttentionSynthesis, GRUSynthesis
+from model import SYNTHESIZERS
+from model.sparsenn import AttentionSynthesis, GRUSynthesis
 
 USER, ITEM, LENGTH, ITEMS = 8, 12, 5, 20
 CASES = [("mean", 1), ("attention", 1), ("attention", 2), ("attention", 3), ("attention", 4), ("gru", 1)]

@@ -26,7 +26,7 @@ def made(tiny_data, tiny_phase, make_config):
             values |= {"embedding_dim": 96}
         config = make_config(**values)
         seeds = stream_seeds(config.seed)
-        network = BACKBONES[backbone](tiny_data, config, seeds["initialisation"], CPU)
+        network = BACKBONES[backbone].build(tiny_data, config, seeds["initialisation"], CPU)
         network.begin_phase(tiny_phase.split)
         groups = tiny_data.user_groups
         if codes is not None:

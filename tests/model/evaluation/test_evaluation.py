@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from data.sampling.histories import HistorySampler
 from fairness_utils import rerank_ranking, target_shares
-from model import METHODS, build_sparsenn
+from model import METHODS
 from model.evaluation import evaluator as evaluation
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
@@ -19,6 +19,7 @@ from model.evaluation.probes import held_out_users
 from model.evaluation.ranking import ENGINE_FLOATS
 from model.methods.base import Environment
 from model.runs.streams import stream_seeds, torch_generator
+from model.sparsenn import SparseNN
 from tests.support.evaluation import ask_some
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def make_evaluator(tiny_data, make_config):
     def make(name="none", **changes):
         config = make_config(**changes)
         seeds = stream_seeds(config.seed)
-        backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
+        backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
         held_out = held_out_users(tiny_data.user_groups["gender"].codes, seed=1)
         environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU)
         return Evaluator(backbone, METHODS[name](backbone, environment), config, seeds, CPU)

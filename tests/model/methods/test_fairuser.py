@@ -17,7 +17,6 @@ import main
 from data.protocols.base import ProtocolOptions
 from data.protocols.loo import leave_one_out
 from data.structs import Batch, Group
-from model import by_ids
 from model.factorisation import MatrixFactorisation
 from model.methods import fairuser
 from model.methods.base import Environment
@@ -25,7 +24,7 @@ from model.methods.fairuser import Antidote, FairUser, dense_rows, group_contras
 from model.modes import train
 from model.runs.processes import ALONE, Processes
 from model.runs.streams import stream_seeds
-from model.training import update
+from model.training.update import update
 from tests.support.planted import Planted, generate
 from tests.support.runs import (
     TINY,
@@ -55,8 +54,7 @@ def make(tiny_data, tiny_phase, make_config):
     def build(groups=None, processes=ALONE, **changes):
         config = make_config(**BY_IDS | changes)
         seeds = stream_seeds(config.seed)
-        builder = by_ids(lambda users, items, config: MatrixFactorisation(users, items, config.embedding_dim))
-        backbone = builder(tiny_data, config, seeds["initialisation"], CPU)
+        backbone = MatrixFactorisation.build(tiny_data, config, seeds["initialisation"], CPU)
         environment = Environment(
             config, groups or tiny_data.user_groups, np.zeros(60, dtype=bool), seeds, CPU, processes
         )

@@ -12,12 +12,13 @@ from torch.testing import assert_close
 from data.options import parse_options
 from data.structs import Batch, Group, History
 from fairness_utils import fairness_history_weights
-from model import METHODS, build_sparsenn
+from model import METHODS
 from model.evaluation.probes import held_out_users
 from model.methods.base import Environment, Method
 from model.methods.fabuhs import FABUHS
 from model.runs.processes import ALONE, Processes
 from model.runs.streams import stream_seeds, torch_generator
+from model.sparsenn import SparseNN
 from model.training.update import update
 from tests.support.methods import CPU, identical, make_sampler
 
@@ -36,7 +37,7 @@ def train(tiny_data, tiny_phase, make_config, held_out):
     def run(name="fabuhs", groups=None, steps=STEPS, processes=ALONE, **changes):
         config = make_config(**changes)
         seeds = stream_seeds(config.seed)
-        backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
+        backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
         groups = tiny_data.user_groups if groups is None else groups
         method = METHODS[name](backbone, Environment(config, groups, held_out, seeds, CPU, processes))
         sampler = make_sampler(tiny_phase, config, method, backbone)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.options import parse_options
 from model.methods.parity import Parity
-from model.training import update
+from model.training.update import update
 from tests.support.fda import (
     made,  # noqa: F401 (fixtures)
     shared_made,  # noqa: F401 (fixtures)

@@ -19,7 +19,7 @@ from scipy.stats import ttest_1samp
 import main
 from data.structs import Group, Histories, HistoryWeights, ItemLists, Ranking
 from fairness_utils import exposure, position_weights
-from model import METHODS, build_sparsenn
+from model import METHODS
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate, per_user_accuracy
 from model.evaluation.probes import held_out_users
@@ -30,6 +30,7 @@ from model.results import writer as run
 from model.results.pictures import bucket_shares, expected_histories, mean_interval, popularity_buckets
 from model.runs.processes import ALONE
 from model.runs.streams import stream_seeds
+from model.sparsenn import SparseNN
 from model.training.progress import Progress
 from tests.support.pages import read_page
 from tests.support.pictures import looks_drawn
@@ -132,7 +133,7 @@ def make_evaluator(tiny_data, tiny_phase, make_config):
         config, cpu = make_config(**changes), torch.device("cpu")
         seeds = stream_seeds(config.seed)
         held_out = held_out_users(tiny_data.user_groups["gender"].codes, seed=1)
-        backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], cpu)
+        backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], cpu)
         method = METHODS[config.method](backbone, Environment(config, tiny_data.user_groups, held_out, seeds, cpu))
         return Evaluator(backbone, method, config, seeds, cpu)
 

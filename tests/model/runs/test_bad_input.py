@@ -33,13 +33,14 @@ from data.structs import Group, Histories, ItemLists, Rejected
 from model.evaluation.candidates import random_scores, sample_candidates
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.ranking import rank_catalogue
-from model.modes import setup, train
+from model.modes import train
 from model.results import tables as report
 from model.results import writer as run
 from model.runs import errors, files
 from model.runs.errors import is_out_of_memory
-from model.training import update
+from model.sparsenn import SparseNN
 from model.training.checkpoints import save_checkpoint
+from model.training.update import update
 from tests.support.raw_files import cleaned_bytes, dump_bytes, movielens_bytes, write
 from tests.support.runs import (
     FLAGS,
@@ -607,10 +608,10 @@ def test_other_errors_pass_through():
 @MEMORY
 def test_a_run_ranks_with_less_memory_to_the_same_metrics(tmp_path, monkeypatch, whole, error):
     monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
-    backbone = setup.build.__globals__["BACKBONES"]["sparsenn"]
+    build = SparseNN.build
 
     def limited(*arguments):
-        network = backbone(*arguments)
+        network = build(*arguments)
         for name in ("encode_users", "score_catalogue"):
             method = getattr(network, name)
 
@@ -623,7 +624,7 @@ def test_a_run_ranks_with_less_memory_to_the_same_metrics(tmp_path, monkeypatch,
             monkeypatch.setattr(network, name, scarce, raising=False)
         return network
 
-    monkeypatch.setitem(setup.build.__globals__["BACKBONES"], "sparsenn", limited)
+    monkeypatch.setattr(SparseNN, "build", limited)
     result = run_main(tmp_path, **SMALL)
     expected = json.loads((whole / "result.json").read_text())
     assert result["metrics"] == pytest.approx(expected["metrics"], abs=1e-6, nan_ok=True)

@@ -30,7 +30,7 @@ from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
 from data.structs import ItemLists, Ranking
 from fairness_utils import ConditionalAdversary
-from model import METHODS, build_sparsenn
+from model import METHODS
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.probes import held_out_users
 from model.methods.base import Environment
@@ -38,9 +38,10 @@ from model.modes import train as training_mode
 from model.runs import processes as model_distributed
 from model.runs.processes import ALONE, Processes, join_rankings, joined
 from model.runs.streams import stream_seeds, torch_generator
-from model.training import update
+from model.sparsenn import SparseNN
 from model.training.progress import Progress
 from model.training.state import Training
+from model.training.update import update
 from tests.support.runs import (
     TINY,
     run_main,
@@ -137,7 +138,7 @@ def train(tiny_data, tiny_phase, make_config):
         def work(processes):
             environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU, processes)
             with SEEDING:
-                backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
+                backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
                 method = METHODS[name](backbone, environment)
                 method.begin_phase(tiny_phase, 100)
             parts = [backbone]
@@ -219,7 +220,7 @@ def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidat
 
     def work(processes):
         with SEEDING:
-            backbone = build_sparsenn(tiny_data, config, seeds["initialisation"], CPU)
+            backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
         environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU, processes)
         evaluator = Evaluator(backbone, METHODS["none"](backbone, environment), config, seeds, CPU, processes)
         return evaluator.rank(task, tiny_phase.split.test_histories, tiny_phase.split, 10)
