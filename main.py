@@ -74,6 +74,7 @@ flags.DEFINE_integer("synthetic_interactions", 24_000, "Synthetic data: number o
 
 # --- Model and history synthesis ---
 _define_choice("backbone", "sparsenn", BACKBONES, "Recommender.")
+flags.DEFINE_string("backbone_checkpoint", None, "Run folder or checkpoint.pt of a run of --fairness_method=none, whose backbone a method of two stages takes instead of training one.")
 flags.DEFINE_integer("embedding_dim", None, "Width of embeddings: of each feature for sparsenn, of users and items for the others, >= 1. None: preset.", 1)
 flags.DEFINE_integer("graph_layers", None, "gccf, lightgcn: layers of convolution, >= 0. None: preset.", 0)
 _define_choice("synthesis_type", "mean", SYNTHESIZERS, "User history synthesis; none = two-tower base model without a history.")
@@ -114,6 +115,7 @@ flags.DEFINE_integer("num_negatives", None, "Uniform negatives per positive, >= 
 flags.DEFINE_integer("in_batch_negatives", None, "Other positives of the batch as further negatives per positive, >= 0. None: preset; of sparsenn as many as --num_negatives.", 0)
 _define_choice("loss", None, LOSSES, "Ranking loss of a positive against its negatives. None: preset.")
 flags.DEFINE_float("l2", None, "Weight of the mean squared norm of a row's vectors, for backbones that know ids alone, >= 0. None: preset.", 0)
+flags.DEFINE_float("weight_decay", 0.0, "Weight decay of the optimisers (Adam's own, added to the gradient), >= 0.", 0)
 flags.DEFINE_integer("patience", None, "Epochs without a better validation score before stopping, >= 1. None: preset.", 1)
 flags.DEFINE_bool("sparse_updates", False, "Update only those rows of user tables that a step reads: faster with many users, not exact (other rows' momentum waits).")
 flags.DEFINE_enum("device", "auto", ["auto", "cpu", "cuda"], "Where to compute; cuda without a GPU is an error.")
@@ -121,6 +123,7 @@ flags.DEFINE_enum("precision", "fp32", ["fp32", "bf16"], "Arithmetic of the trai
 
 # --- Evaluation ---
 _define_choice("protocol", "loo", PROTOCOLS, "Evaluation protocol.")
+flags.DEFINE_multi_string("protocol_option", [], "name=value option of the protocol; may be repeated.")
 flags.DEFINE_float("warm_threshold", None, "Share of items, the most popular ones, that count as head, in (0, 1). None: preset.", 0, 1)
 flags.DEFINE_list("eval_k", None, "List lengths K, comma-separated; the first selects the epoch and fills the table. None: preset.")
 flags.DEFINE_integer("eval_every", None, "Epochs between validations, >= 1; the last epoch always has one. None: preset.", 1)

@@ -15,6 +15,7 @@ FREE_SETTINGS = {
 # what may be chosen anew for weights that are trained already
 EVALUATION_SETTINGS = FREE_SETTINGS - {"checkpoint_every", "dry_run", "resume"} | {
     "user_attribute", "rerank_fair", "rerank_alpha", "exposure_floor", "rerank_pool", "rerank_target", "protocol",
+    "protocol_option",
     "warm_threshold", "eval_k", "eval_history_draws", "eval_negatives",
 }  # fmt: skip
 
@@ -61,6 +62,7 @@ class Config:
     synthetic_interactions: int
     # model and history synthesis
     backbone: str
+    backbone_checkpoint: Path | None
     embedding_dim: int
     graph_layers: int
     synthesis_type: str
@@ -98,12 +100,14 @@ class Config:
     in_batch_negatives: int
     loss: str
     l2: float
+    weight_decay: float
     patience: int
     sparse_updates: bool
     device: str
     precision: str
     # evaluation
     protocol: str
+    protocol_option: tuple[str, ...]
     warm_threshold: float
     eval_k: tuple[int, ...]
     eval_every: int
@@ -146,7 +150,7 @@ class Config:
         for name, value in values.items():
             if isinstance(value, list):
                 value = tuple(value)
-            elif kinds[name] == "Path":
+            elif kinds[name].startswith("Path") and value is not None:
                 value = Path(value)
             elif kinds[name] == "float":
                 value = float(value)

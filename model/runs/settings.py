@@ -131,6 +131,9 @@ CONVERSIONS: dict[str, Callable[[str, Any], Any]] = {
     "recommendations": expanded,
     "rankings": expanded,
     "export_split": expanded,
+    "backbone_checkpoint": expanded,
+    "weight_decay": finite,
+    "protocol_option": lambda name, value: tuple(value),
     "lr": lambda name, value: finite(name, positive(name, value)),
     "adversarial_lambda_user": finite,
     "adversarial_lambda_item": finite,
@@ -158,7 +161,7 @@ def _comma_separated(value: Any) -> str:
 
 
 # Flags that are given once for each of their values; other lists are comma-separated.
-REPEATED = {"method_option"}
+REPEATED = {"method_option", "protocol_option"}
 
 
 def _requirements() -> Iterator[tuple[str, str, tuple]]:
