@@ -53,6 +53,30 @@ def test_representation_gets_the_reversed_gradient_in_proportion_to_scale():
     assert after > before
 
 
+def gradient_of(loss, value):
+    return torch.autograd.grad(loss, value)[0]
+
+
+@pytest.mark.parametrize("widths", [(6,), (6, 9), (3, 5, 7)])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_reversed_gradient_is_minus_scale_times_that_of_the_discriminators_mean_loss(widths, scale):
+    weight = torch.tensor([[0.5, 2.0], [1.0, 0.25], [3.0, 0.75]])
+    adversary = ConditionalAdversary(4, weight, widths, 0).double()
+    representation, label, target = make_rows(unknown=(1, 4))
+    row_weight = torch.linspace(0.2, 2.0, len(label), dtype=torch.float64)
+    # the same loss, written out without a reversal
+    value = torch.cat([F.layer_norm(representation, (4,)), adversary.label_embedding(label)], dim=1)
+    known = target >= 0
+    share = weight.double()[target[known], label[known]] * row_weight[known]
+    losses = []
+    for discriminator in adversary.discriminators:
+        logits = torch.log_softmax(discriminator(value[known]), dim=1)
+        losses.append(-(share * logits.gather(1, target[known, None])[:, 0]).sum() / share.sum())
+    plain = gradient_of(torch.stack(losses).mean(), representation)
+    loss = adversary.loss(representation, label, target, scale, None, row_weight)
+    assert_close(gradient_of(loss, representation), -scale * plain)
+
+
 def test_discriminators_train_at_full_strength_whatever_the_scale():
     adversary, rows = make_adversary(), make_rows()
     reference = parameter_gradients(adversary, *rows, 0.0)
@@ -296,7 +320,15 @@ def test_the_gradient_of_the_solved_loss_is_reversed_and_in_proportion():
 
     still = adversary.solved_loss(representation, label, target, 0.0, solution, None, row_weight)
     assert not still.requires_grad
-    assert_close(gradient(0.3), 0.3 * gradient(1.0))
+    # the same squared error, written out without a reversal
+    known = target >= 0
+    share = (adversary.weight[target.clamp(min=0), label] * row_weight)[known]
+    weights, offsets = solution
+    guess = F.layer_norm(representation, (4,)) @ weights + offsets[label]
+    error = (F.one_hot(target[known], 3) - guess[known]).square().sum(1)
+    plain = torch.autograd.grad((share * error).sum() / share.sum() / (1 - 1 / 3), representation)[0]
+    for scale in (0.3, 1.0, 4.0):
+        assert_close(gradient(scale), -scale * plain)
     moved = representation - 1e-3 * gradient(1.0)
     assert adversary.solved_loss(moved, label, target, 0.0, solution, None, row_weight) > still
 

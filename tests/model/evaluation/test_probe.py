@@ -182,6 +182,25 @@ def test_erasure_of_several_groups_is_a_projection_of_the_right_rank():
     assert np.linalg.matrix_rank(vectors - erased, tol=1e-8) == 3
 
 
+def test_erasure_is_fitted_on_the_known_users_of_the_mask_alone():
+    vectors, codes, held_out = planted(600, width=5, share=0.4, shift=2.0)
+    codes[::7] = -1
+    fit = ~held_out & (codes >= 0)
+    erased = linear_erasure(vectors, codes, ~held_out)
+    # their mean stays where it was, and the groups meet in it
+    for code in (0, 1):
+        np.testing.assert_allclose(erased[fit & (codes == code)].mean(0), vectors[fit].mean(0), atol=1e-10)
+    # whatever the others are like, the map is the same
+    others, moved = vectors.copy(), np.where(codes < 0, codes, 1 - codes)
+    others[~fit] = 50 + 3 * others[~fit] @ np.random.default_rng(1).normal(size=(5, 5))
+    again = linear_erasure(others, np.where(held_out, moved, codes), ~held_out)
+    np.testing.assert_array_equal(again[fit], erased[fit])
+    # and it is one affine map for everybody
+    design = np.column_stack([vectors, np.ones(len(vectors))])
+    slope = np.linalg.lstsq(design[fit], erased[fit], rcond=None)[0]
+    np.testing.assert_allclose(design @ slope, erased, atol=1e-9)
+
+
 def test_erasure_without_anything_to_erase_changes_nothing():
     vectors = np.random.default_rng(0).normal(size=(50, 4))
     for codes in (np.zeros(50, np.int64), np.full(50, -1)):
