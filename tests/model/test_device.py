@@ -13,8 +13,7 @@ from model.methods.base import Environment
 from model.runs.streams import stream_seeds
 from model.sparsenn import SparseNN
 from model.training.update import update
-
-META = torch.device("meta")
+from tests.support.meta import META, meta_stand_ins
 
 
 @pytest.mark.parametrize(
@@ -34,13 +33,9 @@ def test_the_meta_device_refuses_what_would_make_the_host_wait(ask):
 
 
 @pytest.fixture(autouse=True)
-def stand_ins(monkeypatch):
-    """Torch's autocast and fused Adam refuse the meta device: the CPU's rules and plain Adam do as well here."""
-    autocast, adam = torch.autocast, torch.optim.Adam
-    monkeypatch.setattr(
-        torch, "autocast", lambda kind, *rest, **more: autocast(kind.replace("meta", "cpu"), *rest, **more)
-    )
-    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, fused, **settings: adam(parameters, **settings))
+def stand_ins():
+    with meta_stand_ins():
+        yield
 
 
 def meta_batch(config, rows):
