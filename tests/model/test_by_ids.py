@@ -126,11 +126,9 @@ def test_number_of_parameters():
 
 
 @every_backbone
-def test_the_seed_alone_decides_the_weights(name):
+def test_tables_begin_with_the_spread_of_their_papers(name):
     data, config = SimpleNamespace(num_users=500, num_items=400), SimpleNamespace(embedding_dim=8, graph_layers=2)
-    first, again, other = (BACKBONES[name].build(data, config, seed, CPU).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(value, again[key]) for key, value in first.items())
-    assert not any(torch.equal(value, other[key]) for key, value in first.items())
+    first = BACKBONES[name].build(data, config, 1, CPU).state_dict()
     for table in ("user.weight", "item.weight"):
         assert float(first[table].std()) == pytest.approx(0.1 if name == "lightgcn" else 0.01, rel=0.05)
 
@@ -264,19 +262,6 @@ def test_neumf_equals_the_literal_concatenation_in_scores_and_gradients():
 
 
 @every_backbone
-def test_scores_of_a_batch_are_columns_of_the_catalogue(name):
-    backbone = make(name)
-    users, items = make_rows()
-    context = backbone.prepare()
-    user = backbone.encode_users(context, users, None)
-    whole = backbone.score_catalogue(user, backbone.encode_items(context, torch.arange(ITEMS)))
-    assert whole.shape == (5, ITEMS)
-    assert_close(backbone.score(context, user, items), whole.gather(1, items))
-    if name != "ncf":
-        assert_close(whole, context.users[users] @ context.items.T)
-
-
-@every_backbone
 def test_noise_enters_at_the_item_table_before_anything_is_propagated(name):
     backbone, moved = make(name), make(name)
     noise = torch.randn(backbone.noise_shape, generator=torch.Generator().manual_seed(5))
@@ -381,20 +366,6 @@ def test_bf16_rounds_the_step_and_keeps_parameters_in_float32(name, make_method)
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
 
 
-@every_backbone
-def test_a_step_never_waits_for_the_device(name):
-    # the meta device has no values: whoever asks for one fails
-    meta, likes = torch.device("meta"), random_likes(0)
-    sizes = SimpleNamespace(num_users=USERS, num_items=ITEMS)
-    backbone = BACKBONES[name].build(sizes, SimpleNamespace(embedding_dim=DIM, graph_layers=2), 0, meta)
-    backbone.begin_phase(make_split(likes))
-    users, items = (rows.to(meta) for rows in make_rows())
-    context = backbone.prepare(item_noise=torch.zeros(backbone.noise_shape, device=meta))
-    scores = backbone.score(context, backbone.encode_users(context, users, None), items)
-    (scores.sum() + backbone.squared_norms(context, users, items).sum()).backward()
-    assert all(parameter.grad.device == meta for parameter in backbone.parameters())
-
-
 def test_the_penalty_is_l2_times_the_mean_squared_norm(make_method):
     split = make_split(random_likes(0))
     users, items = make_rows()
@@ -417,14 +388,6 @@ def test_pmf_is_bprmf_with_a_prior():
 def quick(monkeypatch):
     """Leave probes out: other tests look at them."""
     monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
-
-
-@every_backbone
-def test_every_backbone_runs_to_its_results(name, tmp_path, quick):
-    result = run_main(tmp_path, backbone=name, **BY_IDS, epochs=3)
-    metrics = result["metrics"]
-    assert metrics["test/ndcg@10"] > metrics["reference/random/ndcg@10"]
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("name", ["ncf", "lightgcn"])

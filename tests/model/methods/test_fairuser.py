@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import numpy as np
@@ -257,21 +256,6 @@ def test_users_of_unknown_group_change_nothing_but_their_own_items(make, tiny_da
     method = make(groups={"gender": Group("gender", codes, group.labels)})
     assert not method.contrasts[:, :20].any()
     assert method.contrasts[:, 20:].all()
-
-
-def test_a_state_goes_on_with_the_same_steps(make):
-    first, second = make(in_batch_negatives=0), make(in_batch_negatives=0)
-    first.begin_epoch("method", 1)
-    first.train_step(batch_of(), "method", "train", update)
-    second.load_training_state(copy.deepcopy(first.training_state()))
-    second.backbone.load_state_dict(first.backbone.state_dict())
-    second.begin_epoch("method", 1)
-    for method in (first, second):
-        method.train_step(batch_of(seed=1), "method", "train", update)
-    assert torch.equal(first.antidote, second.antidote)
-    assert torch.equal(first.positives, second.positives)
-    for own, other in zip(first.backbone.parameters(), second.backbone.parameters(), strict=True):
-        assert torch.equal(own, other)
 
 
 # --- Runs ---

@@ -138,10 +138,6 @@ def test_variants_of_the_adversaries_change_the_gradients(train):
         assert not identical(one, other)
 
 
-def test_training_is_deterministic(train):
-    assert identical(train(**FULL_ADVERSARY)[0], train(**FULL_ADVERSARY)[0])
-
-
 def test_unknown_attributes_and_many_groups_are_fine(train, tiny_data):
     nobody = with_codes(tiny_data.user_groups, "gender", np.full(tiny_data.num_users, -1))
     backbone, _, values = train(groups=nobody, **(FULL_ADVERSARY | {"adversarial_lambda_item": 0.0}))
