@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.training.test_resume import ROOT
 from tests.support.kills import KINDS
-from tests.support.runs import TINY, run_main
+from tests.support.runs import ROOT, TINY, run_main
 from tests.support.stops import outputs
 
 # by epochs, and by the clock: after every step, and after several

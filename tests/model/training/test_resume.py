@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from model.training.progress import Progress
 from tests.support.runs import TINY, refused, run_main
 from tests.support.stops import FAIR, CutOff, at_call, crash, outputs, terminate
 
-ROOT = Path(__file__).parents[3]
 KINDS = {
     "none": {"synthesis_type": "none", "user_hidden": None, "item_hidden": None},
     "mean": {"synthesis_type": "mean", **FAIR, "epochs": 3},
