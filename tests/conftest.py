@@ -12,8 +12,8 @@ from data.protocols.base import ProtocolOptions
 from data.protocols.loo import leave_one_out
 from data.readers.options import ReadOptions
 from data.readers.synthetic import read_synthetic
-from model.results import writer as run
 from model.runs.config import Config
+from tests.support.light import light_runs
 from tests.support.settings import SETTINGS, TINY
 
 torch.set_num_threads(1)
@@ -22,10 +22,11 @@ pytest_plugins = ["tests.support.fda", "tests.support.training"]
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
-    """Leave a run's pictures out, which take longer than a tiny run itself, but for tests marked `pictures`."""
-    if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr(run, "draw_run", lambda *arguments: {})
+def light(request):
+    """Leave a run's pictures and probes out but for tests that are marked `pictures`, `probes`."""
+    marks = {name: request.node.get_closest_marker(name) is not None for name in ("pictures", "probes")}
+    with light_runs(**marks):
+        yield
 
 
 @pytest.fixture(autouse=True)

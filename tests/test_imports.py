@@ -1,4 +1,4 @@
-"""Imports point one way, read from the source: data <- fairness_utils <- the rooms of model <- main, and tests <- none."""
+"""Imports point one way, read from the source: data <- fairness_utils <- the rooms of model <- main; tests share one."""
 
 from __future__ import annotations
 

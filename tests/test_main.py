@@ -21,6 +21,7 @@ from tests.support.movielens import write_movielens
 from tests.support.runs import FLAGS, TINY, refused, run_main
 
 
+@pytest.mark.probes
 @pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru", "none"])
 @pytest.mark.parametrize("enable_fairness", [False, True])
 def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type, enable_fairness):
@@ -203,6 +204,7 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.probes
 def test_the_table_can_be_read_at_a_glance(tmp_path, capsys):
     run_main(tmp_path, enable_fairness=True, fairness_sampling=True, rerank_fair=True)
     text = capsys.readouterr().out

@@ -23,7 +23,6 @@ from model.training.update import update
 from tests.support.planted import Planted, expected_parity_share, generate, optimal_auc
 
 DATA = Planted(num_users=1200)
-GRID = (0.0, 0.03, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -178,29 +177,38 @@ def judge(run, evaluator):
 
 @pytest.fixture(scope="module")
 def sweep(make_config):
-    """Models trained at each lambda of the grid, without the attribute among their inputs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(READERS, "planted", lambda options: generate(DATA)[0])
-        return {strength: train_planted(make_config, adversarial_lambda_user=strength) for strength in GRID}
+    """A function: lambda -> the model trained at it, without the attribute among its inputs."""
+    known = {}
+
+    def trained(strength):
+        if strength not in known:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(READERS, "planted", lambda options: generate(DATA)[0])
+                known[strength] = train_planted(make_config, adversarial_lambda_user=strength)
+        return known[strength]
+
+    return trained
 
 
-def test_leakage_falls_with_lambda_to_chance_at_a_bounded_price(sweep, record_property):
-    results = {strength: judge(run, evaluator) for strength, (run, evaluator, _) in sweep.items()}
+@pytest.mark.probes
+@pytest.mark.parametrize("grid", [(0.0, 1.0), pytest.param((0.0, 0.03, 1.0), marks=pytest.mark.slow)], ids=str)
+def test_leakage_falls_with_lambda_to_chance_at_a_bounded_price(sweep, record_property, grid):
+    results = {strength: judge(*sweep(strength)[:2]) for strength in grid}
     record_property("planted sweep", results)
-    leaks = [results[strength]["leakage_auc"] for strength in GRID]
+    leaks = [results[strength]["leakage_auc"] for strength in grid]
     assert leaks[0] >= 0.7
     assert np.all(np.diff(leaks) < 0)
     assert leaks[-1] <= 0.6
     # the attribute is gone for those whose attribute training never saw, by every attacker
-    assert max(results[GRID[-1]][f"leakage_auc_{kind}"] for kind in ("linear", "mlp", "within")) <= 0.6
+    assert max(results[grid[-1]][f"leakage_auc_{kind}"] for kind in ("linear", "mlp", "within")) <= 0.6
     # histories show the model no more than 15 items
     assert leaks[0] <= optimal_auc(DATA.length, DATA.lean) + 0.04
-    accuracy = [results[strength]["ndcg"] for strength in GRID]
+    accuracy = [results[strength]["ndcg"] for strength in grid]
     assert accuracy[-1] >= 0.9 * accuracy[0]
 
 
 def test_erased_vectors_leave_a_linear_attacker_at_chance(sweep):
-    run, _, vectors = sweep[0.0]
+    run, _, vectors = sweep(0.0)
     codes, vectors = run.groups["gender"].codes, vectors.numpy()
     erased = linear_erasure(vectors, codes, ~run.held_out)
     assert leakage_auc(vectors, codes, run.held_out)["linear"] >= 0.7
@@ -212,7 +220,7 @@ def test_erased_vectors_leave_a_linear_attacker_at_chance(sweep):
 
 @pytest.mark.parametrize(("floor", "pool"), [(0.3, 100), (0.8, 100), (0.8, 12)])
 def test_every_feasible_user_gets_the_floor_from_a_trained_model(sweep, make_config, floor, pool):
-    run, evaluator, _ = sweep[0.0]
+    run, evaluator, _ = sweep(0.0)
     phase = run.protocol.phases[0]
     ranking = evaluator.rank(phase.tests[0], phase.split.test_histories, phase.split, 100)
     evaluator.config = make_config(exposure_floor=floor, rerank_pool=pool, rerank_alpha=0.0)
@@ -231,6 +239,7 @@ def test_every_feasible_user_gets_the_floor_from_a_trained_model(sweep, make_con
     assert before.min() < floor
 
 
+@pytest.mark.probes
 @pytest.mark.slow
 def test_leakage_falls_with_lambda_at_the_defaults_of_the_network(monkeypatch, make_config):
     data = Planted(num_users=3000, seed=1)

@@ -242,6 +242,7 @@ def test_reranking_takes_its_settings_from_the_config(make_evaluator, tiny_phase
         assert not np.array_equal(reranked.topk, other.topk), change
 
 
+@pytest.mark.probes
 def test_leakage_is_reported_per_attribute_and_sees_what_is_served(make_evaluator, tiny_data, tiny_phase):
     evaluator = make_evaluator()
     gender, split = tiny_data.user_groups["gender"], tiny_phase.split

@@ -77,6 +77,7 @@ def popular(split):
     return frame.rename(columns={"train_degree": "score"})
 
 
+@pytest.mark.probes
 def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     # lists of the whole catalogue, as re-ranking and ranks beyond K read them
     ks = ["50", "5", "10"]
@@ -149,6 +150,7 @@ print(json.dumps([evaluate(qrels, run, names, make_comparable=True) for run in r
 """
 
 
+@pytest.mark.slow
 def test_accuracy_equals_ranx_on_the_same_files(split, tmp_path):
     frame = popular(split).drop(columns="rank")
     generator = np.random.default_rng(0)

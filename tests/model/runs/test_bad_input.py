@@ -168,6 +168,7 @@ def test_quotes_that_never_close_cost_no_more_than_their_lines(tmp_path):
 # Users
 
 
+@pytest.mark.probes
 @pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru"])
 def test_users_with_few_interactions_train_or_are_left_out(tmp_path, register, synthesis_type):
     # nobody tests users 0, 3 and 4, who have 0, 1 and 2 interactions; the probe reads everybody's vector
@@ -190,6 +191,7 @@ def cold(data, options, rng):
     return replace(made, phases=(replace(phase, split=split),))
 
 
+@pytest.mark.probes
 @pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru", "none"])
 def test_a_user_without_train_interactions_is_still_scored(tmp_path, monkeypatch, register, synthesis_type):
     register()
@@ -270,6 +272,7 @@ def test_who_knows_all_items_but_one_gets_that_one(tmp_path, register):
 # Groups
 
 
+@pytest.mark.probes
 @pytest.mark.parametrize("codes", [0, -1], ids=["one group", "all unknown"])
 @pytest.mark.parametrize("values", [{}, {"item_adversary": "user_attribute", "adversary_input": "pair"}], ids=str)
 def test_without_two_groups_gaps_and_parity_are_undefined(tmp_path, capsys, register, codes, values):

@@ -169,6 +169,8 @@ def test_a_half_written_state_leaves_the_one_before_it_in_force(zygote, tmp_path
     check(tmp_path, whole("mean")[0])
 
 
+@pytest.mark.slow
+@pytest.mark.probes
 def test_a_command_line_ended_by_a_signal_says_how_to_go_on_and_that_works(tmp_path):
     values = {**TINY, "epochs": 12, "patience": 12}
     del values["run_name"]

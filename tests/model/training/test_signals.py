@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
 
 import pytest
 
-from model.runs.processes import ALONE
-from model.training.signals import Stopped, StopSignals
+from model.runs.processes import ALONE, Processes
+from model.training.signals import Stopped, StopSignals, resume_command
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -61,3 +63,18 @@ def test_former_handlers_are_back_however_the_work_ends(own_handlers, end):
     except (ValueError, Stopped):
         assert end is not None
     assert {number: signal.getsignal(number) for number in NUMBERS} == own_handlers
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_typed(monkeypatch, make_config):
+    config = make_config(run_name="it's here; now")
+    typed = ["main.py", "--epochs=3", "--output_dir=a b/$HOME"]
+    monkeypatch.setattr(sys, "argv", typed)
+    command = resume_command(config, ALONE)
+    assert shlex.split(command) == [sys.executable, *typed, "--run_name=it's here; now", "--resume"]
+    assert "\n" not in command
+    # what was said already is not said again
+    monkeypatch.setattr(sys, "argv", [*typed, "--resume"])
+    assert resume_command(config, ALONE).count("--resume") == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    many = shlex.split(resume_command(config, Processes(0, 2)))
+    assert many[1:4] == ["-m", "torch.distributed.run", "--nproc_per_node=2"] and many[4:7] == typed
