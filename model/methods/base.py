@@ -12,28 +12,16 @@ from torch import nn
 
 from data.options import parse_options
 from data.protocols.base import Phase
-from data.structs import Batch, Group, Histories, History, HistoryWeights, Split
+from data.structs import Batch, Histories, History, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
 from model import BACKBONES, LOSSES
+from model.methods.histories import HistorySources
 from model.methods.optimisers import make_optimisers
 from model.runs.config import Config
-from model.runs.processes import ALONE, Processes
+from model.runs.environment import Environment
 from model.slim import Fit
 
 Update = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What a method may know beside its backbone: settings, user groups, probe users to spare, seeds, device, and
-    which of the processes that train together this is."""
-
-    config: Config
-    user_groups: dict[str, Group]
-    held_out: np.ndarray
-    seeds: dict[str, int]
-    device: torch.device
-    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
@@ -91,6 +79,7 @@ class Method:
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
+        self.histories = HistorySources(self)
         self.loss = LOSSES[self.config.loss]
         self.options = parse_options(self.Options, self.config.method_option)
         self.fits = backbone.fitted

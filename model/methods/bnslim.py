@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from data.options import check_options
 from data.structs import Group
 from model import BACKBONES
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.slim import Fit, Penalties
 
 

@@ -20,7 +20,8 @@ from fairness_utils import (
     ramp,
     smoothing_share,
 )
-from model.methods.base import Environment, Forward, Method, Update
+from model.methods.base import Forward, Method, Update
+from model.runs.environment import Environment
 
 
 class AdversaryRows(NamedTuple):

@@ -18,9 +18,10 @@ from data.sampling.negatives import NegativeSampler
 from data.structs import Batch, Group, Histories, ItemLists, Split
 from model import BACKBONES
 from model.factorisation import INITIAL_STD, Tables
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Method, Update
 from model.methods.optimisers import make_optimisers
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.streams import torch_generator
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held

@@ -16,8 +16,9 @@ from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch
 from model.factorisation import INITIAL_STD, MatrixFactorisation
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Method, Update
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.streams import torch_generator
 
 FORMS = ("paper", "code")

@@ -202,7 +202,7 @@ def execute(
     if export is not None and processes.first:
         export_split(run, export)
     backbone, method = build(run)
-    evaluator = Evaluator(backbone, method, config, run.seeds, run.device, processes)
+    evaluator = Evaluator(backbone, method, run.environment)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
         return {}
@@ -235,7 +235,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
             train_phase(session, phase, saved)
             saved = None
             with session.stop.at_once():
-                results, rankings, per_user = ask_tests(run, phase, session.training.method, session.evaluator)
+                results, rankings, per_user = ask_tests(run, phase, session.evaluator)
             progress.results.update(results)
             if run.processes.first and phase is not phases[-1]:
                 write_lists(run, session.directory, phase, rankings, per_user)

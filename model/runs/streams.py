@@ -6,15 +6,21 @@ import numpy as np
 import torch
 from torch import nn
 
-STREAMS = ("split", "order", "negatives", "history", "initialisation", "evaluation", "adversary", "probe", "noise")
+# a seed depends on the position of its stream: add new ones at the end
+STREAMS = (
+    "split", "order", "negatives", "history", "initialisation", "evaluation", "adversary", "probe", "noise", "dropout",
+)  # fmt: skip
 
 
-def stream_seeds(seed: int) -> dict[str, int]:
-    """One independent seed per random stream, all from one `SeedSequence` (Decision 24)."""
-    children = np.random.SeedSequence(seed).spawn(len(STREAMS))
-    return {
-        name: int(child.generate_state(1, np.uint64)[0]) >> 1 for name, child in zip(STREAMS, children, strict=True)
-    }
+def stream_seeds(seed: int, phase: int = 0) -> dict[str, int]:
+    """Give one independent seed per random stream and phase, all from one `SeedSequence` (Decision 24)."""
+    seeds = {}
+    for place, name in enumerate(STREAMS):
+        # the first phase has the streams that a run of one phase has
+        key = (place, phase) if phase else (place,)
+        child = np.random.SeedSequence(seed, spawn_key=key)
+        seeds[name] = int(child.generate_state(1, np.uint64)[0]) >> 1
+    return seeds
 
 
 def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

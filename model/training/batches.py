@@ -6,7 +6,6 @@ import torch
 
 from data.dataloader import BatchSampler
 from data.protocols.base import Phase
-from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
 from data.structs import ItemLists
 from model.methods.base import Method
@@ -18,12 +17,7 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
     config, split = run.config, phase.split
     known: ItemLists = split.train.merge(split.valid) if config.upstream_compat else split.train
     negatives = NegativeSampler(known, split.num_items, config.num_negatives, config.in_batch_negatives, run.device)
-    history = None
-    if backbone.history_kind is not None:
-        weights = method.history_weights(split.histories, split)
-        history = HistorySampler(
-            split.histories, weights, config.sample_size, run.device, with_replacement=config.upstream_compat
-        )
+    history = method.histories.of(split.histories, split)
     # upstream leaves the target in its history where there are no times (BookCrossing)
     exclude_target = not (config.upstream_compat and split.train.time is None)
     return BatchSampler(split.train, negatives, history, exclude_target, config.upstream_compat)

@@ -12,12 +12,12 @@ from torch.testing import assert_close
 from data.sampling.histories import HistorySampler
 from fairness_utils import rerank_ranking, target_shares
 from model import METHODS
-from model.evaluation import evaluator as evaluation
+from model.evaluation import ranker
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
 from model.evaluation.probes import held_out_users
 from model.evaluation.ranking import ENGINE_FLOATS
-from model.methods.base import Environment
+from model.runs.environment import Environment
 from model.runs.streams import stream_seeds, torch_generator
 from model.sparsenn import SparseNN
 from tests.support.evaluation import ask_some
@@ -36,7 +36,7 @@ def make_evaluator(tiny_data, make_config):
         backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
         held_out = held_out_users(tiny_data.user_groups["gender"].codes, seed=1)
         environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU)
-        return Evaluator(backbone, METHODS[name](backbone, environment), config, seeds, CPU)
+        return Evaluator(backbone, METHODS[name](backbone, environment), environment)
 
     return make
 
@@ -96,7 +96,7 @@ def test_ranks_do_not_depend_on_the_size_of_blocks(make_evaluator, tiny_phase, s
 @pytest.mark.parametrize("pairs", [1, 7, 100])
 def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, monkeypatch, pairs):
     whole = rank(make_evaluator(), tiny_phase)
-    monkeypatch.setattr(evaluation, "CACHE_FLOATS", pairs)
+    monkeypatch.setattr(ranker, "CACHE_FLOATS", pairs)
     assert_same(whole, rank(make_evaluator(), tiny_phase))
 
 
@@ -104,7 +104,7 @@ def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, mo
 def test_scorer_and_engine_together_keep_to_the_budget(make_evaluator, tiny_phase, monkeypatch, block_mb):
     evaluator = make_evaluator(eval_block_mb=block_mb)
     blocks, tiles = [], []
-    engine, scorer = evaluation.rank_catalogue, evaluator.backbone.score_catalogue
+    engine, scorer = ranker.rank_catalogue, evaluator.backbone.score_catalogue
 
     def watch_engine(score, *arguments):
         return engine(lambda users: blocks.append(len(users)) or score(users), *arguments)
@@ -113,16 +113,16 @@ def test_scorer_and_engine_together_keep_to_the_budget(make_evaluator, tiny_phas
         tiles.append(len(user) * len(item))
         return scorer(user, item)
 
-    monkeypatch.setattr(evaluation, "rank_catalogue", watch_engine)
+    monkeypatch.setattr(ranker, "rank_catalogue", watch_engine)
     monkeypatch.setattr(evaluator.backbone, "score_catalogue", watch_scorer)
     for on_cpu in (True, False):
         if on_cpu:
-            monkeypatch.setattr(evaluation, "CACHE_FLOATS", 3000)
+            monkeypatch.setattr(ranker, "CACHE_FLOATS", 3000)
         rank(evaluator, tiny_phase)
         used = max(blocks) * 40 * ENGINE_FLOATS + max(tiles) * evaluator.backbone.floats_per_pair
         limit = min(block_mb * 2**20 / 4, 2 * 3000 if on_cpu else np.inf)
         assert limit / 3 < used <= limit
-        monkeypatch.setattr(evaluation, "CACHE_FLOATS", 1 << 40)
+        monkeypatch.setattr(ranker, "CACHE_FLOATS", 1 << 40)
         blocks.clear()
         tiles.clear()
 
@@ -172,8 +172,8 @@ def test_draws_are_averaged(make_evaluator, tiny_phase, draws):
     vectors = evaluator.represent(users, split.test_histories, split)
     histories = split.test_histories
     weights = evaluator.method.history_weights(histories, split)
-    sampler = HistorySampler(histories, weights, evaluator.config.sample_size, CPU)
-    generator = torch_generator(evaluator.seeds["evaluation"])
+    sampler = HistorySampler(histories, weights, evaluator.environment.config.sample_size, CPU)
+    generator = torch_generator(evaluator.environment.seeds["evaluation"])
     backbone, rows = evaluator.backbone, torch.from_numpy(users)
     with torch.no_grad():
         context = backbone.prepare()
