@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         """Get ready for a phase on `split` (its graph, its interactions)."""
 
     def freeze(self) -> None:
-        """Take gradients away from all weights and stay in evaluation mode until `thaw`, also when `train()` is called."""
+        """Take gradients away from all weights and stay in evaluation mode, whatever `train()` asks, until `thaw`."""
         if not self.frozen:
             self._thawed = [parameter for parameter in self.parameters() if parameter.requires_grad]
         for parameter in self._thawed:

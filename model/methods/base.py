@@ -252,7 +252,7 @@ class Method:
             network.load_state_dict(state[name])
 
     def stateful(self) -> dict[str, Stateful]:
-        """Name the parts that resuming needs beside the backbone and `networks`: optimisers, random streams, tensors."""
+        """Name what resuming needs beside the backbone and `networks`: optimisers, random streams, tensors."""
         return {f"optimiser {place}": optimiser for place, optimiser in enumerate(self.optimisers)}
 
     def training_state(self) -> dict[str, Any]:
