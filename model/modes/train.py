@@ -74,7 +74,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
     step = functools.partial(update, processes=processes)
     steps, label = sampler.steps(batch_size), f"epoch {progress.epoch}"
     training.method.begin_epoch(stage, progress.epoch)
-    for name in training.method.passes(stage)[progress.turn :]:
+    for name in training.method.passes(stage, progress.epoch)[progress.turn :]:
         # the stream stays where the pass began until it ends, so that a resumed pass draws its order again
         order = generators["order"].clone_state()
         batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
@@ -113,6 +113,7 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
     run, training, directory = session.run, session.training, session.directory
     progress, schedule = training.progress, training.method.schedule(stage, phase)
     selection = training.selection
+    training.method.begin_stage(stage)
     while not training.over(phase, schedule):
         epoch, started = progress.epoch, time.perf_counter()
         means = train_epoch(session, sampler, stage, schedule)

@@ -23,7 +23,7 @@ from model.runs.streams import own_generators
 from model.training.checkpoints import Selection, _load, _save
 from model.training.progress import Progress
 
-STATE_FORMAT = "state 4"  # never a checkpoint's
+STATE_FORMAT = "state 5"  # never a checkpoint's
 
 
 @dataclass
