@@ -81,11 +81,13 @@ class Evaluator(Ranker):
     def _serving(self) -> Iterator[None]:
         """Evaluation mode, after which every module is in the mode it was in; a network's own random streams start
         afresh, and later go on where they were."""
-        modes = [(module, module.training) for module in self.backbone.modules()]
+        networks = [self.backbone, *self.method.networks().values()]
+        modes = [(module, module.training) for network in networks for module in network.modules()]
         states = [(generator, generator.get_state()) for generator in own_generators(self.backbone).values()]
         for generator, _ in states:
             generator.manual_seed(self.environment.seeds["evaluation"])
-        self.backbone.eval()
+        for network in networks:
+            network.eval()
         try:
             yield
         finally:

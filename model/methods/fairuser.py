@@ -175,7 +175,7 @@ class FairUser(Method):
         """Make a fresh table of antidote users, whose data are found when the second stage begins."""
         device = self.environment.device
         self.split = phase.split
-        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        self.generator = torch_generator(self.environment.phase_seeds(phase.number)["noise"], device)
         table = torch.randn((self.count, self.backbone.vector_width), generator=self.generator, device=device)
         self.antidote = nn.Parameter(table * INITIAL_STD)
         self.antidote_optimiser = torch.optim.Adam(

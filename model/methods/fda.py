@@ -100,7 +100,7 @@ class FDA(Method):
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Draw fresh noise, one row an item."""
         device = self.environment.device
-        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        self.generator = torch_generator(self.environment.phase_seeds(phase.number)["noise"], device)
         noise = torch.randn(self.backbone.noise_shape, generator=self.generator, device=device) * INITIAL_STD
         self.noise = nn.Parameter(noise.clamp(-self.options.bound, self.options.bound))
         self.noise_optimiser = torch.optim.Adam([self.noise], lr=self.options.noise_lr, fused=True)

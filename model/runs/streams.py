@@ -28,6 +28,20 @@ def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device=device).manual_seed(seed)
 
 
+def global_generators(seed: int, device: torch.device, rank: int) -> dict[str, torch.Generator]:
+    """Seed torch's global generators, from which dropout draws, and give them by name.
+
+    Each process has a stream of its own, as it drops parts of rows of its own.
+    """
+    generators = {f"dropout/{rank}": torch.default_generator}
+    if device.type == "cuda":
+        generators[f"dropout/{rank}/cuda"] = torch.cuda.default_generators[device.index]
+    own = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) >> 1
+    for generator in generators.values():
+        generator.manual_seed(own)
+    return generators
+
+
 def own_generators(network: nn.Module) -> dict[str, torch.Generator]:
     """The random streams that a network holds itself (upstream's GRU), by the name of their place."""
     return {

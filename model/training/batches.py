@@ -10,6 +10,7 @@ from data.sampling.negatives import NegativeSampler
 from data.structs import ItemLists
 from model.methods.base import Method
 from model.runs.run import Run
+from model.training.pretrained import stages_to_train
 
 
 def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Method) -> BatchSampler:
@@ -25,5 +26,5 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
 
 def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:
     """Most steps that a pass over the batches takes in all epochs of all stages of `phase`."""
-    schedules = [method.schedule(stage, phase) for stage in method.stages()]
+    schedules = [method.schedule(stage, phase) for stage in stages_to_train(method)]
     return sum(sampler.steps(schedule.batch_size) * schedule.epochs for schedule in schedules)
