@@ -178,10 +178,11 @@ def class_label_weights(counts: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(weights).float()
 
 
-class _Weighted(nn.Module):
-    """Weights of rows by the class to predict and the interaction label, from `class_label_weight [G, 2]`."""
+class _GroupDiscriminator(nn.Module):
+    """What discriminators share: how rows are weighed, and layer-normalised input with a reversed gradient."""
 
     def __init__(self, class_label_weight: torch.Tensor):
+        """`class_label_weight [G, 2]` weighs the loss of each class under each interaction label."""
         super().__init__()
         self.num_classes = len(class_label_weight)
         self.register_buffer("weight", class_label_weight, persistent=False)
@@ -194,14 +195,12 @@ class _Weighted(nn.Module):
         weight = self.weight[target.clamp(min=0), label] * (target >= 0)
         return weight if row_weight is None else weight * row_weight
 
-
-def _normalised(representation: torch.Tensor, scale: float) -> torch.Tensor:
-    """Normalise rows of `representation [R, D]`; its gradient comes back times -`scale` (0: not at all)."""
-    value = reverse_gradient(representation, scale) if scale else representation.detach()
-    return F.layer_norm(value, value.shape[1:])
+    def _reversed(self, representation: torch.Tensor, scale: float) -> torch.Tensor:
+        value = reverse_gradient(representation, scale) if scale else representation.detach()
+        return F.layer_norm(value, value.shape[1:])
 
 
-class ConditionalAdversary(_Weighted):
+class ConditionalAdversary(_GroupDiscriminator):
     """Discriminators `D([GRL(z); e_y]) -> class`: two-layer MLPs of several widths on layer-normalised input.
 
     Decision 15: layer normalisation leaves no escape by scale; several widths, one of them re-initialised in turn
@@ -250,7 +249,7 @@ class ConditionalAdversary(_Weighted):
         and 0 for a negative, `row_weight [R]` further weighs rows (None: all the same). Without known rows the loss
         is exactly 0. `mass` is that of all rows where these are a part of them (None: they are all).
         """
-        value = _normalised(representation, scale / len(self.discriminators))
+        value = self._reversed(representation, scale / len(self.discriminators))
         value = torch.cat([value, self.label_embedding(label)], dim=1)
         weight = self._weights(label, target, row_weight)
         target = target.clamp(min=0)
@@ -262,7 +261,7 @@ class ConditionalAdversary(_Weighted):
         return total
 
 
-class SolvedDiscriminator(_Weighted):
+class SolvedDiscriminator(_GroupDiscriminator):
     """The linear discriminator of layer-normalised input that is never behind the encoder: solved in closed form.
 
     It has no parameters to train: `solve` finds the best one for the rows of a step, `loss` judges it.
@@ -291,7 +290,7 @@ class SolvedDiscriminator(_Weighted):
         """
         inputs = representation.shape[1]
         weight = self._weights(label, target, row_weight)[:, None]
-        labels, value = self._labels(label), _normalised(representation, 0.0)
+        labels, value = self._labels(label), self._reversed(representation, 0.0)
         rows = torch.cat([value, self._classes(target)], dim=1)  # [R, D + G]
         sums = total((labels * weight).T @ torch.cat([rows, torch.ones_like(weight)], dim=1))  # [2, D + G + 1]
         means = sums[:, :-1] / _at_least_tiny(sums[:, -1:])
@@ -321,7 +320,7 @@ class SolvedDiscriminator(_Weighted):
         """
         weights, offsets = solution
         weight = self._weights(label, target, row_weight)
-        error = self._classes(target) - self._labels(label) @ offsets - _normalised(representation, scale) @ weights
+        error = self._classes(target) - self._labels(label) @ offsets - self._reversed(representation, scale) @ weights
         normaliser = _at_least_tiny(weight.sum() if mass is None else mass) * (1 - 1 / self.num_classes)
         return (error.square().sum(1) * weight).sum() / normaliser
 

@@ -403,7 +403,7 @@ def test_the_penalty_is_l2_times_the_mean_squared_norm(make_method):
     losses = {}
     for l2 in (0.0, 0.5):
         method, _, _ = make_method("pmf", split, l2=l2, embedding_dim=DIM)
-        losses[l2] = method.batch_loss(method.forward(batch), batch)
+        losses[l2] = method.batch_loss(method.forward(batch), batch, "method")
     norms = method.backbone.squared_norms(method.backbone.prepare(), users, items)
     assert_close(losses[0.5] - losses[0.0], 0.5 * norms.mean())
 
