@@ -118,4 +118,8 @@ def build(run: Run) -> tuple[torch.nn.Module, Method]:
     """Make the backbone and the method that trains it."""
     backbone = BACKBONES[run.config.backbone].build(run.data, run.config, run.seeds["initialisation"], run.device)
     backbone.begin_phase(run.protocol.phases[0].split)
-    return backbone, METHODS[run.config.method](backbone, run.environment)
+    with torch.random.fork_rng(devices=[]):
+        # networks of the method's own
+        torch.manual_seed(run.seeds["initialisation"])
+        method = METHODS[run.config.method](backbone, run.environment)
+    return backbone, method

@@ -272,7 +272,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
             with session.stop.at_once():
                 results, rankings, per_user = ask_tests(run, phase, session.evaluator)
             progress.results.update(results)
-            if run.processes.first and phase is not phases[-1]:
+            if run.processes.first and phase.tests and phase is not phases[-1]:
                 write_lists(run, session.directory, phase, rankings, per_user)
             progress.spend("test")
             progress.phase, progress.stage = progress.phase + 1, 0
