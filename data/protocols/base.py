@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Phase:
 
     `start` says from which weights: those that the phase before ended with (continue), those that the run began with
     (fresh), or those that an earlier phase of that name ended with. What the method keeps (optimisers) goes with them.
+    `number` is its position in the protocol, which sets it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Phase:
     valid: Task | None
     tests: tuple[Task, ...]
     start: str = CONTINUE
+    number: int = 0
 
     @property
     def selected_by(self) -> str:
@@ -72,8 +74,10 @@ class Protocol:
     """A protocol applied to a data set; `description` says in one line what its numbers mean, `metrics` whose
     definitions they follow.
 
-    `summarise` turns the metrics of all phases (`test/<phase>/<task>/ndcg@10`) into further ones, whose keys have a
-    name of its own in the place of a phase (`test/mean/...`).
+    `probe` reads user attributes in the vectors that are served: a function or its "module:name", called with
+    `(vectors [U, D], groups: Mapping[str, Group], held_out [U] bool, seed: int)`; it gives metrics by key
+    (`leakage_auc/gender`). `summarise` turns the metrics of all phases (`test/<phase>/<task>/ndcg@10`) into further
+    ones, whose keys have a name of its own in the place of a phase (`test/mean/...`).
     """
 
     name: str
@@ -82,8 +86,15 @@ class Protocol:
     phases: tuple[Phase, ...]
     metrics: str = "standard"
     summarise: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+    probe: str | Callable[..., dict[str, float]] = "model.evaluation.probes:leakage"
 
     def __post_init__(self):
+        numbered = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))
+        object.__setattr__(self, "phases", numbered)
+        if not self.phases[-1].tests:
+            raise ValueError(
+                f"phase {self.phases[-1].name} is the last and has no test: nothing would be asked of what it trains"
+            )
         known = {CONTINUE, FRESH}
         for phase in self.phases:
             if phase.start not in known:

@@ -12,13 +12,14 @@ from torch import nn
 
 from data.options import parse_options
 from data.protocols.base import Phase
-from data.structs import Batch, Group, Histories, History, HistoryWeights, Split
+from data.structs import Batch, Histories, History, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
 from model import BACKBONES, LOSSES
+from model.methods.histories import HistorySources
 from model.methods.optimisers import make_optimisers
 from model.methods.stateful import Stateful, put_state, state_of
 from model.runs.config import Config
-from model.runs.processes import ALONE, Processes
+from model.runs.environment import Environment
 
 Update = Callable[..., None]
 # settings that FA-BUHS alone reads
@@ -28,19 +29,6 @@ ADVERSARIES_ALONE = frozenset(
         "fairness_sampling", "fairness_weight", "item_adversary",
     }
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What a method may know beside its backbone: settings, user groups, probe users to spare, seeds, device, and
-    which of the processes that train together this is."""
-
-    config: Config
-    user_groups: dict[str, Group]
-    held_out: np.ndarray
-    seeds: dict[str, int]
-    device: torch.device
-    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
@@ -110,6 +98,7 @@ class Method:
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
+        self.histories = HistorySources(self)
         self.loss = LOSSES[self.config.loss]
         self.options = parse_options(self.Options, self.config.method_option)
         self.optimisers = make_optimisers(backbone, self.config.lr, self.config.weight_decay)

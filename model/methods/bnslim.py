@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from data.options import check_options
 from data.structs import Group
 from model import BACKBONES
-from model.methods.base import Environment
 from model.methods.fitted import Fitted
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.slim import Fit, Penalties
 
 

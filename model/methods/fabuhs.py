@@ -22,9 +22,10 @@ from fairness_utils import (
     smoothing_share,
 )
 from model import BACKBONES
-from model.methods.base import ADVERSARIES_ALONE, Environment, Forward, Method, Update
+from model.methods.base import ADVERSARIES_ALONE, Forward, Method, Update
 from model.methods.stateful import Stateful
 from model.runs.config import Config
+from model.runs.environment import Environment
 
 
 class AdversaryRows(NamedTuple):
@@ -89,7 +90,8 @@ class FABUHS(Method):
         split, device = phase.split, self.environment.device
         popularity = split.item_groups["popularity"]
         self.item_target = torch.from_numpy(popularity.codes).to(device)
-        user_seed, item_seed = np.random.SeedSequence(self.environment.seeds["adversary"]).generate_state(2).tolist()
+        seed = self.environment.phase_seeds(phase.number)["adversary"]
+        user_seed, item_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
         # rows come by interaction; every user counts the same, as for whoever reads the served vectors
         interactions = split.train.lengths
         self.user_weight = torch.from_numpy(np.float32(interactions.mean() / interactions.clip(min=1))).to(device)

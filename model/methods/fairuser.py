@@ -18,10 +18,11 @@ from data.sampling.negatives import NegativeSampler
 from data.structs import Batch, Group, Histories, ItemLists, Split
 from model import BACKBONES
 from model.factorisation import INITIAL_STD, Tables
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Method, Update
 from model.methods.optimisers import make_optimisers
 from model.methods.stateful import Stateful
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.streams import torch_generator
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
@@ -174,7 +175,7 @@ class FairUser(Method):
         """Make a fresh table of antidote users, whose data are found when the second stage begins."""
         device = self.environment.device
         self.split = phase.split
-        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        self.generator = torch_generator(self.environment.phase_seeds(phase.number)["noise"], device)
         table = torch.randn((self.count, self.backbone.vector_width), generator=self.generator, device=device)
         self.antidote = nn.Parameter(table * INITIAL_STD)
         self.antidote_optimiser = torch.optim.Adam(

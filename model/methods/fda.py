@@ -15,9 +15,10 @@ from data.options import check_options, parse_options
 from data.protocols.base import Phase
 from data.structs import Batch
 from model.factorisation import INITIAL_STD
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Method, Update
 from model.methods.stateful import Stateful
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.streams import torch_generator
 
 FORMS = ("paper", "code")
@@ -99,7 +100,7 @@ class FDA(Method):
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Draw fresh noise, one row an item."""
         device = self.environment.device
-        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        self.generator = torch_generator(self.environment.phase_seeds(phase.number)["noise"], device)
         noise = torch.randn(self.backbone.noise_shape, generator=self.generator, device=device) * INITIAL_STD
         self.noise = nn.Parameter(noise.clamp(-self.options.bound, self.options.bound))
         self.noise_optimiser = torch.optim.Adam([self.noise], lr=self.options.noise_lr, fused=True)

@@ -14,8 +14,9 @@ from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch
 from model import BACKBONES
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Method, Update
 from model.runs.config import Config
+from model.runs.environment import Environment
 
 KINDS = ("dp", "eo")
 

@@ -15,6 +15,7 @@ from model.methods.base import Method, Schedule
 from model.runs.run import Run
 from model.runs.streams import torch_generator
 from model.training.batches import batch_sampler, planned_steps
+from model.training.pretrained import stages_to_train
 from model.training.update import update
 
 
@@ -28,8 +29,8 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
         backbone.begin_phase(phase.split)
         sampler = batch_sampler(run, phase, backbone, method)
         method.begin_phase(phase, planned_steps(phase, sampler, method))
-        for stage in method.stages():
-            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
+        for stage in stages_to_train(method):
+            name = phase.name if len(stages_to_train(method)) == 1 else f"{phase.name}, {stage}"
             schedule = method.schedule(stage, phase)
             if not method.passes(stage, schedule.epochs):
                 print(f"{name}: fitted at once, without steps to time")

@@ -8,7 +8,7 @@ import torch
 
 from data.structs import Group
 from model import BACKBONES, METHODS
-from model.methods.base import Environment
+from model.runs.environment import Environment
 from model.runs.streams import stream_seeds, torch_generator
 from tests.support.methods import make_sampler
 

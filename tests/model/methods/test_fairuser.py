@@ -19,9 +19,9 @@ from data.protocols.loo import leave_one_out
 from data.structs import Batch, Group
 from model.factorisation import MatrixFactorisation
 from model.methods import fairuser
-from model.methods.base import Environment
 from model.methods.fairuser import Antidote, FairUser, dense_rows, group_contrasts
 from model.modes import train
+from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes
 from model.runs.streams import stream_seeds
 from model.training.update import update
