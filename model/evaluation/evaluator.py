@@ -12,6 +12,8 @@ from torch import nn
 
 from data.protocols.base import Task
 from data.sampling.histories import HistorySampler
+from data.sampling.recent import RecentHistory
+from data.sampling.sources import history_source
 from data.structs import Group, Histories, History, Ranking, Split
 from fairness_utils import rerank_ranking, target_shares
 from model.evaluation.candidates import popularity_scores, random_scores, sample_candidates
@@ -49,18 +51,17 @@ class Evaluator:
     ):
         self.backbone, self.method, self.config, self.seeds, self.device = backbone, method, config, seeds, device
         self.processes = processes
-        self._samplers: dict[int, tuple[Histories, HistorySampler]] = {}
+        self._samplers: dict[int, tuple[Histories, HistorySampler | RecentHistory]] = {}
 
-    def _sampler(self, histories: Histories, split: Split) -> HistorySampler:
+    def _sampler(self, histories: Histories, split: Split) -> HistorySampler | RecentHistory:
         if id(histories) not in self._samplers:
-            sampler = HistorySampler(
+            config, kind = self.config, self.backbone.history_kind
+            weights = self.method.history_weights(histories, split) if kind == "sampled" else None
+            length, compat = config.sample_size, config.upstream_compat
+            self._samplers[id(histories)] = (
                 histories,
-                self.method.history_weights(histories, split),
-                self.config.sample_size,
-                self.device,
-                with_replacement=self.config.upstream_compat,
+                history_source(kind, histories, weights, length, self.device, compat),
             )
-            self._samplers[id(histories)] = (histories, sampler)
         return self._samplers[id(histories)][1]
 
     @torch.no_grad()
@@ -147,7 +148,7 @@ class Evaluator:
     def _rank(self, score, users, task: Task, top: int, progress: str | None) -> Ranking | None:
         processes = self.processes
         progress = progress if processes.first else None
-        if task.candidates is None:
+        if not task.num_sampled:
             own = np.array_split(users, processes.world)[processes.rank]
             return processes.gather(self._rank_alone(score, own, task, top, progress))
         # candidates are drawn user after user: a part of the users would get others
@@ -155,14 +156,14 @@ class Evaluator:
 
     def _rank_alone(self, score, users, task: Task, top: int, progress: str | None) -> Ranking:
         relevant = task.relevant.take(users)
-        candidates = None
-        if task.candidates is not None:
+        candidates = None if task.given is None else task.given.take(users)
+        if task.num_sampled:
             rng = np.random.default_rng(self.seeds["evaluation"])
 
             def candidates(rows: np.ndarray):
                 block = users[rows]
                 return sample_candidates(
-                    block, relevant.take(rows), task.excluded, self.num_items, task.candidates, rng
+                    block, relevant.take(rows), task.excluded, self.num_items, task.num_sampled, rng
                 )
 
         block_users = block_users_for(self.num_items, 4 * self._floats_at_a_time() / 2**20)

@@ -145,7 +145,8 @@ class Method:
         if history is not None:
             # a history per row, or one for each of its items
             history = History(*(part.unflatten(0, (rows, -1))[own].flatten(0, 1) for part in vars(history).values()))
-        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history)
+        rows_own = None if batch.rows is None else batch.rows[own]
+        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history, rows_own)
 
     def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         """`--loss` of the global `batch`: the share of this process's `scores`, so that processes add up to it."""

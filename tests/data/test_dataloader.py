@@ -11,7 +11,8 @@ from scipy.special import logsumexp
 from scipy.stats import chisquare, poisson
 
 from data.dataloader import BatchSampler, edge_batches
-from data.sampling.histories import HistorySampler, _arrival_limits, _normalised
+from data.sampling.early import EarlyHistorySampler, arrival_limits
+from data.sampling.histories import HistorySampler, normalised
 from data.sampling.negatives import NegativeSampler
 from data.structs import Histories, HistoryWeights
 from fairness_utils import catalogue_log_weights
@@ -42,19 +43,18 @@ def uniform_weights(histories):
     return weigh(np.zeros(len(histories.item)))
 
 
-# How a sampler works: "device" takes the branch of an accelerator, whole rows, with the tensors still on the host;
-# "host" looks at early arrivals first, of which the lists here are too short to leave any out; a number of entries
-# that are to arrive early makes it leave some out and finish some rows in full.
-WAYS = ["device", "host", 0.5, 3.0]
+# How a sampler works: "plain" draws whole rows; "early" looks at early arrivals first, of which the lists here are too
+# short to leave any out; a number of entries that are to arrive early makes it leave some out and finish some rows in
+# full.
+WAYS = ["plain", "early", 0.5, 3.0]
 
 
-def make_sampler(histories, weights, length, way="host", **options):
-    sampler = HistorySampler(histories, weights, length, CPU, **options)
-    if way == "device":
-        sampler.device = torch.device("cuda")
-    elif way != "host":
+def make_sampler(histories, weights, length, way="early", **options):
+    kind = HistorySampler if way == "plain" else EarlyHistorySampler
+    sampler = kind(histories, weights, length, CPU, **options)
+    if way not in ("plain", "early"):
         parts = zip(weights.log_mix, weights.log_weights, strict=True)
-        log_p = np.logaddexp.reduce([mix + _normalised(row, histories)[0] for mix, row in parts])
+        log_p = np.logaddexp.reduce([mix + normalised(row, histories)[0] for mix, row in parts])
         sampler._limit_arrivals(log_p, histories, way)
     return sampler
 
@@ -169,7 +169,7 @@ def test_mixture_is_renormalised_without_a_target_that_held_all_the_mass(exclude
 def test_normalised_equals_a_loop(lists, seed, spread):
     histories = make_histories(lists)
     log_weights = np.random.default_rng(seed).normal(scale=spread, size=len(histories.item))
-    log_p, log_rest = _normalised(log_weights, histories)
+    log_p, log_rest = normalised(log_weights, histories)
     for start, stop in zip(histories.indptr[:-1], histories.indptr[1:], strict=True):
         row = log_weights[start:stop]
         for n in range(len(row)):
@@ -268,7 +268,7 @@ def test_with_replacement_short_rows_repeat_their_own_items(excludes, way):
 
 def test_a_step_of_rows_too_many_for_one_block_is_the_same_draw(monkeypatch):
     histories = make_histories(USERS)
-    sampler = make_sampler(histories, uniform_weights(histories), 3, "device")
+    sampler = make_sampler(histories, uniform_weights(histories), 3, "plain")
     users = torch.tensor([1, 2, 0, 3, 2, 1, 2])
     whole = sampler.sample(users, None, generator(1))
     monkeypatch.setattr("data.sampling.histories.BLOCK_KEYS", 25)  # two rows of eleven
@@ -282,8 +282,8 @@ def test_a_step_of_rows_too_many_for_one_block_is_the_same_draw(monkeypatch):
 def test_the_expected_number_arrives_early(lists, kept, spread, seed):
     histories = make_histories(lists)
     log_weights = np.random.default_rng(seed).normal(scale=spread, size=len(histories.item))
-    log_p = _normalised(log_weights, histories)[0]
-    limit, chance = _arrival_limits(log_p, histories, kept)
+    log_p = normalised(log_weights, histories)[0]
+    limit, chance = arrival_limits(log_p, histories, kept)
     for n, (start, stop) in enumerate(pairwise(histories.indptr)):
         if stop - start <= kept:
             assert np.isinf(limit[n]) and (chance[start:stop] == 1).all()
@@ -553,7 +553,7 @@ def test_a_batch_on_a_device_keeps_the_host_going(compat, exclude_target):
         way: BatchSampler(
             train,
             make_negatives(lists, 60, 2, 3, way),
-            make_sampler(train, weights, 4, way, with_replacement=compat),
+            make_sampler(train, weights, 4, {"device": "plain", "host": "early"}[way], with_replacement=compat),
             exclude_target=exclude_target,
             history_per_row=compat,
         )
