@@ -17,11 +17,8 @@ def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_op
     for assignment in assignments:
         name, found, text = assignment.partition("=")
         if not found or name not in fields:
-            allowed = (
-                f"allowed is name=value with name one of {', '.join(sorted(fields))}"
-                if fields
-                else "there are no options"
-            )
+            names = ", ".join(sorted(fields))
+            allowed = f"allowed is name=value with name one of {names}" if fields else "there are no options"
             raise ValueError(f"--{flag}={assignment}: {allowed}")
         default = fields[name].default
         try:
