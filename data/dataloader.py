@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from data.protocols.base import BLOCKS, SHUFFLED
-from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
-from data.sampling.recent import RecentHistory
+from data.sampling.sources import HistorySource
 from data.structs import Batch, Histories, History
 
 ONCE_ROWS = 1 << 16  # rows whose negatives are drawn at a time where they are drawn once, to bound memory
@@ -33,7 +32,7 @@ class BatchSampler:
         self,
         train: Histories,
         negatives: NegativeSampler,
-        history: HistorySampler | RecentHistory | None,
+        history: HistorySource | None,
         exclude_target: bool = True,
         history_per_row: bool = False,
         rows: np.ndarray | None = None,

@@ -167,7 +167,7 @@ def train_planted(make_config, **changes):
     for _ in range(config.epochs):
         for batch in edge_batches(edges, config.batch_size, order):
             method.train_step(sampler.sample(batch, negatives, history), "method", "train", update)
-    evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
+    evaluator = Evaluator(backbone, method, run.environment)
     return run, evaluator, evaluator.represent(np.arange(run.data.num_users), phase.split.test_histories, phase.split)
 
 

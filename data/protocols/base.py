@@ -105,8 +105,7 @@ class Phase:
     order: positions in `split.train` (None: all, in its order). `order` says how they become batches: "shuffled" draws
     the rows anew each pass; "blocks" takes them in order, batch after batch, the last one smaller; "shuffled blocks"
     takes the same batches in an order drawn anew each pass. `negatives` are drawn at each visit of a row ("per visit")
-    or once ("per phase"); items that `barred` lists for the user are never drawn (None:
-    the user's train items).
+    or once ("per phase"); items that `barred` lists for the user are never drawn (None: the user's train items).
 
     `number` is the phase's position in its protocol, which sets it.
     """
@@ -181,13 +180,12 @@ _LISTS = ("relevant", "excluded", "given")
 class Protocol:
     """A protocol applied to a data set.
 
-    `description` says in one line what its numbers mean, `metrics` whose definitions they follow. `probe` names the
-    attackers that measure what served vectors tell of an attribute, as "module:name" or as the function itself: called
-    with vectors `[U, D]`, the user groups by name, which users are held out `[U]` and a seed, it gives metrics by key
-    (`leakage_auc/gender`).
+    `description` says in one line what its numbers mean, `metrics` whose definitions they follow.
 
-    `summarise` turns the metrics of all phases (`test/<phase>/<task>/ndcg@10`) into further ones, whose keys have a
-    name of its own in the place of a phase (`test/mean/...`).
+    `probe` reads user attributes in the vectors that are served: a function or its "module:name", called with
+    `(vectors [U, D], groups: Mapping[str, Group], held_out [U] bool, seed: int)`; it gives metrics by key
+    (`leakage_auc/gender`). `summarise` turns the metrics of all phases (`test/<phase>/<task>/ndcg@10`) into further
+    ones, whose keys have a name of its own in the place of a phase (`test/mean/...`).
     """
 
     name: str
@@ -201,6 +199,10 @@ class Protocol:
     def __post_init__(self):
         phases = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))
         object.__setattr__(self, "phases", phases)
+        if not phases[-1].tests:
+            raise ValueError(
+                f"phase {phases[-1].name} is the last and has no test: nothing would be asked of what it trains"
+            )
         known = [CONTINUE, FRESH]
         for phase in phases:
             if phase.start not in known:

@@ -9,6 +9,8 @@ from data.sampling.histories import HistorySampler
 from data.sampling.recent import RecentHistory
 from data.structs import Histories, HistoryWeights
 
+HistorySource = HistorySampler | RecentHistory
+
 
 def history_source(
     kind: str,
@@ -17,7 +19,7 @@ def history_source(
     length: int,
     device: torch.device,
     with_replacement: bool = False,
-) -> HistorySampler | RecentHistory:
+) -> HistorySource:
     """Make what gives users' histories of `length` items, by `sample(users, exclude, generator) -> History`.
 
     "sampled" draws by `weights` without replacement; `with_replacement` repeats items of shorter histories. "recent"

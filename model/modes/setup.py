@@ -15,8 +15,9 @@ from data.readers.options import ReadOptions, SyntheticOptions
 from data.structs import Group, InteractionData
 from model import BACKBONES, METHODS
 from model.evaluation.probes import held_out_users
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.presets import preset
 from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
@@ -104,7 +105,7 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
             "interactions, one each to train, validate and test; use more data"
         )
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
-    return Run(config, data, protocol, groups, held_out, seeds, device, processes)
+    return Run(data, protocol, Environment(config, groups, held_out, seeds, device, processes))
 
 
 def describe(run: Run, trains: bool = True) -> None:
@@ -126,5 +127,8 @@ def build(run: Run) -> tuple[torch.nn.Module, Method]:
     """Make the backbone and the method that trains it."""
     backbone = BACKBONES[run.config.backbone].build(run.data, run.config, run.seeds["initialisation"], run.device)
     backbone.begin_phase(run.protocol.phases[0].split)
-    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device, run.processes)
-    return backbone, METHODS[run.config.method](backbone, environment)
+    with torch.random.fork_rng(devices=[]):
+        # networks of the method's own
+        torch.manual_seed(run.seeds["initialisation"])
+        method = METHODS[run.config.method](backbone, run.environment)
+    return backbone, method

@@ -7,21 +7,17 @@ import torch
 from data.dataloader import BatchSampler
 from data.protocols.base import PER_PHASE, Phase
 from data.sampling.negatives import NegativeSampler
-from data.sampling.sources import history_source
 from model.methods.base import Method
 from model.runs.run import Run
+from model.training.pretrained import stages_to_train
 
 
 def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Method) -> BatchSampler:
     """Make the sampler of a phase's batches."""
-    config, split, kind = run.config, phase.split, backbone.history_kind
+    config, split = run.config, phase.split
     known = split.train if phase.barred is None else phase.barred
     negatives = NegativeSampler(known, split.num_items, config.num_negatives, config.in_batch_negatives, run.device)
-    history = None
-    if kind is not None:
-        weights = method.history_weights(split.histories, split) if kind == "sampled" else None
-        length = config.sample_size
-        history = history_source(kind, split.histories, weights, length, run.device, config.upstream_compat)
+    history = method.histories.of(split.histories, split)
     # upstream leaves the target in its history where there are no times (BookCrossing)
     exclude_target = not (config.upstream_compat and split.train.time is None)
     return BatchSampler(
@@ -38,5 +34,5 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
 
 def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:
     """Most steps that a pass over the batches takes in all epochs of all stages of `phase`."""
-    schedules = [method.schedule(stage, phase) for stage in method.stages()]
+    schedules = [method.schedule(stage, phase) for stage in stages_to_train(method)]
     return sum(sampler.steps(schedule.batch_size) * schedule.epochs for schedule in schedules)

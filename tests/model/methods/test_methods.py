@@ -14,8 +14,9 @@ from data.structs import Batch, Group, Histories, History
 from fairness_utils import fairness_history_weights, group_parity_log_weights
 from model import METHODS
 from model.evaluation.probes import held_out_users
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.methods.fabuhs import FABUHS
+from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes
 from model.runs.streams import stream_seeds, torch_generator
 from model.sparsenn import SparseNN
