@@ -18,7 +18,7 @@ from torch import nn
 
 import main
 from data.protocols import PROTOCOLS
-from data.protocols.base import FRESH, Phase, Protocol, Task
+from data.protocols.base import FRESH, Phase, Protocol, Task, protocol
 from data.protocols.loo import leave_one_out
 from data.structs import ItemLists
 from model import BACKBONES, METHODS
@@ -121,9 +121,10 @@ class Squared(MatrixFactorisation):
         return user.square(), item
 
 
-def two_periods(data, options, rng) -> Protocol:
+@protocol()
+def two_periods(data, settings, rng, options) -> Protocol:
     """A toy protocol: two phases on one split, the second selected by its last epoch, two test tasks each."""
-    made = leave_one_out(data, options, rng)
+    made = leave_one_out(data, settings, rng)
     (loo,) = made.phases
     split = loo.split
     even = ItemLists.take(loo.tests[0].relevant, np.arange(split.num_users))
@@ -142,7 +143,7 @@ def two_periods(data, options, rng) -> Protocol:
         found = [value for key, value in results.items() if key.startswith("test/") and key.endswith(end)]
         return {f"test/mean{end}": float(np.mean(found))}
 
-    return Protocol("periods", "two periods", options.ks, (first, second, third, again), summarise=mean)
+    return Protocol("periods", "two periods", settings.ks, (first, second, third, again), summarise=mean)
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +314,7 @@ def test_it_works_on_other_backbones(tmp_path, no_probe, backbone):
 
 def test_an_unknown_option_is_refused_with_the_known_ones(tmp_path, capsys):
     error = refused(capsys, tmp_path, **{**TOY, "method_option": ["size=3"]})
-    assert "--method_option=size=3" in error and "['small', 'strength']" in error
+    assert "--method_option=size=3" in error and "one of small, strength" in error
 
 
 def test_its_checkpoint_is_judged_to_the_same_numbers(tmp_path, trained):

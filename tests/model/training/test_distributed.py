@@ -26,8 +26,8 @@ from torch import nn
 
 import main
 from data.dataloader import BatchSampler
-from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
+from data.sampling.sources import history_source
 from data.structs import ItemLists, Ranking
 from fairness_utils import ConditionalAdversary
 from model import METHODS
@@ -153,7 +153,7 @@ def train(tiny_data, tiny_phase, make_config):
             history = None
             if backbone.history_kind is not None:
                 weights = method.history_weights(split.histories, split)
-                history = HistorySampler(split.histories, weights, config.sample_size, CPU)
+                history = history_source("sampled", split.histories, weights, config.sample_size, CPU)
             sampler = BatchSampler(split.train, negatives, history, history_per_row=config.upstream_compat)
             generator, step, values = torch_generator(3), partial(update, processes=processes), []
             for size in sizes:
