@@ -33,7 +33,6 @@ class MatrixFactorisation(Backbone):
     """
 
     inner_product = True
-    unread = frozenset({"graph_layers", *TOWERS_ALONE})
     initial_std = INITIAL_STD
 
     def __init__(self, num_users: int, num_items: int, dim: int):
@@ -43,6 +42,11 @@ class MatrixFactorisation(Backbone):
         for table in (self.user, self.item):
             nn.init.normal_(table.weight, std=self.initial_std)
         self.scorer = DotScorer(dim)
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Backbone`: the towers' settings and the graph's."""
+        return TOWERS_ALONE | {"graph_layers"}
 
     @classmethod
     def make(cls, data: InteractionData, config: Config) -> MatrixFactorisation:
@@ -79,7 +83,7 @@ class MatrixFactorisation(Backbone):
         return self.scorer(user, context.items, items)
 
     def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Squared norms of what `--l2` weighs, summed over each row's user and its `items [B, M]`: `[B]`."""
+        """As in `Backbone`, without gathering the items' vectors."""
         own = F.embedding(users, context.users).square().sum(-1)
         return own + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
 
@@ -88,6 +92,7 @@ class BPRMF(MatrixFactorisation):
     """Matrix factorisation as BPR trains it (Rendle et al., UAI 2009)."""
 
     free_vectors = True
+    fda_code_clamps_items = True
 
 
 class PMF(MatrixFactorisation):

@@ -91,12 +91,14 @@ class NeighbourSLIM(Backbone):
     """
 
     fitted = True
-    unread = frozenset(
-        {
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Backbone`: the towers' settings, the graph's, and those of gradient steps."""
+        return TOWERS_ALONE | {
             "batch_size", "embedding_dim", "epochs", "eval_every", "graph_layers", "in_batch_negatives", "l2", "loss",
-            "lr", "num_negatives", "patience", "precision", *TOWERS_ALONE,
-        }
-    )  # fmt: skip
+            "lr", "num_negatives", "patience", "precision", "weight_decay",
+        }  # fmt: skip
 
     @classmethod
     def make(cls, data: InteractionData, config: Config) -> NeighbourSLIM:
@@ -148,7 +150,7 @@ class NeighbourSLIM(Backbone):
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def prepare(self, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Columns of R, one a row: `[I, U]`."""
+        """Make the columns of R, one a row: [I, U]. All of them, whichever `items` are asked for."""
         columns = torch.zeros((self.num_items, self.vector_width), device=self.weight.device)
         owner, item = (part.to(columns.device) for part in self._pairs)
         columns[item, owner] = 1

@@ -13,10 +13,12 @@ from data.protocols import PROTOCOLS
 from model import BACKBONES, METHODS
 from model.methods.base import Method
 from model.modes import train
+from model.runs.config import Config
 from tests.support.runs import (
     refused,
     run_main,
 )
+from tests.support.settings import SETTINGS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 CELLS = list(itertools.product(BACKBONES, METHODS, PROTOCOLS))
@@ -38,7 +40,7 @@ TINY = {
 def flags_of(backbone: str, method: str, protocol: str) -> dict:
     """The flags that choose a cell."""
     values = {**TINY, "backbone": backbone, "protocol": protocol}
-    values |= {name: main.FLAGS[name].default for name in BACKBONES[backbone].unread}
+    values |= {name: main.FLAGS[name].default for name in BACKBONES[backbone].unread(Config(**SETTINGS))}
     return values if method == "none" else values | {"enable_fairness": True, "fairness_method": method}
 
 

@@ -127,7 +127,7 @@ def _estimate(work: Plan) -> None:
     run = prepare(work.on_host(work.seeds[0]))
     describe(run)
     backbone, method = build(run)
-    estimate(run, backbone, method, Evaluator(backbone, method, run.config, run.seeds, run.device))
+    estimate(run, backbone, method, Evaluator(backbone, method, run.environment))
     print(work.shown())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from data.protocols import PROTOCOLS
+
 # Hyper-parameters that depend on the data set, from the upstream BUHS scripts; a flag left at None takes them.
 MOVIELENS_PRESET = {
     "batch_size": 1024,
@@ -71,8 +73,7 @@ RECIPES: dict[str, dict] = {
 }
 
 
-# What a protocol changes: how its paper reports, and how it trains backbones that know ids alone, all and one by one.
-PROTOCOL_PRESETS: dict[str, dict] = {"loo": {}, "fda": {"eval_k": (10, 20, 30, 40, 50), "eval_every": 10}}
+# What a protocol changes in how it trains backbones that know ids alone, all and one by one.
 COLLABORATIVE_UNDER: dict[str, dict] = {
     "loo": {},
     "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60},
@@ -89,7 +90,7 @@ def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", p
     set.
     """
     base = PRESETS.get(dataset, MOVIELENS_PRESET) | BACKBONE_PRESETS.get(backbone, BACKBONE_PRESETS["sparsenn"])
-    own = PROTOCOL_PRESETS.get(protocol, {})
+    own = PROTOCOLS[protocol].presets
     if backbone in BY_IDS:
         own = own | COLLABORATIVE_UNDER.get(protocol, {}) | BACKBONE_UNDER.get((backbone, protocol), {})
         own = own | COLLABORATIVE_ON.get(dataset, {})

@@ -171,7 +171,7 @@ def _requirements() -> Iterator[tuple[str, str, tuple]]:
 def is_read(name: str, config: Config) -> bool:
     """Tell whether a run under `config` reads the setting `name`."""
     needs = all(getattr(config, needed) in allowed for needed, allowed in REQUIRES.get(name, ()) if needed in SETTINGS)
-    return needs and name not in BACKBONES[config.backbone].unread
+    return needs and name not in BACKBONES[config.backbone].unread(config)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Settings:
             judged = name not in SETTINGS or (needed in read and not values["checkpoint"])
             if judged:
                 self._require(name, values[needed], needed, allowed)
-        unread = self.given & BACKBONES[values["backbone"]].unread if not values["checkpoint"] else ()
+        unread = () if values["checkpoint"] else self.given & BACKBONES[values["backbone"]].unread(self.config())
         for name in sorted(unread):
             raise ValueError(
                 f"--{name}={values[name]} has no effect with --backbone={values['backbone']}; leave it out"
@@ -260,7 +260,7 @@ class Settings:
             if needed in MODE_SETTINGS[self.values["mode"]]:
                 self._require(name, getattr(config, needed), needed, allowed)
         known = config.backbone in BACKBONES  # a checkpoint may name another
-        for name in sorted(self.given & BACKBONES[config.backbone].unread if known else ()):
+        for name in sorted(self.given & BACKBONES[config.backbone].unread(config) if known else ()):
             shown = f"--{name}={self.values[name]}"
             raise ValueError(f"{shown} has no effect with --backbone={config.backbone}; leave it out")
         return config

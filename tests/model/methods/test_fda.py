@@ -18,6 +18,7 @@ from model.methods.fda import FDA
 from model.runs.streams import torch_generator
 from model.training.update import update
 from tests.support.methods import identical
+from tests.support.no_host_sync import NoHostSync
 from tests.support.runs import refused, run_main
 
 
@@ -69,22 +70,21 @@ def test_the_noise_of_the_released_form_is_unbounded_and_that_of_the_paper_is_no
 def test_each_form_takes_its_passes_in_its_order(made, form):
     _, method, _ = made(options=[f"form={form}", "noise_passes=2", "model_passes=3"])
     expected = ["noise"] * 2 + ["model"] * 3
-    assert list(method.passes("method")) == (expected if form == "paper" else expected[2:] + expected[:2])
+    assert list(method.passes("method", 1)) == (expected if form == "paper" else expected[2:] + expected[:2])
 
 
-def test_the_warm_up_trains_the_plain_model(made):
+def test_the_warm_up_trains_the_plain_model_and_has_no_noise_pass(made):
     plain, none, batch = made(name="none", l2=0.01)
-    network, method, _ = made(options=["warmup_epochs=2"], l2=0.01)
+    network, method, _ = made(options=["warmup_epochs=2", "model_passes=2"], l2=0.01)
     noise = method.noise.detach().clone()
     for epoch in (1, 2):
         method.begin_epoch("method", epoch)
-        assert method.train_step(batch, "method", "noise", update) == {}
-        method.train_step(batch, "method", "model", update)
+        assert method.passes("method", epoch) == ("plain", "plain")
+        method.train_step(batch, "method", "plain", update)
         none.train_step(batch, "method", "train", update)
     assert identical(plain, network)
     assert torch.equal(noise, method.noise)
-    method.begin_epoch("method", 3)
-    assert "noise/loss" in method.train_step(batch, "method", "noise", update)
+    assert method.passes("method", 3) == ("model", "model", "noise")
 
 
 # --- Without fakes FDA is its backbone ---
@@ -97,7 +97,7 @@ def test_without_fakes_loss_and_gradients_are_those_of_bpr(made, backbone, optio
     network, method, _ = made(backbone, [*options, "mask_ratio=0"], l2=0.01)
     with torch.no_grad():
         method.noise.fill_(7.0 if options[0] == "form=code" else 0.4)
-    ours, theirs = method._model_loss(batch), none.batch_loss(none.forward(batch), batch)
+    ours, theirs = method._model_loss(batch, "method"), none.batch_loss(none.forward(batch), batch, "method")
     assert_close(ours, theirs)
     ours.backward()
     theirs.backward()
@@ -174,7 +174,7 @@ def test_both_losses_of_the_paper_equal_a_loop(shared_made, seed, groups, unknow
     masked = torch.from_numpy(rng.random(network.num_items) < 0.5)
     method._mask = lambda: masked
     expected = twin_paper(network, method, batch, masked)
-    assert loss_of(method._model_loss(batch)) == pytest.approx(expected, rel=1e-4)
+    assert loss_of(method._model_loss(batch, "method")) == pytest.approx(expected, rel=1e-4)
 
 
 @settings(max_examples=50, deadline=None)
@@ -221,7 +221,7 @@ def test_names_of_two_groups_do_not_matter(made, form):
     for own in (codes, 1 - codes):
         network, method, batch = made(options=[f"form={form}"], codes=own)
         spread_out(network, method)
-        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch))])
+        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch, "method"))])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -247,7 +247,7 @@ def test_a_group_without_users_changes_nothing(made, form):
         method._partners = partners
         masked = torch.arange(network.num_items) % 2 == 0
         method._mask = lambda masked=masked: masked
-        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch))])
+        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch, "method"))])
     if form == "code":
         # the released form sums over the groups; an average over ordered pairs keeps its scale
         losses[1][0] *= 2 / 3
@@ -284,6 +284,63 @@ def twin_released(network, method, batch, l2):
     return inner, np.mean(outer) + l2 * np.mean(norms)
 
 
+def looped_noise_loss(method, batch):
+    """The released inner loss by a loop over ordered pairs of groups that have rows in the batch."""
+    forward, codes = method.forward(batch), method.codes[batch.users]
+    noisy = method._noisy(method.noise, batch.positives)
+    total, pairs = 0 * method.noise.sum(), 0
+    members = [torch.nonzero(codes == code).flatten() for code in range(method.num_groups)]
+    for rows, theirs in itertools.permutations([own for own in members if len(own)], 2):
+        fake = batch.positives[theirs[torch.arange(len(rows)) % len(theirs)], None]
+        scores = method.backbone.score(noisy, forward.user[rows], fake)
+        total = total + torch.nn.functional.softplus(forward.scores[rows, 1:] - scores).mean()
+        total = total + method.config.l2 * method._squared_norm(noisy, fake).mean()
+        pairs += 1
+    return total * (method.num_groups / max(pairs, 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), groups=st.integers(2, 6), unknown=st.floats(0, 1), rows=st.integers(2, 50))
+def test_the_inner_loss_of_any_groups_equals_a_loop_over_their_pairs(shared_made, seed, groups, unknown, rows):
+    rng = np.random.default_rng(seed)
+    codes = np.where(rng.random(60) < unknown, -1, rng.integers(0, groups, 60))
+    network, method, batch = shared_made(codes=codes, labels=tuple("abcdef"[:groups]), l2=0.03, batch_size=rows)
+    spread_out(network, method, size=0.9)
+    slopes = []
+    for loss in (looped_noise_loss(method, batch), method._noise_loss(batch)):
+        (slope,) = torch.autograd.grad(loss, method.noise)
+        slopes.append((loss.detach(), slope))
+    assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+@pytest.mark.parametrize("backbone", ["bprmf", "ncf"])
+def test_no_step_makes_the_host_wait_for_the_device(made, form, backbone):
+    _, method, batch = made(backbone, [f"form={form}"], codes=np.arange(60) % 4 - 1, l2=0.01)
+    with NoHostSync():
+        losses = [method._noise_loss(batch), method._model_loss(batch, "method")]
+        sum(losses).backward()
+    assert all(loss.isfinite() for loss in losses)
+
+
+@pytest.mark.parametrize(("backbone", "clamps"), [("bprmf", True), ("pmf", False), ("lightgcn", False)])
+def test_the_released_form_clamps_the_items_of_the_backbone_that_asks_for_it(made, backbone, clamps):
+    network, method, batch = made(backbone)
+    with torch.no_grad():
+        network.item.weight.fill_(3.0)
+        method.noise.fill_(0.25)
+        seen, prepare = [], network.prepare
+        network.prepare = lambda items, noise: seen.append(network.item.weight + noise) or prepare(items, noise)
+        method._noisy(method.noise, batch.positives)
+    assert_close(seen[0], torch.full_like(seen[0], 1.25 if clamps else 3.25))
+
+
+def test_the_loss_flag_is_read_by_a_warm_up_alone(make_config):
+    plain, warm = make_config(), make_config(method_option=("warmup_epochs=1",))
+    assert "loss" in FDA.unread(plain) and "loss" not in FDA.unread(warm)
+    assert "adversarial_ramp" in FDA.unread(warm)
+
+
 @pytest.mark.parametrize("rotate", [True, False])
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 0.5])
 def test_both_losses_of_the_released_form_equal_a_loop(made, rotate, ratio):
@@ -292,7 +349,7 @@ def test_both_losses_of_the_released_form_equal_a_loop(made, rotate, ratio):
     spread_out(network, method, size=0.9)
     inner, outer = twin_released(network, method, batch, 0.03)
     assert loss_of(method._noise_loss(batch)) == pytest.approx(inner, rel=1e-5)
-    assert loss_of(method._model_loss(batch)) == pytest.approx(outer, rel=1e-5)
+    assert loss_of(method._model_loss(batch, "method")) == pytest.approx(outer, rel=1e-5)
 
 
 def test_noise_of_the_released_form_is_on_one_side_of_a_pair(made, monkeypatch):
@@ -305,7 +362,7 @@ def test_noise_of_the_released_form_is_on_one_side_of_a_pair(made, monkeypatch):
         return real(condition, *arguments)
 
     monkeypatch.setattr(torch, "where", where)
-    method._model_loss(batch)
+    method._model_loss(batch, "method")
     fake = next(mask for mask in fakes if mask.shape == (len(batch.users), 3))
     assert not (fake[:, :1] & fake[:, 1:]).any()
     assert fake[:, 0].sum() == fake[:, 1].sum() == len(batch.users) // 2
@@ -345,7 +402,7 @@ def test_a_batch_of_one_group_or_none_has_no_inner_loss(made, form, code):
     assert loss_of(method._noise_loss(batch)) == 0
     method.train_step(batch, "method", "noise", update)
     assert network.item.weight.isfinite().all() and method.noise.isfinite().all()
-    assert math.isfinite(loss_of(method._model_loss(batch)))
+    assert math.isfinite(loss_of(method._model_loss(batch, "method")))
 
 
 @pytest.mark.parametrize("form", ["paper", "code"])
