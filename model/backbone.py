@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -32,12 +33,25 @@ class Backbone(nn.Module):
     free_vectors: ClassVar[bool] = False
     # made at once by `fit`, not by gradient steps
     fitted: ClassVar[bool] = False
-    # settings that no form of this backbone reads
-    unread: ClassVar[frozenset[str]] = frozenset()
+    # hyper-parameters by the name of their setting, for all data sets; None stands for the data set's own
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "embedding_dim": 96,
+        "graph_layers": 0,
+        "l2": 0.0,
+        "in_batch_negatives": None,
+    }
+    # what a protocol, and then a data set, changes in them: by its name
+    defaults_under: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    defaults_on: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     num_items: int
     vector_width: int
     scorer: nn.Module
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """Name the settings that this backbone does not read under `config`."""
+        return frozenset()
 
     @classmethod
     def history(cls, config: Config) -> str | None:

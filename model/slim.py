@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -91,12 +91,15 @@ class NeighbourSLIM(Backbone):
     """
 
     fitted = True
-    unread = frozenset(
-        {
+    defaults: ClassVar = Backbone.defaults | {"embedding_dim": 0}
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Backbone`: what towers, graphs and gradient steps read."""
+        return TOWERS_ALONE | {
             "batch_size", "embedding_dim", "epochs", "eval_every", "graph_layers", "in_batch_negatives", "l2", "loss",
-            "lr", "num_negatives", "patience", "precision", *TOWERS_ALONE,
-        }
-    )  # fmt: skip
+            "lr", "num_negatives", "patience", "precision",
+        }  # fmt: skip
 
     @classmethod
     def make(cls, data: InteractionData, config: Config) -> NeighbourSLIM:

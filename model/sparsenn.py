@@ -45,6 +45,9 @@ class AttentionSynthesis(nn.Module):
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, projection: int = 96):
         super().__init__()
+        for width, what in ((projection, "the query"), (item_width, "an item's features; see --embedding_dim")):
+            if width % heads:
+                raise ValueError(f"--attention_heads={heads} does not divide the width {width} of {what}")
         self.heads, self.width = heads, item_width
         self.query = nn.Linear(user_width, projection)
         self.key = nn.Linear(item_width, projection)
@@ -157,7 +160,11 @@ class SparseNN(Backbone):
     """Two towers driven by the feature schema, for every data set (BUHS, RecSys 2024; design section 5)."""
 
     vector_width = VECTOR_WIDTH
-    unread = frozenset({"graph_layers", "l2"})
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Backbone`."""
+        return frozenset({"graph_layers", "l2"})
 
     @classmethod
     def history(cls, config: Config) -> str | None:

@@ -89,6 +89,11 @@ class Method:
             return "it trains by gradient steps, and this backbone is fitted at once"
         return None
 
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """Name the settings that this method does not read under `config`, beside those that ask for it by name."""
+        return frozenset()
+
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
         self.loss = LOSSES[self.config.loss]

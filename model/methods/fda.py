@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.options import check_options
+from data.options import check_options, parse_options
 from data.protocols.base import Phase
 from data.structs import Batch
 from model.factorisation import INITIAL_STD, MatrixFactorisation
@@ -76,6 +76,12 @@ class FDA(Method):
         """Rows with a history for each of their items, and what has no gradient."""
         reason = "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
         return super().unsupported(config) or reason
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """`--loss`: both passes have losses of their own, which only a warm-up goes without."""
+        warms_up = parse_options(cls.Options, config.method_option).warmup_epochs
+        return frozenset() if warms_up else frozenset({"loss"})
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
