@@ -97,8 +97,8 @@ class NeighbourSLIM(Backbone):
     def unread(cls, config: Config) -> frozenset[str]:
         """As in `Backbone`: what towers, graphs and gradient steps read."""
         return TOWERS_ALONE | {
-            "batch_size", "embedding_dim", "epochs", "eval_every", "graph_layers", "in_batch_negatives", "l2", "loss",
-            "lr", "num_negatives", "patience", "precision",
+            "batch_size", "checkpoint_every", "embedding_dim", "epochs", "eval_every", "graph_layers",
+            "in_batch_negatives", "l2", "loss", "lr", "num_negatives", "patience", "precision",
         }  # fmt: skip
 
     @classmethod

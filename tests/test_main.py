@@ -25,7 +25,7 @@ from tests.support.runs import FLAGS, TINY, refused, run_main
 @pytest.mark.parametrize("enable_fairness", [False, True])
 def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type, enable_fairness):
     values = {"user_hidden": None, "item_hidden": None} if synthesis_type == "none" else {}
-    values |= {"enable_fairness": enable_fairness, "fairness_sampling": enable_fairness}
+    values |= {"enable_fairness": enable_fairness, "fairness_sampling": enable_fairness and synthesis_type != "none"}
     result = run_main(tmp_path, synthesis_type=synthesis_type, **values)
     metrics = result["metrics"]
     assert result["method"] == ("fabuhs" if enable_fairness else "none")

@@ -85,11 +85,8 @@ class Settings:
         return config
 
     def after(self, path: Path) -> Settings:
-        """These settings over those in a run's config.json at `path`: what is named here wins.
-
-        A setting that differs from what it would be without the file counts as given, so that one which nothing would
-        read beside the flags is refused.
-        """
+        """These settings over those in a run's config.json at `path`: what is named here wins, and what nothing would
+        read beside it falls back to its default."""
         kept = {
             name: value
             for name, value in _of_file(path, self.kind).items()
@@ -97,6 +94,17 @@ class Settings:
         }
         if self.values["seeds"]:
             kept.pop("seed", None)
+        while True:
+            settings = self._with(kept)
+            config = settings.config()
+            unread = [name for name in kept if name in settings.given and not is_read(name, config)]
+            if not unread:
+                return settings
+            kept = {name: value for name, value in kept.items() if name not in unread}
+
+    def _with(self, kept: Mapping[str, Any]) -> Settings:
+        """These settings and those `kept` from a file; one that differs from what it would be without counts as given,
+        and so is passed on to the processes of `--seeds`."""
         closed = {name: value for name, value in kept.items() if self.declared[name].default_from is None}
         names = declared(self.kind)
         before = {name: names[name].converted(names[name].default) for name in closed}
