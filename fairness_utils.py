@@ -1,4 +1,11 @@
-"""Core fairness logic: history sampling, adversaries, fairness metrics and exposure-aware re-ranking."""
+"""The paper's own core, on arrays and tensors. In this order:
+
+- Sampling: log weights from which histories are drawn (`catalogue_log_weights`, `fairness_history_weights`).
+- Adversaries: reversed gradients (`reverse_gradient`, `ramp`), trained discriminators (`ConditionalAdversary`) and the
+  linear one in closed form (`SolvedDiscriminator`).
+- Metrics: exposure and parity of lists (`list_metrics` computes all of them).
+- Re-ranking: lists that share exposure between item groups (`rerank`, `rerank_ranking`).
+"""
 
 from __future__ import annotations
 
@@ -171,20 +178,39 @@ def class_label_weights(counts: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(weights).float()
 
 
-class ConditionalAdversary(nn.Module):
+class _GroupDiscriminator(nn.Module):
+    """What discriminators share: how rows are weighed, and layer-normalised input with a reversed gradient."""
+
+    def __init__(self, class_label_weight: torch.Tensor):
+        """`class_label_weight [G, 2]` weighs the loss of each class under each interaction label."""
+        super().__init__()
+        self.num_classes = len(class_label_weight)
+        self.register_buffer("weight", class_label_weight, persistent=False)
+
+    def mass(self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None = None) -> torch.Tensor:
+        """Sum the weights of rows: what a `loss` divides by."""
+        return self._weights(label, target, row_weight).sum()
+
+    def _weights(self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None) -> torch.Tensor:
+        weight = self.weight[target.clamp(min=0), label] * (target >= 0)
+        return weight if row_weight is None else weight * row_weight
+
+    def _reversed(self, representation: torch.Tensor, scale: float) -> torch.Tensor:
+        value = reverse_gradient(representation, scale) if scale else representation.detach()
+        return F.layer_norm(value, value.shape[1:])
+
+
+class ConditionalAdversary(_GroupDiscriminator):
     """Discriminators `D([GRL(z); e_y]) -> class`: two-layer MLPs of several widths on layer-normalised input.
 
     Decision 15: layer normalisation leaves no escape by scale; several widths, one of them re-initialised in turn
-    (`reinitialise`), keep the encoder from dodging a single discriminator. Parameters come from `seed` alone. Beside
-    them stands a linear discriminator that is never behind the encoder: `solve` has it in closed form.
+    (`reinitialise`), keep the encoder from dodging a single discriminator. Parameters come from `seed` alone.
     """
 
     def __init__(self, inputs: int, class_label_weight: torch.Tensor, widths: tuple[int, ...], seed: int):
         """`class_label_weight [G, 2]` weighs the loss of each class under each interaction label."""
-        super().__init__()
+        super().__init__(class_label_weight)
         self.inputs, self.seed, self.label_dim = inputs, seed, 8
-        self.num_classes = len(class_label_weight)
-        self.register_buffer("weight", class_label_weight, persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.label_embedding = nn.Embedding(2, self.label_dim)
@@ -206,18 +232,6 @@ class ConditionalAdversary(nn.Module):
         for target, source in zip(old.parameters(), fresh.parameters(), strict=True):
             target.copy_(source)
         return index
-
-    def mass(self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Total weight of rows: what their `loss` and `solved_loss` divide by."""
-        return self._weights(label, target, row_weight).sum()
-
-    def _weights(self, label: torch.Tensor, target: torch.Tensor, row_weight: torch.Tensor | None) -> torch.Tensor:
-        weight = self.weight[target.clamp(min=0), label] * (target >= 0)
-        return weight if row_weight is None else weight * row_weight
-
-    def _reversed(self, representation: torch.Tensor, scale: float) -> torch.Tensor:
-        value = reverse_gradient(representation, scale) if scale else representation.detach()
-        return F.layer_norm(value, (self.inputs,))
 
     def loss(
         self,
@@ -246,6 +260,13 @@ class ConditionalAdversary(nn.Module):
             total = total + (entropy * weight).sum() / normaliser
         return total
 
+
+class SolvedDiscriminator(_GroupDiscriminator):
+    """The linear discriminator of layer-normalised input that is never behind the encoder: solved in closed form.
+
+    It has no parameters to train: `solve` finds the best one for the rows of a step, `loss` judges it.
+    """
+
     def _labels(self, label: torch.Tensor) -> torch.Tensor:
         return F.one_hot(label, 2).to(self.weight.dtype)
 
@@ -261,28 +282,29 @@ class ConditionalAdversary(nn.Module):
         row_weight: torch.Tensor | None = None,
         total: Callable[[torch.Tensor], torch.Tensor] = lambda part: part,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the linear least-squares discriminator of the rows in closed form: weights `[D, G]`, offsets `[2, G]`.
+        """Solve for the linear least-squares discriminator of the rows: weights [D, G], offsets [2, G].
 
         An offset belongs to a label. The weights are 0 exactly where no linear attacker finds anything (Belrose et al.,
         NeurIPS 2023, theorem 3.1) and Fisher's direction for two classes. `total` adds sums over a part of the rows up
         to those over all. Without known rows everything is 0.
         """
+        inputs = representation.shape[1]
         weight = self._weights(label, target, row_weight)[:, None]
         labels, value = self._labels(label), self._reversed(representation, 0.0)
-        rows = torch.cat([value, self._classes(target)], dim=1)
-        sums = total((labels * weight).T @ torch.cat([rows, torch.ones_like(weight)], dim=1))
+        rows = torch.cat([value, self._classes(target)], dim=1)  # [R, D + G]
+        sums = total((labels * weight).T @ torch.cat([rows, torch.ones_like(weight)], dim=1))  # [2, D + G + 1]
         means = sums[:, :-1] / _at_least_tiny(sums[:, -1:])
         # centred first: the difference of large moments would drown a small variance in rounding
         rows = rows - labels @ means
-        moments = total((rows[:, : self.inputs] * weight).T @ rows).double()
-        covariance, cross = moments[:, : self.inputs], moments[:, self.inputs :]
+        moments = total((rows[:, :inputs] * weight).T @ rows).double()  # [D, D + G]
+        covariance, cross = moments[:, :inputs], moments[:, inputs:]
         strength = RIDGE * torch.diagonal(covariance).mean() + torch.finfo(torch.float32).tiny
         # the unchecked form does not make the host wait, and the ridge keeps the matrix positive
-        factor, _ = torch.linalg.cholesky_ex(covariance + torch.diag_embed(strength.expand(self.inputs)))
+        factor, _ = torch.linalg.cholesky_ex(covariance + torch.diag_embed(strength.expand(inputs)))
         solution = torch.cholesky_solve(cross, factor).to(rows.dtype)
-        return solution, means[:, self.inputs :] - means[:, : self.inputs] @ solution
+        return solution, means[:, inputs:] - means[:, :inputs] @ solution
 
-    def solved_loss(
+    def loss(
         self,
         representation: torch.Tensor,
         label: torch.Tensor,
@@ -294,7 +316,7 @@ class ConditionalAdversary(nn.Module):
     ) -> torch.Tensor:
         """Squared error of the `solve`d discriminator, relative to that of not knowing: 1 where it finds nothing.
 
-        Arguments as for `loss`; `representation [R, D]` gets the reversed gradient times `scale`.
+        Arguments as for `ConditionalAdversary.loss`; `representation [R, D]` gets the reversed gradient times `scale`.
         """
         weights, offsets = solution
         weight = self._weights(label, target, row_weight)

@@ -287,6 +287,12 @@ class Split:
     def num_items(self) -> int:
         return len(self.degree)
 
+    @property
+    def is_tail(self) -> np.ndarray:
+        """Which items are in the tail: `[I]` bool."""
+        popularity = self.item_groups["popularity"]
+        return popularity.codes == popularity.labels.index("tail")
+
     def fingerprint(self) -> str:
         """A hash of all three sets, the same on every machine: runs are comparable when it agrees."""
         return _fingerprint(self.train, self.valid, self.test)
@@ -314,12 +320,17 @@ class History:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's rows: `users [B]`, `positives [B]`, `negatives [B, M]` and a history per row."""
+    """One training step's rows: `users [B]`, `positives [B]` and `negatives [B, M]`.
+
+    `history` has one row for each of the batch's; under `--upstream_compat` B * (1 + M), one for each scored item; None
+    where the backbone reads none. `rows [B]` are positions in the train CSR (None: made by hand, of no train split).
+    """
 
     users: torch.Tensor
     positives: torch.Tensor
     negatives: torch.Tensor
     history: History | None
+    rows: torch.Tensor | None = None
 
     @property
     def items(self) -> torch.Tensor:

@@ -60,7 +60,7 @@ class MatrixFactorisation(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: what towers and graphs read."""
+        """As in `Backbone`: the towers' settings and the graph's."""
         return TOWERS_ALONE | {"graph_layers"}
 
     @classmethod
@@ -98,7 +98,7 @@ class MatrixFactorisation(Backbone):
         return self.scorer(user, context.items, items)
 
     def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Squared norms of what `--l2` weighs, summed over each row's user and its `items [B, M]`: `[B]`."""
+        """As in `Backbone`, without gathering the items' vectors."""
         own = F.embedding(users, context.users).square().sum(-1)
         return own + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
 
@@ -107,6 +107,7 @@ class BPRMF(MatrixFactorisation):
     """Matrix factorisation as BPR trains it (Rendle et al., UAI 2009)."""
 
     free_vectors = True
+    fda_code_clamps_items = True
 
 
 class PMF(MatrixFactorisation):

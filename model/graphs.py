@@ -46,14 +46,14 @@ class _Spread(torch.autograd.Function):
 class GraphConvolution(MatrixFactorisation):
     """Linear convolution of the tables over the train interactions; forms differ in the edges' weights and the end."""
 
-    @classmethod
-    def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: what towers read."""
-        return TOWERS_ALONE
-
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
         super().__init__(num_users, num_items, dim)
         self.layers = layers
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Backbone`: the towers' settings."""
+        return TOWERS_ALONE
 
     @classmethod
     def make(cls, data: InteractionData, config: Config) -> GraphConvolution:
@@ -108,7 +108,7 @@ class LightGCN(GraphConvolution):
         return users / (self.layers + 1), items / (self.layers + 1)
 
     def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """As above, of the tables: LightGCN weighs its parameters, not what they are propagated to."""
+        """As in `Backbone`, of the tables: LightGCN weighs its parameters, not the propagated vectors."""
         return super().squared_norms(Tables(self.user.weight, self.item.weight), users, items)
 
 

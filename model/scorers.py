@@ -37,14 +37,20 @@ class PairProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient: torch.Tensor):
-        """Both gradients are weighted sums of rows; for the items, pairs are put in the order of their items."""
+        """Give the gradients that are asked for, both weighted sums of rows.
+
+        For the items, pairs are put in the order of their items.
+        """
         user, item, rows = context.saved_tensors
-        for_user = F.embedding_bag(rows, item, mode="sum", per_sample_weights=gradient.contiguous())
-        flat, order = rows.flatten().sort(stable=True)
-        starts = torch.searchsorted(flat, torch.arange(len(item), device=rows.device))
-        weight = gradient.flatten()[order]
-        owner = order.div(rows.shape[1], rounding_mode="floor")
-        for_item = F.embedding_bag(owner, user, starts, mode="sum", per_sample_weights=weight)
+        for_user = for_item = None
+        if context.needs_input_grad[0]:
+            for_user = F.embedding_bag(rows, item, mode="sum", per_sample_weights=gradient.contiguous())
+        if context.needs_input_grad[1]:
+            flat, order = rows.flatten().sort(stable=True)
+            starts = torch.searchsorted(flat, torch.arange(len(item), device=rows.device))
+            weight = gradient.flatten()[order]
+            owner = order.div(rows.shape[1], rounding_mode="floor")
+            for_item = F.embedding_bag(owner, user, starts, mode="sum", per_sample_weights=weight)
         return for_user, for_item, None
 
 

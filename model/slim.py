@@ -95,10 +95,10 @@ class NeighbourSLIM(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: what towers, graphs and gradient steps read."""
+        """As in `Backbone`: the towers' settings, the graph's, and those of gradient steps."""
         return TOWERS_ALONE | {
             "batch_size", "checkpoint_every", "embedding_dim", "epochs", "eval_every", "graph_layers",
-            "in_batch_negatives", "l2", "loss", "lr", "num_negatives", "patience", "precision",
+            "in_batch_negatives", "l2", "loss", "lr", "num_negatives", "patience", "precision", "weight_decay",
         }  # fmt: skip
 
     @classmethod
@@ -151,7 +151,7 @@ class NeighbourSLIM(Backbone):
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def prepare(self, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Columns of R, one a row: `[I, U]`."""
+        """Make the columns of R, one a row: [I, U]. All of them, whichever `items` are asked for."""
         columns = torch.zeros((self.num_items, self.vector_width), device=self.weight.device)
         owner, item = (part.to(columns.device) for part in self._pairs)
         columns[item, owner] = 1

@@ -132,7 +132,7 @@ def statistics(**values):
     made, phase, backbone, method = prepared(**values)
     sampler = batch_sampler(made, phase, backbone, method)
     method.begin_phase(phase, 100)
-    evaluator = Evaluator(backbone, method, made.config, made.seeds, made.device)
+    evaluator = Evaluator(backbone, method, made.environment)
     popular = evaluator.yardsticks(phase.tests[0], phase.split, 10)["popular"]
     assert np.array_equal(popular.scores, phase.split.degree[popular.topk]), "popular is by train degree"
     return {
@@ -191,7 +191,7 @@ def test_no_row_of_training_sees_its_target_or_what_is_held_out(kind, fairness_s
 @pytest.mark.parametrize("kind", READING)
 def test_no_validation_or_test_item_stands_in_a_history_that_is_ranked_by(monkeypatch, kind):
     made, phase, backbone, method = prepared(**KINDS[kind])
-    evaluator, encode, pairs = Evaluator(backbone, method, made.config, made.seeds, made.device), None, []
+    evaluator, encode, pairs = Evaluator(backbone, method, made.environment), None, []
 
     def recorded(context, users, history):
         pairs.extend(zip(users[:, None].expand_as(history.items)[history.mask].tolist(),
@@ -204,7 +204,7 @@ def test_no_validation_or_test_item_stands_in_a_history_that_is_ranked_by(monkey
     for lists in (phase.split.valid, phase.split.test):
         held_out |= set(zip(lists.owner.tolist(), lists.item.tolist(), strict=True))
     evaluator.rank(phase.valid, phase.split.histories, phase.split, 10)
-    ask_tests(made, phase, method, evaluator)
+    ask_tests(made, phase, evaluator)
     assert len(pairs) > 3 * made.data.num_users
     assert not held_out & set(pairs)
 
@@ -215,13 +215,13 @@ def test_no_validation_or_test_item_stands_in_a_history_that_is_ranked_by(monkey
 @pytest.mark.parametrize("kind", KINDS)
 def test_asking_twice_gives_the_same_answers(kind):
     made, phase, backbone, method = prepared(**KINDS[kind], eval_history_draws=1 if kind == "none" else 2)
-    evaluator = Evaluator(backbone, method, made.config, made.seeds, made.device)
-    first, _, per_user = ask_tests(made, phase, method, evaluator)
+    evaluator = Evaluator(backbone, method, made.environment)
+    first, _, per_user = ask_tests(made, phase, evaluator)
     # whatever is drawn in between
     for generator in (None, *own_generators(backbone).values()):
         torch.rand(3, generator=generator)
     np.random.seed(7)  # noqa: NPY002 (for parts of others that draw from the global stream)
-    second, _, again = ask_tests(made, phase, method, evaluator)
+    second, _, again = ask_tests(made, phase, evaluator)
     assert first.keys() == second.keys()
     np.testing.assert_equal(list(second.values()), list(first.values()))
     for name, value in per_user.items():

@@ -1,116 +1,145 @@
-"""Serve and judge a trained model: user vectors, rankings of a task, yardsticks, re-ranking and leakage."""
+"""Serve and judge a trained model: user vectors, rankings of a task, leakage."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator, Mapping
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
 
 from data.protocols.base import Task
-from data.sampling.histories import HistorySampler
 from data.structs import Group, Histories, History, Ranking, Split
-from fairness_utils import rerank_ranking, target_shares
-from model.evaluation.candidates import popularity_scores, random_scores, sample_candidates
-from model.evaluation.probes import leakage_auc, linear_erasure
-from model.evaluation.ranking import block_users_for, rank_catalogue
+from model.backbone import Backbone
+from model.evaluation.ranker import Ranker
+from model.evaluation.ranking import ScoreBlock
 from model.methods.base import Method
-from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.errors import in_blocks
-from model.runs.processes import ALONE, Processes
 from model.runs.streams import own_generators, torch_generator
 
 USER_BLOCK = 4096
-# float32 numbers handled at a time on a CPU: they stay in its cache, and the allocator hands the same memory out again
-# instead of asking the system for fresh pages
-CACHE_FLOATS = 1 << 22
 # a tile of users x items is at least this wide
 TILE_ITEMS = 1 << 8
+LEAKAGE = "model.evaluation.probes:leakage"
 
 
-class Evaluator:
+@dataclass
+class Encoded:
+    """Users and items as the weights of a moment encode them."""
+
+    # histories, the parts of users that were encoded one after the other, their vectors
+    users: list[tuple[Histories, list[np.ndarray], torch.Tensor]] = field(default_factory=list)
+    items: torch.Tensor | None = None
+
+    def of(self, histories: Histories, parts: list[np.ndarray]) -> torch.Tensor | None:
+        """Find the vectors of the users of `parts`, in this order."""
+        for known, users, vectors in self.users:
+            same = known is histories and len(users) == len(parts)
+            if same and all(np.array_equal(*pair) for pair in zip(users, parts, strict=True)):
+                return vectors
+        return None
+
+
+class Evaluator(Ranker):
     """Ranks tasks with the current weights; the same weights always give the same numbers.
 
-    Of many `processes` each ranks a part of the users; the whole ranking is the first's, the others have None. Vectors
-    of users and items are made whole everywhere, so that draws are those of one process.
+    Vectors of users and items are made whole in every process, so that draws are those of one process.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        method: Method,
-        config: Config,
-        seeds: Mapping[str, int],
-        device: torch.device,
-        processes: Processes = ALONE,
-    ):
-        self.backbone, self.method, self.config, self.seeds, self.device = backbone, method, config, seeds, device
-        self.processes = processes
-        self._samplers: dict[int, tuple[Histories, HistorySampler]] = {}
+    def __init__(self, backbone: Backbone, method: Method, environment: Environment):
+        super().__init__(environment, backbone.num_items)
+        self.backbone, self.method = backbone, method
+        self._kept: Encoded | None = None
 
-    def _sampler(self, histories: Histories, split: Split) -> HistorySampler:
-        if id(histories) not in self._samplers:
-            sampler = HistorySampler(
-                histories,
-                self.method.history_weights(histories, split),
-                self.config.sample_size,
-                self.device,
-                with_replacement=self.config.upstream_compat,
-            )
-            self._samplers[id(histories)] = (histories, sampler)
-        return self._samplers[id(histories)][1]
+    def controls(self) -> tuple[str, ...]:
+        """The method's."""
+        return self.method.controls()
+
+    @contextlib.contextmanager
+    def encoded_once(self) -> Iterator[None]:
+        """Within this context, while the weights stay, encode every user and item once for all tasks and controls."""
+        self._kept = Encoded()
+        try:
+            yield
+        finally:
+            self._kept = None
 
     @torch.no_grad()
     def represent(self, users: np.ndarray, histories: Histories, split: Split, control: str = "") -> torch.Tensor:
-        """User vectors `[T, D]` as served, averaged over `--eval_history_draws` histories of each of `users [T]`.
+        """Give user vectors `[T, D]` as served, averaged over `--eval_history_draws` histories of each of `users [T]`.
 
         The draws have a generator of their own that starts afresh each time (Decision 6).
         """
         with self._serving():
-            return self._represent(self.backbone.prepare(), users, histories, split, control)
+            vectors = self._encode([users], histories, split, with_items=False).of(histories, [users])
+            return self._transform(vectors, users, control)
 
     @contextlib.contextmanager
     def _serving(self) -> Iterator[None]:
-        """Evaluation mode; a network's own random streams start afresh, and later go on where they were."""
-        generators = own_generators(self.backbone).values()
-        states = [generator.get_state() for generator in generators]
-        for generator in generators:
-            generator.manual_seed(self.seeds["evaluation"])
-        self.backbone.eval()
+        """Evaluation mode, after which every module is in the mode it was in; a network's own random streams start
+        afresh, and later go on where they were."""
+        networks = [self.backbone, *self.method.networks().values()]
+        modes = [(module, module.training) for network in networks for module in network.modules()]
+        states = [(generator, generator.get_state()) for generator in own_generators(self.backbone).values()]
+        for generator, _ in states:
+            generator.manual_seed(self.environment.seeds["evaluation"])
+        for network in networks:
+            network.eval()
         try:
             yield
         finally:
-            self.backbone.train()
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
+            for module, mode in modes:
+                module.training = mode
+            self._put_back(states)
 
-    def _represent(self, context, users, histories: Histories, split: Split, control: str) -> torch.Tensor:
-        generator = torch_generator(self.seeds["evaluation"], self.device)
-        reads = self.backbone.history_kind is not None
-        draws = self.config.eval_history_draws if reads else 1
-        rows = torch.from_numpy(users).to(self.device)
+    @staticmethod
+    def _put_back(states: list[tuple[torch.Generator, torch.Tensor]]) -> None:
+        for generator, state in states:
+            generator.set_state(state)
+
+    def _encode(self, parts: list[np.ndarray], histories: Histories, split: Split, with_items: bool) -> Encoded:
+        """Encode the users of `parts`, and all items where `with_items`, unless that is done already."""
+        encoded = Encoded() if self._kept is None else self._kept
+        vectors = encoded.of(histories, parts)
+        with_items = with_items and encoded.items is None
+        if vectors is None or with_items:
+            context = self.backbone.prepare()
+            if vectors is None:
+                vectors = torch.cat([self._encode_users(context, part, histories, split) for part in parts])
+                encoded.users.append((histories, parts, vectors))
+            if with_items:
+                everything = torch.arange(self.num_items, device=self.environment.device)
+                encoded.items = self.backbone.encode_items(context, everything)
+        return encoded
+
+    def _encode_users(self, context, users: np.ndarray, histories: Histories, split: Split) -> torch.Tensor:
+        """Vectors `[T, D]` of `users [T]`, averaged over the draws of their histories."""
+        device = self.environment.device
+        generator = torch_generator(self.environment.seeds["evaluation"], device)
+        source = self.method.histories.of(histories, split)
+        draws = 1 if source is None else self.config.eval_history_draws
+        rows = torch.from_numpy(users).to(device)
         total = None
         for _ in range(draws):
             blocks = []
             for block in rows.split(USER_BLOCK):
-                history = self._sampler(histories, split).sample(block, None, generator) if reads else None
-                blocks += self._encode(context, block, history, control)
-            vectors = torch.cat(blocks)
+                history = None if source is None else source.sample(block, None, generator)
+                blocks += self._encode_block(context, block, history)
+            vectors = torch.cat(blocks)  # [T, D]
             total = vectors if total is None else total + vectors
         return total / draws
 
-    def _encode(self, context, users: torch.Tensor, history: History | None, control: str) -> list[torch.Tensor]:
+    def _encode_block(self, context, users: torch.Tensor, history: History | None) -> list[torch.Tensor]:
         """Vectors of `users [b]` in parts that fit in memory."""
         parts = []
 
         def encode(rows: range) -> None:
             own = slice(rows.start, rows.stop)
             past = None if history is None else History(history.items[own], history.mask[own])
-            vectors = self.backbone.encode_users(context, users[own], past)
-            parts.append(self.method.transform_users(vectors, users[own], control))
+            parts.append(self.backbone.encode_users(context, users[own], past))
 
         # noise that a network draws itself would be another in parts
         if own_generators(self.backbone):
@@ -119,22 +148,29 @@ class Evaluator:
             in_blocks(encode, len(users), len(users), "encoding users", lambda count: None)
         return parts
 
-    def _floats_at_a_time(self) -> float:
-        """Numbers that the scorer may keep, and as many again the ranking: each has half of `--eval_block_mb`."""
-        budget = self.config.eval_block_mb * 2**20 / (2 * 4)
-        return min(budget, CACHE_FLOATS) if self.device.type == "cpu" else budget
+    def _transform(self, vectors: torch.Tensor, users: np.ndarray, control: str) -> torch.Tensor:
+        """The vectors `[T, D]` of `users [T]` as the method serves them under `control`."""
+        rows, parts = torch.from_numpy(users).to(self.environment.device), []
 
-    def _score_block(self, users: np.ndarray, vectors: torch.Tensor, items: torch.Tensor):
+        def transform(block: range) -> None:
+            own = slice(block.start, block.stop)
+            parts.append(self.method.transform_users(vectors[own], rows[own], control))
+
+        in_blocks(transform, len(rows), USER_BLOCK, "transforming users", lambda count: None)
+        return torch.cat(parts)
+
+    def _score_block(self, users: np.ndarray, vectors: torch.Tensor, items: torch.Tensor) -> ScoreBlock:
+        device = self.environment.device
         position = np.full(int(users.max(initial=0)) + 1, -1)
         position[users] = np.arange(len(users))
         pairs = max(1, int(self._floats_at_a_time() // self.backbone.floats_per_pair))
 
         @torch.no_grad()
         def score(block: np.ndarray) -> torch.Tensor:
-            rows = vectors[torch.from_numpy(position[block]).to(self.device)]
+            rows = vectors[torch.from_numpy(position[block]).to(device)]  # [b, D]
             height = max(1, min(len(rows), pairs // min(TILE_ITEMS, len(items))))
             width = max(1, pairs // height)
-            scores = rows.new_empty((len(block), len(items)))
+            scores = rows.new_empty((len(block), len(items)))  # [b, I]
             for top in range(0, len(rows), height):
                 for left in range(0, len(items), width):
                     scores[top : top + height, left : left + width] = self.backbone.score_catalogue(
@@ -143,37 +179,6 @@ class Evaluator:
             return scores
 
         return score
-
-    def _rank(self, score, users, task: Task, top: int, progress: str | None) -> Ranking | None:
-        processes = self.processes
-        progress = progress if processes.first else None
-        if task.candidates is None:
-            own = np.array_split(users, processes.world)[processes.rank]
-            return processes.gather(self._rank_alone(score, own, task, top, progress))
-        # candidates are drawn user after user: a part of the users would get others
-        return self._rank_alone(score, users, task, top, progress) if processes.first else None
-
-    def _rank_alone(self, score, users, task: Task, top: int, progress: str | None) -> Ranking:
-        relevant = task.relevant.take(users)
-        candidates = None
-        if task.candidates is not None:
-            rng = np.random.default_rng(self.seeds["evaluation"])
-
-            def candidates(rows: np.ndarray):
-                block = users[rows]
-                return sample_candidates(
-                    block, relevant.take(rows), task.excluded, self.num_items, task.candidates, rng
-                )
-
-        block_users = block_users_for(self.num_items, 4 * self._floats_at_a_time() / 2**20)
-        return rank_catalogue(
-            score, users, relevant, task.excluded, self.num_items, top, block_users, candidates, progress
-        )
-
-    @property
-    def num_items(self) -> int:
-        """Size of the catalogue."""
-        return self.backbone.num_items
 
     @torch.no_grad()
     def rank(
@@ -188,75 +193,35 @@ class Evaluator:
     ) -> Ranking | None:
         """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each.
 
-        Whom it asks about gets the same histories, and so the same list, whoever else is ranked.
+        Users whom the task asks about get the same list whichever others are ranked beside them.
         """
         asked = np.flatnonzero(task.relevant.lengths > 0)
         users = asked if users is None else users
         if not len(users):
             raise ValueError(f"the {task.name} task asks about no user; the split has no item for it")
+        # histories are drawn for all users of a part together: some of them alone would get other ones
+        others = np.setdiff1d(np.arange(split.num_users), asked)
+        parts = [part for part in (asked, others) if np.isin(users, part).any()]
         with self._serving():
-            context = self.backbone.prepare()
-            # draws belong to everybody who is asked about, and to all others: some alone would get other ones
-            others = np.setdiff1d(np.arange(split.num_users), asked)
-            parts = [part for part in (asked, others) if np.isin(users, part).any()]
-            vectors = torch.cat([self._represent(context, part, histories, split, control) for part in parts])
+            encoded = self._encode(parts, histories, split, with_items=True)
             order = np.concatenate(parts)
+            vectors = self._transform(encoded.of(histories, parts), order, control)
             if not np.array_equal(order, users):
                 place = np.argsort(order)[np.searchsorted(np.sort(order), users)]
-                vectors = vectors[torch.from_numpy(place).to(self.device)]
-            items = self.backbone.encode_items(context, torch.arange(self.num_items, device=self.device))
-            # the items' features, several times their vectors, are done with
-            del context
-            return self._rank(self._score_block(users, vectors, items), users, task, top, progress)
+                vectors = vectors[torch.from_numpy(place).to(self.environment.device)]
+            score = self._score_block(users, vectors, encoded.items)
+            return self.rank_scores(score, users, task, top, progress)
 
-    def yardsticks(self, task: Task, split: Split, top: int) -> dict[str, Ranking | None]:
-        """The same task ranked by train popularity and at random."""
-        users = np.flatnonzero(task.relevant.lengths > 0)
-        scores = {
-            "popular": popularity_scores(split.degree),
-            "random": random_scores(self.num_items, self.seeds["evaluation"]),
-        }
-        return {name: self._rank(score, users, task, top, None) for name, score in scores.items()}
-
-    def alone(self) -> Evaluator:
-        """The same in this process alone, whatever the others do."""
-        evaluator = copy.copy(self)
-        evaluator.processes = ALONE
-        return evaluator
-
-    def target(self, split: Split) -> np.ndarray:
-        """Exposure that each popularity group is due by `--rerank_target`: `[G]`."""
-        degree = split.degree if self.config.rerank_target == "train" else None
-        return target_shares(split.item_groups["popularity"], degree)
-
-    def rerank(
-        self, ranking: Ranking, split: Split, alpha: float | None = None, floor: float | None = None
-    ) -> tuple[Ranking, int]:
-        """Re-rank by exposure (design section 6) at the primary K; also count users whose floor is out of reach.
-
-        `alpha` and `floor` are those of the settings unless given.
-        """
-        config = self.config
-        alpha = config.rerank_alpha if alpha is None else alpha
-        floor = config.exposure_floor if floor is None else floor
-        pool = min(config.rerank_pool, ranking.topk.shape[1])
-        reranked, infeasible = rerank_ranking(
-            ranking, split.item_groups["popularity"], alpha, floor, config.eval_k[0], self.target(split), pool
-        )
-        return reranked, int(infeasible.sum())
-
-    def leakage(self, split: Split, groups: Mapping[str, Group], held_out: np.ndarray, control: str = ""):
-        """AUC of fresh probes on the held-out users' served vectors, per attribute: keys `leakage_auc/gender` etc.
-
-        `leakage_auc_erased/...` is the same after closed-form linear erasure of the attribute: a yardstick of what can
-        be had without training.
-        """
-        vectors = self.represent(np.arange(split.num_users), split.test_histories, split, control).cpu().numpy()
-        results, seed = {}, self.seeds["probe"] % 2**32
-        for name, group in groups.items():
-            probe = leakage_auc(vectors, group.codes, held_out, seed)
-            results[f"leakage_auc/{name}"] = probe.pop("auc")
-            results |= {f"leakage_auc_{kind}/{name}": value for kind, value in probe.items()}
-            erased = linear_erasure(vectors, group.codes, ~held_out)
-            results[f"leakage_auc_erased/{name}"] = leakage_auc(erased, group.codes, held_out, seed)["auc"]
-        return results
+    def leakage(
+        self,
+        split: Split,
+        groups: Mapping[str, Group],
+        held_out: np.ndarray,
+        control: str = "",
+        probe: Callable[..., dict[str, float]] | str = LEAKAGE,
+    ) -> dict[str, float]:
+        """Give what `probe` (a function or its "module:name") reads of `groups` in the served vectors of all users."""
+        users = np.arange(split.num_users)
+        vectors = self.represent(users, split.test_histories, split, control).cpu().numpy()
+        probe = pkgutil.resolve_name(probe) if isinstance(probe, str) else probe
+        return probe(vectors, groups, held_out, self.environment.seeds["probe"] % 2**32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -10,6 +12,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
+
+from data.structs import Group
 
 HIDDEN_WIDTH = 64
 VALIDATION_FRACTION = 0.1
@@ -35,6 +39,22 @@ def held_out_users(codes: np.ndarray, fraction: float = 0.2, seed: int | np.rand
     held_out = np.zeros(len(codes), dtype=bool)
     held_out[order] = np.arange(len(order)) - first[codes[order]] < quota[codes[order]]
     return held_out
+
+
+def leakage(vectors: np.ndarray, groups: Mapping[str, Group], held_out: np.ndarray, seed: int) -> dict[str, float]:
+    """Measure what fresh attackers read of every attribute in `vectors [U, D]`: AUC on the users of `held_out [U]`.
+
+    Keys are `leakage_auc/gender` (the strongest attacker), `leakage_auc_linear/gender` and so on for each attacker, and
+    `leakage_auc_erased/gender` after closed-form linear erasure of the attribute, which needs no training.
+    """
+    results = {}
+    for name, group in groups.items():
+        found = leakage_auc(vectors, group.codes, held_out, seed)
+        results[f"leakage_auc/{name}"] = found.pop("auc")
+        results |= {f"leakage_auc_{kind}/{name}": value for kind, value in found.items()}
+        erased = linear_erasure(vectors, group.codes, ~held_out)
+        results[f"leakage_auc_erased/{name}"] = leakage_auc(erased, group.codes, held_out, seed)["auc"]
+    return results
 
 
 def leakage_auc(

@@ -1,4 +1,4 @@
-"""What a fairness method is; as it stands, the unfair baseline `none`."""
+"""What a fairness method is: the interface, and plain training by gradient steps."""
 
 from __future__ import annotations
 
@@ -12,28 +12,23 @@ from torch import nn
 
 from data.options import parse_options
 from data.protocols.base import Phase
-from data.structs import Batch, Group, Histories, History, HistoryWeights, Split
+from data.structs import Batch, Histories, History, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
 from model import BACKBONES, LOSSES
+from model.methods.histories import HistorySources
 from model.methods.optimisers import make_optimisers
+from model.methods.stateful import Stateful, put_state, state_of
 from model.runs.config import Config
-from model.runs.processes import ALONE, Processes
-from model.slim import Fit
+from model.runs.environment import Environment
 
 Update = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What a method may know beside its backbone: settings, user groups, probe users to spare, seeds, device, and
-    which of the processes that train together this is."""
-
-    config: Config
-    user_groups: dict[str, Group]
-    held_out: np.ndarray
-    seeds: dict[str, int]
-    device: torch.device
-    processes: Processes = ALONE
+# settings that FA-BUHS alone reads
+ADVERSARIES_ALONE = frozenset(
+    {
+        "adversarial_lambda_item", "adversarial_lambda_user", "adversarial_ramp", "adversary_input",
+        "fairness_sampling", "fairness_weight", "item_adversary",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,19 +64,31 @@ class Schedule:
 
 
 class Method:
-    """How a backbone is trained. This class trains it plainly (`--fairness_method=none`); others override a part."""
+    """How a backbone is trained to be fair. This class trains it plainly by gradient steps; others override a part.
+
+    The order of calls: `begin_phase` once per phase; then for each of `stages` `begin_stage` once, and for each epoch
+    of its `schedule` `begin_epoch`, and for each of its `passes` `train_step` per batch. A run that goes on calls
+    `begin_phase`, loads the saved state, and then calls `begin_stage` and `begin_epoch` of where it stopped.
+    """
 
     @dataclass(frozen=True)
     class Options:
         """Settings of this method, set by repeated `--method_option=name=value`."""
 
     Options: ClassVar[type]
-    # trains a backbone that is fitted at once
+    # also trains a backbone that is fitted at once
     fits_at_once: ClassVar[bool] = False
+    # trains the backbone plainly in a stage "backbone" of its own, before the stage "method"
+    two_stages: ClassVar[bool] = False
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """Name the settings that this method does not read under `config`."""
+        return ADVERSARIES_ALONE if cls.two_stages else ADVERSARIES_ALONE | {"backbone_checkpoint"}
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
-        """Why this method does not work with the backbone, protocol and other settings of `config`; None: it does.
+        """Say why this method does not work with the backbone, protocol and other settings of `config` (None: it does).
 
         The reason stands behind "--fairness_method=... on --backbone=... with --protocol=...: ".
         """
@@ -89,17 +96,12 @@ class Method:
             return "it trains by gradient steps, and this backbone is fitted at once"
         return None
 
-    @classmethod
-    def unread(cls, config: Config) -> frozenset[str]:
-        """Name the settings that this method does not read under `config`, beside those that ask for it by name."""
-        return frozenset()
-
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
+        self.histories = HistorySources(self)
         self.loss = LOSSES[self.config.loss]
         self.options = parse_options(self.Options, self.config.method_option)
-        self.fits = backbone.fitted
-        self.optimisers = make_optimisers(backbone, self.config.lr)
+        self.optimisers = make_optimisers(backbone, self.config.lr, self.config.weight_decay)
         if len(self.optimisers) > 1 and environment.processes.world > 1:
             raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")
 
@@ -107,41 +109,42 @@ class Method:
         """Get ready for a phase of at most `total_steps` steps; weights and optimisers persist from phase to phase."""
 
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages of training, in order."""
-        return ("method",)
+        """Name the stages of training, in order."""
+        return ("backbone", "method") if self.two_stages else ("method",)
 
     def schedule(self, stage: str, phase: Phase) -> Schedule:
-        """How long `stage` trains and in which batches; by default as `phase` and `--batch_size` say, one fit once."""
-        if self.fits:
-            return Schedule(self.config.batch_size, 1, 1, phase.patience)
+        """Say how long `stage` trains and in which batches: by default as `phase` and `--batch_size` say."""
         return Schedule(self.config.batch_size, phase.epochs, phase.every, phase.patience)
+
+    def begin_stage(self, stage: str) -> None:
+        """Get ready for `stage`: called once when it begins, and again where a run goes on within it.
+
+        By then the saved state is loaded, from which a method knows what is done already. The backbone is not frozen
+        unless a method freezes it here.
+        """
+        self.backbone.thaw()
+
+    def freeze_backbone(self) -> None:
+        """Take gradients and training mode away from the backbone until the next stage begins."""
+        self.backbone.freeze()
 
     def begin_epoch(self, stage: str, epoch: int) -> None:
         """Get ready for an epoch (from 1) of `stage`; called again where a run goes on within it."""
-        if self.fits:
-            found = self.fit()
-            if self.environment.processes.first:
-                print(
-                    f"fitted in {found.iterations} iterations: objective {found.objective:.1f}, relative residual "
-                    f"{found.residual:.1e}",
-                    flush=True,
-                )
 
-    def fit(self) -> Fit:
-        """Fit a backbone that is not trained by gradient steps, anew each time."""
-        return self.backbone.fit(progress=self.environment.processes.first)
-
-    def passes(self, stage: str) -> tuple[str, ...]:
-        """Names of the passes over the data that make an epoch of `stage`; none where `begin_epoch` does all of it."""
-        return () if self.fits else ("train",)
+    def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
+        """Name the passes over the data that make `epoch` (from 1) of `stage`."""
+        return ("train",)
 
     def history_weights(self, histories: Histories, split: Split) -> HistoryWeights:
-        """How `histories` are drawn: here BUHS's tail-biased distribution (RecSys 2024)."""
+        """Weigh the items of `histories`, where the backbone reads weighted samples of them.
+
+        Here by BUHS's tail-biased distribution (RecSys 2024).
+        """
         weights = catalogue_log_weights(histories, split.degree, self.config.sampling_softmax_temp)
         return HistoryWeights(np.zeros(1), weights[None])
 
     def own_rows(self, batch: Batch) -> Batch:
-        """This process's rows of the global `batch`; where there are none, one that `ranking_loss` weighs 0."""
+        """Give this process's rows of the global `batch`; where it has none, one row that `ranking_loss` weighs 0."""
         processes, rows = self.environment.processes, len(batch.users)
         if processes.world == 1:
             return batch
@@ -150,18 +153,19 @@ class Method:
         if history is not None:
             # a history per row, or one for each of its items
             history = History(*(part.unflatten(0, (rows, -1))[own].flatten(0, 1) for part in vars(history).values()))
-        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history)
+        rows_own = None if batch.rows is None else batch.rows[own]
+        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history, rows_own)
 
     def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """`--loss` of the global `batch`: the share of this process's `scores`, so that processes add up to it."""
+        """Compute this process's share of `--loss` of the global `batch`, from its `scores`: shares add up."""
         return self.loss(scores) * self.share(batch)
 
-    def batch_loss(self, forward: Forward, batch: Batch) -> torch.Tensor:
-        """`ranking_loss` and `penalty`, this process's share of both."""
-        return self.ranking_loss(forward.scores, batch) + self.penalty(forward, batch)
+    def batch_loss(self, forward: Forward, batch: Batch, stage: str) -> torch.Tensor:
+        """Add `ranking_loss` and `penalty`, this process's share of both."""
+        return self.ranking_loss(forward.scores, batch) + self.penalty(forward, batch, stage)
 
-    def penalty(self, forward: Forward, batch: Batch) -> torch.Tensor | float:
-        """`--l2` times the mean squared norm of the vectors of a row of the global `batch`, this process's share."""
+    def penalty(self, forward: Forward, batch: Batch, stage: str) -> torch.Tensor | float:
+        """Compute `--l2` times the mean squared norm of a row's vectors in `stage`: this process's share of it."""
         if not self.config.l2:
             return 0.0
         own = self.own_rows(batch)
@@ -169,7 +173,7 @@ class Method:
         return self.config.l2 * norms.mean() * self.share(batch)
 
     def share(self, batch: Batch) -> float:
-        """How much of the global batch is this process's."""
+        """Give the fraction of the global batch's rows that are this process's."""
         return len(self.environment.processes.own(len(batch.users))) / len(batch.users)
 
     def forward(self, batch: Batch, apart: bool = False) -> Forward:
@@ -195,23 +199,22 @@ class Method:
 
         Losses and values are this process's share: they add up over processes, as `update` adds gradients up.
         """
-        loss = self.batch_loss(self.forward(self.own_rows(batch)), batch)
+        loss = self.batch_loss(self.forward(self.own_rows(batch)), batch, stage)
         update(loss, *self.optimisers)
         return {"loss": loss.detach()}
 
     def controls(self) -> tuple[str, ...]:
-        """Fairness settings that can be chosen after training; one neutral setting by default.
+        """Name the fairness settings that can be chosen after training; one neutral setting by default.
 
-        Names of several are parts of keys, so without a slash or @; the first is what `--mode=recommend` serves unless
-        told otherwise, and what pictures show.
+        Names of several are parts of result keys, so they hold no slash and no @. `--mode=recommend` serves the first
+        one unless told otherwise, and pictures show it.
         """
         return ("",)
 
     def selection_controls(self, stage: str) -> tuple[str, ...]:
-        """Those of `controls` under which validation of `stage` is asked; the selecting metric is their mean.
+        """Name those of `controls` under which `stage` is validated; the metric that selects an epoch is their mean.
 
-        Where one stage trains the backbone alone, this names a control under which `transform_users` leaves its vectors
-        as they are.
+        A stage that trains the backbone alone needs a control under which `transform_users` changes nothing.
         """
         return self.controls()[:1]
 
@@ -219,20 +222,34 @@ class Method:
         """Change served user vectors `[B, D]` of `users [B]` under `control` (identity by default)."""
         return user
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors beyond the backbone's that serving needs (none by default)."""
+    def networks(self) -> dict[str, nn.Module]:
+        """Name the method's own networks that serving needs, beside the backbone (none by default).
+
+        Checkpoints hold their weights, and they are in evaluation mode while users are served.
+        """
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what serving needs beyond the backbone: the weights of `networks`."""
+        return {name: network.state_dict() for name, network in self.networks().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        if state:
-            raise ValueError(f"checkpoint holds {sorted(state)}, which this method does not know")
+        networks = self.networks()
+        if state.keys() != networks.keys():
+            raise ValueError(f"checkpoint holds {sorted(state)}, and this method has {sorted(networks)}")
+        for name, network in networks.items():
+            network.load_state_dict(state[name])
+
+    def stateful(self) -> dict[str, Stateful]:
+        """Name what resuming needs beside the backbone and `networks`: optimisers, random streams, tensors."""
+        return {f"optimiser {place}": optimiser for place, optimiser in enumerate(self.optimisers)}
 
     def training_state(self) -> dict[str, Any]:
-        """What resuming needs beside the backbone and `state_dict`: tensors and plain values (here the optimisers')."""
-        return {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
+        """Give the state of all `stateful` parts; a method adds plain values of its own."""
+        return {name: state_of(part) for name, part in self.stateful().items()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Take back what `training_state` gave, after `begin_phase`."""
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        for name, part in self.stateful().items():
+            put_state(part, state[name])

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from data.options import check_options
 from data.structs import Group
 from model import BACKBONES
-from model.methods.base import Environment, Method
+from model.methods.fitted import Fitted
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.slim import Fit, Penalties
 
 
@@ -27,7 +28,7 @@ def group_signs(group: Group) -> torch.Tensor:
     return (members - known[:, None] / groups) * math.sqrt(groups / (groups - 1))
 
 
-class BNSLIM(Method):
+class BNSLIM(Fitted):
     """SLIM over users whose weights on neighbours of each group are drawn together (Decision 31)."""
 
     @dataclass(frozen=True)
@@ -46,11 +47,9 @@ class BNSLIM(Method):
                 ("iterations", self.iterations >= 1, "1 or more"),
             )
 
-    fits_at_once = True
-
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
-        """Backbones without neighbours."""
+        """Refuse backbones without neighbours."""
         return None if BACKBONES[config.backbone].fitted else "it balances neighbours, which only slim has"
 
     def __init__(self, backbone: nn.Module, environment: Environment):

@@ -15,12 +15,16 @@ from data.protocols.base import Phase
 from data.structs import Batch, Histories, HistoryWeights, Split
 from fairness_utils import (
     ConditionalAdversary,
+    SolvedDiscriminator,
     class_label_weights,
     fairness_history_weights,
     ramp,
     smoothing_share,
 )
-from model.methods.base import Environment, Forward, Method, Update
+from model.methods.base import ADVERSARIES_ALONE, Forward, Method, Update
+from model.methods.stateful import Stateful
+from model.runs.config import Config
+from model.runs.environment import Environment
 
 
 class AdversaryRows(NamedTuple):
@@ -65,6 +69,11 @@ class FABUHS(Method):
                 ("smoothing", 0 < self.smoothing < np.inf, "a positive number"),
             )
 
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Method`, but for its own."""
+        return super().unread(config) - ADVERSARIES_ALONE
+
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
         self.group = environment.user_groups[self.config.attribute]
@@ -77,7 +86,8 @@ class FABUHS(Method):
         split, device = phase.split, self.environment.device
         popularity = split.item_groups["popularity"]
         self.item_target = torch.from_numpy(popularity.codes).to(device)
-        user_seed, item_seed = np.random.SeedSequence(self.environment.seeds["adversary"]).generate_state(2).tolist()
+        seed = self.environment.phase_seeds(phase.number)["adversary"]
+        user_seed, item_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
         # rows come by interaction; every user counts the same, as for whoever reads the served vectors
         interactions = split.train.lengths
         self.user_weight = torch.from_numpy(np.float32(interactions.mean() / interactions.clip(min=1))).to(device)
@@ -93,6 +103,7 @@ class FABUHS(Method):
         inputs = width * (2 if self.config.adversary_input == "pair" else 1)
         widths = self.options.discriminator_widths
         user_weights, item_weights = class_label_weights(user_counts), class_label_weights(item_counts)
+        self.solved_discriminator = SolvedDiscriminator(user_weights).to(device)
         self.user_adversary = ConditionalAdversary(inputs, user_weights, widths, user_seed).to(device)
         self.item_adversary = ConditionalAdversary(width, item_weights, widths, item_seed).to(device)
         parameters = [*self.user_adversary.parameters(), *self.item_adversary.parameters()]
@@ -149,7 +160,7 @@ class FABUHS(Method):
                 user_loss, item_loss = self._adversarial_losses(rows, start, min(start + size, count), 0.0, 0.0)
                 update(user_loss + item_loss, self.discriminator_optimiser)
         user_loss, item_loss = self._adversarial_losses(rows, 0, count, user_scale, item_scale)
-        loss = self.batch_loss(forward, batch)
+        loss = self.batch_loss(forward, batch, stage)
         total = loss + user_loss + item_loss
         if user_scale and options.solved_discriminator:
             total = total + self._solved_loss(rows, user_scale)
@@ -164,24 +175,23 @@ class FABUHS(Method):
             "adversary/item": item_loss.detach() / discriminators,
         }
 
-    def _adversarial_parts(self) -> dict[str, Any]:
-        return {
+    def stateful(self) -> dict[str, Stateful]:
+        """Add the adversaries and their optimiser."""
+        own = {
             "user_adversary": self.user_adversary,
             "item_adversary": self.item_adversary,
             "discriminator_optimiser": self.discriminator_optimiser,
         }
+        return super().stateful() | own
 
     def training_state(self) -> dict[str, Any]:
-        """Add the adversaries, their optimiser and the step, which times their re-initialisation and the ramp."""
-        parts = {name: part.state_dict() for name, part in self._adversarial_parts().items()}
-        return {**super().training_state(), **parts, "step": self.step}
+        """Add the step, which times the ramp and the re-initialisations."""
+        return super().training_state() | {"step": self.step}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `training_state` gave."""
+        """As in `Method`."""
         super().load_training_state(state)
         self.step = state["step"]
-        for name, part in self._adversarial_parts().items():
-            part.load_state_dict(state[name])
 
     def _reinitialise(self, turn: int) -> None:
         for adversary in (self.user_adversary, self.item_adversary):
@@ -235,10 +245,10 @@ class FABUHS(Method):
 
     def _solved_loss(self, rows: AdversaryRows, scale: float) -> torch.Tensor:
         """Solve the linear discriminator on all processes' rows; give its loss on this process's."""
-        adversary = self.user_adversary
-        mass = adversary.mass(rows.label, rows.user_target, rows.user_weight)
+        discriminator = self.solved_discriminator
+        mass = discriminator.mass(rows.label, rows.user_target, rows.user_weight)
         # where a process has no row of the batch, it has one vector that stands for none
         label, target, weight = (self._held(part) for part in (rows.label, rows.user_target, rows.user_weight))
         user = rows.user[: len(label)]
-        solution = adversary.solve(user, label, target, weight, self.environment.processes.sum)
-        return adversary.solved_loss(user, label, target, scale, solution, mass, weight)
+        solution = discriminator.solve(user, label, target, weight, self.environment.processes.sum)
+        return discriminator.loss(user, label, target, scale, solution, mass, weight)

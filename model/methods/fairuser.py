@@ -18,9 +18,11 @@ from data.sampling.negatives import NegativeSampler
 from data.structs import Batch, Group, Histories, ItemLists, Split
 from model import BACKBONES
 from model.factorisation import INITIAL_STD, Tables
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Method, Update
 from model.methods.optimisers import make_optimisers
+from model.methods.stateful import Stateful
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.streams import torch_generator
 
 MOST_NUMBERS = 100_000_000  # of antidote users x items, of which a few arrays are held
@@ -121,6 +123,8 @@ class FairUser(Method):
     They are never ranked: they have a table of their own and reach real users through the items alone (Decision 32).
     """
 
+    two_stages = True
+
     @dataclass(frozen=True)
     class Options:
         """`users` as a share of the real ones, each with `interactions` positives (0: as many as real users have on
@@ -142,7 +146,7 @@ class FairUser(Method):
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
-        """Backbones that are no matrix factorisation."""
+        """Refuse backbones that are no matrix factorisation."""
         if BACKBONES[config.backbone].free_vectors:
             return None
         known = ", ".join(name for name in BACKBONES if BACKBONES[name].free_vectors)
@@ -168,19 +172,21 @@ class FairUser(Method):
         self.initial = copy.deepcopy(backbone.state_dict())
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
-        """Make a fresh table of antidote users, whose data are found later."""
+        """Make a fresh table of antidote users, whose data are found when the second stage begins."""
         device = self.environment.device
         self.split = phase.split
-        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        self.generator = torch_generator(self.environment.phase_seeds(phase.number)["noise"], device)
         table = torch.randn((self.count, self.backbone.vector_width), generator=self.generator, device=device)
         self.antidote = nn.Parameter(table * INITIAL_STD)
-        self.antidote_optimiser = torch.optim.Adam([self.antidote], lr=self.config.lr, fused=True)
+        self.antidote_optimiser = torch.optim.Adam(
+            [self.antidote], lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
+        )
         interactions = self.options.interactions or round(len(self.split.train.item) / self.split.num_users)
         self.interactions = min(max(1, interactions), self.backbone.num_items)
         self._take(torch.zeros((0, self.interactions), dtype=torch.int64))
 
     def _take(self, positives: torch.Tensor) -> None:
-        """Let `positives [A, n]` be the antidote users' data; without any there are none yet."""
+        """Take `positives [A, n]` as the antidote users' data; [0, n] means that they are not found yet."""
         self.positives = positives.to(self.environment.device)
         if len(positives):
             indptr = np.arange(len(positives) + 1, dtype=np.int64) * self.interactions
@@ -188,17 +194,15 @@ class FairUser(Method):
             negatives = self.config.num_negatives + self.config.in_batch_negatives
             self.negatives = NegativeSampler(known, self.backbone.num_items, negatives, 0, self.environment.device)
 
-    def stages(self) -> tuple[str, ...]:
-        """The plain recommender first, then the one with antidote users."""
-        return ("backbone", "method")
-
-    def begin_epoch(self, stage: str, epoch: int) -> None:
-        """Before the second stage find the antidote users, then put all weights back to where they began."""
+    def begin_stage(self, stage: str) -> None:
+        """When the second stage begins, find the antidote users and put all weights back to where they began."""
+        super().begin_stage(stage)
+        # a run that goes on within the stage has loaded its antidote users
         if stage != "method" or len(self.positives):
             return
         self._take(self._find())
         self.backbone.load_state_dict(self.initial)
-        self.optimisers = make_optimisers(self.backbone, self.config.lr)
+        self.optimisers = make_optimisers(self.backbone, self.config.lr, self.config.weight_decay)
 
     @torch.no_grad()
     def _find(self) -> torch.Tensor:
@@ -237,24 +241,19 @@ class FairUser(Method):
         users, positives = place // self.interactions, self.positives.flatten()[place]
         return users, torch.cat([positives[:, None], self.negatives.sample(users, positives, self.generator)], dim=1)
 
+    def stateful(self) -> dict[str, Stateful]:
+        """Add the antidote users' vectors, their optimiser and the random stream."""
+        own = {"antidote": self.antidote, "antidote optimiser": self.antidote_optimiser, "generator": self.generator}
+        return super().stateful() | own
+
     def training_state(self) -> dict[str, Any]:
-        """Add the antidote users: their data, vectors, optimiser and random stream."""
-        own = {
-            "positives": self.positives,
-            "antidote": self.antidote.detach(),
-            "antidote_optimiser": self.antidote_optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-        return {**super().training_state(), **own}
+        """Add the antidote users' data, empty until they are found."""
+        return super().training_state() | {"positives": self.positives}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `training_state` gave."""
+        """As in `Method`."""
         super().load_training_state(state)
         self._take(state["positives"])
-        with torch.no_grad():
-            self.antidote.copy_(state["antidote"])
-        self.antidote_optimiser.load_state_dict(state["antidote_optimiser"])
-        self.generator.set_state(state["generator"])
 
 
 def dense_rows(train: Histories, users: torch.Tensor, num_items: int) -> torch.Tensor:

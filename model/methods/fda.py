@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +14,11 @@ from torch.nn import functional as F
 from data.options import check_options, parse_options
 from data.protocols.base import Phase
 from data.structs import Batch
-from model.factorisation import BPRMF, INITIAL_STD
-from model.methods.base import Environment, Method, Update
+from model.factorisation import INITIAL_STD
+from model.methods.base import Method, Update
+from model.methods.stateful import Stateful
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.streams import torch_generator
 
 FORMS = ("paper", "code")
@@ -72,16 +73,16 @@ class FDA(Method):
             return self.epsilon or (0.5 if self.form == "paper" else float("inf"))
 
     @classmethod
-    def unsupported(cls, config: Config) -> str | None:
-        """Rows with a history for each of their items, and what has no gradient."""
-        reason = "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
-        return super().unsupported(config) or reason
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Method`, and `loss`: both of FDA's losses are fixed, and only warm-up epochs train on `--loss`."""
+        warms_up = parse_options(cls.Options, config.method_option).warmup_epochs > 0
+        return super().unread(config) | (frozenset() if warms_up else {"loss"})
 
     @classmethod
-    def unread(cls, config: Config) -> frozenset[str]:
-        """`--loss`: both passes have losses of their own, which only a warm-up goes without."""
-        warms_up = parse_options(cls.Options, config.method_option).warmup_epochs
-        return frozenset() if warms_up else frozenset({"loss"})
+    def unsupported(cls, config: Config) -> str | None:
+        """Refuse rows with a history for each of their items, and what has no gradient."""
+        reason = "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
+        return super().unsupported(config) or reason
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
@@ -99,27 +100,27 @@ class FDA(Method):
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Draw fresh noise, one row an item."""
         device = self.environment.device
-        self.generator = torch_generator(self.environment.seeds["noise"], device)
+        self.generator = torch_generator(self.environment.phase_seeds(phase.number)["noise"], device)
         noise = torch.randn(self.backbone.noise_shape, generator=self.generator, device=device) * INITIAL_STD
         self.noise = nn.Parameter(noise.clamp(-self.options.bound, self.options.bound))
         self.noise_optimiser = torch.optim.Adam([self.noise], lr=self.options.noise_lr, fused=True)
-        self.epoch = 0
 
-    def begin_epoch(self, stage: str, epoch: int) -> None:
-        """Know whether the warm-up is over."""
-        self.epoch = epoch
+    def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
+        """Name the noise's passes and the model's (noise first in the paper, model first in the code).
 
-    def passes(self, stage: str) -> tuple[str, ...]:
-        """The noise's passes and the model's: noise first in the paper, model first in the code."""
+        Warm-up epochs have passes that train the backbone plainly, as many as the model's, and none of the noise's.
+        """
+        if epoch <= self.options.warmup_epochs:
+            return ("plain",) * self.options.model_passes
         noise, model = ("noise",) * self.options.noise_passes, ("model",) * self.options.model_passes
         return noise + model if self.options.form == "paper" else model + noise
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
-        """One step of the noise with the model frozen, or of the model with the noise frozen."""
-        if self.epoch <= self.options.warmup_epochs:
-            return super().train_step(batch, stage, name, update) if name == "model" else {}
+        """Take one step of the noise with the model frozen, of the model with the noise frozen, or a plain one."""
+        if name == "plain":
+            return super().train_step(batch, stage, name, update)
         if name == "model":
-            loss = self._model_loss(batch)
+            loss = self._model_loss(batch, stage)
             update(loss, *self.optimisers)
             return {"loss": loss.detach()}
         with self._frozen_model():
@@ -142,8 +143,7 @@ class FDA(Method):
 
     def _noisy(self, noise: torch.Tensor, items: torch.Tensor) -> Any:
         """The step's context with noisy `items`; users' vectors are read from the clean one."""
-        if self.options.form == "code" and type(self.backbone) is BPRMF:
-            # the released BPR-MF clamps the item's vector, not the noise
+        if self.options.form == "code" and self.backbone.fda_code_clamps_items:
             item = self.backbone.item.weight
             noise = noise + item.clamp(-1, 1) - item
         return self.backbone.prepare(items.flatten(), noise)
@@ -153,18 +153,27 @@ class FDA(Method):
 
     # --- The paper's form ---
 
+    def _groups(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """List the rows of groups `codes [B]` by group, in the batch's order, unknown ones last.
+
+        Gives that order of rows [B], where each group begins in it [G] and how many rows it has [G], and for each row
+        the other groups [B, G - 1]. Shapes are fixed, so that the host never waits for the device.
+        """
+        known = codes >= 0
+        counts = torch.zeros(self.num_groups, dtype=torch.int64, device=codes.device)
+        counts.index_add_(0, codes.clamp(min=0), known.long())
+        order = torch.argsort(torch.where(known, codes, self.num_groups), stable=True)
+        shifts = torch.arange(1, self.num_groups, device=codes.device)
+        return order, counts.cumsum(0) - counts, counts, (codes[:, None].clamp(min=0) + shifts) % self.num_groups
+
     def _partners(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """For rows of groups `codes [B]` a random row of each other group: rows `[B, G - 1]`, and which there are.
+        """Draw a random row of each other group for rows of groups `codes [B]`: rows [B, G - 1], and which there are.
 
         A row of unknown group has none, and none has one of a group that the batch lacks.
         """
-        counts = torch.bincount(codes.clamp(min=0), weights=(codes >= 0).double(), minlength=self.num_groups)
-        order = torch.argsort(torch.where(codes >= 0, codes, self.num_groups), stable=True)
-        first = (counts.cumsum(0) - counts).long()
-        shifts = torch.arange(1, self.num_groups, device=codes.device)
-        other = (codes[:, None].clamp(min=0) + shifts) % self.num_groups
+        order, first, counts, other = self._groups(codes)
         draw = torch.rand(other.shape, generator=self.generator, device=codes.device)
-        place = first[other] + (draw * counts[other]).long()
+        place = first[other] + (draw * counts[other].double()).long()  # [B, G - 1]
         exists = (codes[:, None] >= 0) & (counts[other] > 0)
         return order[place.clamp(max=len(codes) - 1)], exists
 
@@ -193,20 +202,21 @@ class FDA(Method):
             return self._released_noise_loss(batch)
         forward, _, scores, exists = self._terms(batch, self.noise)
         rows, paired = _mean_where(self._hypotheses(forward.scores[:, None], scores), exists)
-        own, rows = self.codes[batch.users][paired], rows[paired]
-        totals = rows.new_zeros(self.num_groups).index_add_(0, own, rows)
-        return (totals / torch.bincount(own, minlength=self.num_groups).clamp(min=1)).sum()
+        own = self.codes[batch.users].clamp(min=0)
+        totals = rows.new_zeros(self.num_groups).index_add_(0, own, torch.where(paired, rows, 0))
+        counts = rows.new_zeros(self.num_groups).index_add_(0, own, paired.to(rows.dtype))
+        return (totals / counts.clamp(min=1)).sum()
 
-    def _model_loss(self, batch: Batch) -> torch.Tensor:
+    def _model_loss(self, batch: Batch, stage: str) -> torch.Tensor:
         """The outer problem: a masked item's fake takes the place of the row's own; without any this is BPR."""
         if self.options.form == "code":
-            return self._released_model_loss(batch)
+            return self._released_model_loss(batch, stage)
         forward, items, scores, exists = self._terms(batch, self.noise.detach())
         real = forward.scores[:, None]
         mixed = torch.where(self._mask()[items], scores, real)
         rows, paired = _mean_where(self._hypotheses(real, mixed), exists)
         plain = self._hypotheses(forward.scores, forward.scores)
-        return torch.where(paired, rows, plain).mean() + self.penalty(forward, batch)
+        return torch.where(paired, rows, plain).mean() + self.penalty(forward, batch, stage)
 
     def _mask(self) -> torch.Tensor:
         """Which items are fake in this step: a random `mask_ratio` of them, `[I]` bool."""
@@ -219,28 +229,37 @@ class FDA(Method):
     # --- The released form ---
 
     def _released_noise_loss(self, batch: Batch) -> torch.Tensor:
-        """Rows keep user and clean negatives; positives are the noisy ones of another group, in the batch's order."""
-        forward, codes = self.forward(batch), self.codes[batch.users]
-        noisy = self._noisy(self.noise, batch.positives)
-        # a batch of one group has no loss, but a gradient
-        total, pairs = 0 * self.noise.sum(), 0
-        members = [torch.nonzero(codes == code).flatten() for code in range(self.num_groups)]
-        for rows, theirs in permutations([own for own in members if len(own)], 2):
-            borrowed = theirs[torch.arange(len(rows), device=rows.device) % len(theirs)]
-            fake = batch.positives[borrowed, None]
-            scores = self.backbone.score(noisy, forward.user[rows], fake)
-            total = total + F.softplus(forward.scores[rows, 1:] - scores).mean()
-            if self.config.l2:
-                total = total + self.config.l2 * self._squared_norm(noisy, fake).mean()
-            pairs += 1
-        return total * (self.num_groups / max(pairs, 1))
+        """The inner problem: rows keep user and clean negatives, and take noisy positives of each other group.
 
-    def _released_model_loss(self, batch: Batch) -> torch.Tensor:
+        Of another group the first row of a group takes the first positive, the second the second, and so on, from the
+        beginning again where the other group has fewer rows. The loss is the sum over ordered pairs of groups of the
+        mean over the first group's rows, times G over the number of pairs.
+        """
+        forward, codes = self.forward(batch), self.codes[batch.users]
+        order, first, counts, other = self._groups(codes)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        rank = rank - first[codes.clamp(min=0)]  # [B], a row's place in its group
+        exists = (codes[:, None] >= 0) & (counts[other] > 0)  # [B, G - 1]
+        place = first[other] + rank[:, None] % counts[other].clamp(min=1)
+        fake = batch.positives[order[place.clamp(0, len(codes) - 1)]]  # [B, G - 1]
+        noisy = self._noisy(self.noise, batch.positives)
+        scores = self.backbone.score(noisy, forward.user, fake)
+        terms = F.softplus(forward.scores[:, None, 1:] - scores[:, :, None]).mean(-1)  # [B, G - 1]
+        if self.config.l2:
+            terms = terms + self.config.l2 * self._squared_norm(noisy, fake)
+        present = (counts > 0).sum()
+        pairs = (present * (present - 1)).clamp(min=1)
+        # zeros, not products with 0, where there is no partner: a score there may be of any row
+        means = torch.where(exists, terms, 0) / counts[codes.clamp(min=0)].clamp(min=1)[:, None]
+        return means.sum() * (self.num_groups / pairs)
+
+    def _released_model_loss(self, batch: Batch, stage: str) -> torch.Tensor:
         """The last rows' own positives and the first rows' negatives are noisy; negatives are rotated by as many."""
         rows = len(batch.users)
         count = int(self.options.mask_ratio * rows)
         negatives = batch.negatives.roll(count, 0) if self.options.rotate_negatives else batch.negatives
-        batch = Batch(batch.users, batch.positives, negatives, batch.history)
+        batch = replace(batch, negatives=negatives)
         forward = self.forward(batch)
         items = batch.items
         noisy = self._noisy(self.noise.detach(), items)
@@ -248,7 +267,7 @@ class FDA(Method):
         is_positive = torch.arange(items.shape[1], device=items.device) == 0
         fake = torch.where(is_positive, row >= rows - count, row < count)
         scores = torch.where(fake, self.backbone.score(noisy, forward.user, items), forward.scores)
-        loss = F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch)
+        loss = F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch, stage)
         if self.config.l2 and count:
             # the penalty is of the positives in use
             last = batch.positives[-count:]
@@ -256,22 +275,10 @@ class FDA(Method):
             loss = loss + self.config.l2 * change.sum() / rows
         return loss
 
-    def training_state(self) -> dict[str, Any]:
+    def stateful(self) -> dict[str, Stateful]:
         """Add the noise, its optimiser and its random stream."""
-        own = {
-            "noise": self.noise.detach(),
-            "noise_optimiser": self.noise_optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-        return {**super().training_state(), **own}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `training_state` gave."""
-        super().load_training_state(state)
-        with torch.no_grad():
-            self.noise.copy_(state["noise"])
-        self.noise_optimiser.load_state_dict(state["noise_optimiser"])
-        self.generator.set_state(state["generator"])
+        own = {"noise": self.noise, "noise optimiser": self.noise_optimiser, "generator": self.generator}
+        return super().stateful() | own
 
 
 def _mean_where(values: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from model.methods.base import Method
+from model.methods.fitted import Fitted
 
 
-class Unfair(Method):
+class Unfair(Fitted):
     """Train or fit the backbone as its own paper does."""
-
-    fits_at_once = True

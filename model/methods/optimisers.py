@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
 
-def make_optimisers(module: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Adam for `module`, and its sparse variant for embeddings with sparse gradients, where there are any.
+def make_optimisers(
+    module: nn.Module, lr: float, weight_decay: float = 0.0, exempt: Collection[str] = ()
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Make Adam for `module`, and its sparse variant for embeddings with sparse gradients, where there are any.
 
-    The sparse one moves only rows with a gradient, and their momentum with them (Decision 26).
+    `weight_decay` times a weight is added to its gradient (Adam's own, coupled form), but not for the parameters named
+    in `exempt`. The sparse variant moves only rows with a gradient, and their momentum with them (Decision 26): it has
+    no weight decay, which would move all of them (ValueError).
     """
     lazy = [part.weight for part in module.modules() if isinstance(part, nn.Embedding) and part.sparse]
-    own = {id(weight) for weight in lazy}
-    dense = [parameter for parameter in module.parameters() if id(parameter) not in own]
-    optimisers = [torch.optim.Adam(dense, lr=lr, fused=True)]
+    if lazy and weight_decay:
+        raise ValueError(
+            f"--weight_decay={weight_decay} moves every weight in each step, and --sparse_updates only the rows that a "
+            "step reads; leave one of the two out"
+        )
+    names = dict(module.named_parameters())
+    unknown = sorted(set(exempt) - set(names))
+    if unknown:
+        raise ValueError(
+            f"no parameter to exempt from weight decay is named {', '.join(unknown)}; there are {[*names]}"
+        )
+    apart = {id(weight) for weight in lazy}
+    decayed, spared = [], []
+    for name, parameter in names.items():
+        if id(parameter) not in apart:
+            (spared if name in exempt else decayed).append(parameter)
+    groups = [{"params": decayed}] + ([{"params": spared, "weight_decay": 0.0}] if spared else [])
+    optimisers = [torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay, fused=True)]
     return (*optimisers, torch.optim.SparseAdam(lazy, lr=lr)) if lazy else tuple(optimisers)

@@ -14,8 +14,9 @@ from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch
 from model import BACKBONES
-from model.methods.base import Environment, Method, Update
+from model.methods.base import Method, Update
 from model.runs.config import Config
+from model.runs.environment import Environment
 
 KINDS = ("dp", "eo")
 
@@ -45,7 +46,7 @@ class Parity(Method):
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
-        """As in `Method`."""
+        """Refuse backbones whose scores are no inner products."""
         if not BACKBONES[config.backbone].inner_product:
             known = ", ".join(name for name in BACKBONES if BACKBONES[name].inner_product)
             return f"scores must be inner products of all users' vectors, as of {known}"
@@ -89,7 +90,7 @@ class Parity(Method):
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """One step on the plain loss and the disparity of all users and items, this process's share of both."""
         forward = self.forward(self.own_rows(batch))
-        loss = self.batch_loss(forward, batch)
+        loss = self.batch_loss(forward, batch, stage)
         disparity = self.disparity(forward.context.users, forward.context.items) * self.share(batch)
         update(loss + self.options.weight * disparity, *self.optimisers)
         return {"loss": loss.detach(), "disparity": disparity.detach()}

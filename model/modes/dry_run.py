@@ -15,6 +15,7 @@ from model.methods.base import Method, Schedule
 from model.runs.run import Run
 from model.runs.streams import torch_generator
 from model.training.batches import batch_sampler, planned_steps
+from model.training.pretrained import stages_to_train
 from model.training.update import update
 
 
@@ -28,12 +29,12 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
         backbone.begin_phase(phase.split)
         sampler = batch_sampler(run, phase, backbone, method)
         method.begin_phase(phase, planned_steps(phase, sampler, method))
-        for stage in method.stages():
-            name = phase.name if len(method.stages()) == 1 else f"{phase.name}, {stage}"
-            if not method.passes(stage):
+        for stage in stages_to_train(method):
+            name = phase.name if len(stages_to_train(method)) == 1 else f"{phase.name}, {stage}"
+            schedule = method.schedule(stage, phase)
+            if not method.passes(stage, schedule.epochs):
                 print(f"{name}: fitted at once, without steps to time")
                 continue
-            schedule = method.schedule(stage, phase)
             step, steps = _timed_step(run, sampler, method, stage, schedule), sampler.steps(schedule.batch_size)
             started = time.perf_counter()
             if phase.valid is not None:
@@ -47,14 +48,16 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
 
 
 def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, schedule: Schedule) -> float:
-    """Seconds that one step of every pass of `stage` takes together; the weights are spoilt."""
+    """Time one step of every pass of `stage` together, in seconds; the weights are spoilt."""
     generators = {name: torch_generator(0, run.device) for name in ("order", "negatives", "history")}
-    method.begin_epoch(stage, 1)
+    method.begin_stage(stage)
+    method.begin_epoch(stage, schedule.epochs)
     times = []
     for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 5):
         started = time.perf_counter()
         rows = sampler.sample(edges, generators["negatives"], generators["history"])
-        for name in method.passes(stage):
+        # the last epoch's, as warm-up epochs may have fewer
+        for name in method.passes(stage, schedule.epochs):
             method.train_step(rows, stage, name, partial(update, processes=run.processes))
         times.append(time.perf_counter() - started)
     return min(times)

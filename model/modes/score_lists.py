@@ -16,8 +16,8 @@ import numpy as np
 from data.protocols.base import Phase, Task
 from data.rankings import RankedLists, read_rankings
 from data.structs import Ranking
-from model.evaluation.evaluator import Evaluator
 from model.evaluation.questions import ask_tests
+from model.evaluation.ranker import Ranker
 from model.modes.export_split import SPLIT_FILE, split_fingerprint
 from model.modes.setup import describe, prepare
 from model.results.tracking import Tracker
@@ -91,27 +91,19 @@ def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> l
     return [f"{counts[key]:,} {text}" for key, text in words.items() if counts[key]]
 
 
-class GivenLists(Evaluator):
-    """An evaluator, and a method's stand-in, whose rankings come from a file: there are no weights to ask or probe."""
+class GivenLists(Ranker):
+    """Answers tasks with rankings from a file: there are no weights to ask or probe."""
 
     def __init__(self, run: Run, given: RankedLists):
-        super().__init__(None, None, run.config, run.seeds, run.device)
-        self.given, self.counts, self._num_items = given, {}, run.data.num_items
-
-    @property
-    def num_items(self) -> int:
-        """Size of the catalogue."""
-        return self._num_items
-
-    def controls(self) -> tuple[str, ...]:
-        """The one setting that there is."""
-        return ("",)
+        super().__init__(run.environment, run.data.num_items)
+        self.given, self.counts = given, {}
 
     def rank(self, task, histories, split, top, control="", progress=None, users=None) -> Ranking:
         """The file's lists as answers to `task`; says what was matched and what was not."""
         if task.candidates is not None:
             raise ValueError(
-                f"--protocol={self.config.protocol} ranks sampled items, which no file can know; pass another protocol"
+                f"--protocol={self.config.protocol} ranks candidates of its own, which no file can know; pass another "
+                "protocol"
             )
         users = np.flatnonzero(task.relevant.lengths > 0) if users is None else users
         longest = max(self.config.eval_k)
@@ -125,10 +117,6 @@ class GivenLists(Evaluator):
         for line in found(counts, self.num_items, ranking.topk.shape[1], longest):
             print(f"  {line}")
         return ranking
-
-    def leakage(self, split, groups, held_out, control="") -> dict[str, float]:
-        """Nothing: there are no user vectors to probe."""
-        return {}
 
 
 def check_split(path: Path, phase: Phase) -> str:
@@ -159,7 +147,7 @@ def score_rankings(settings: Settings, started: float, processes: Processes) -> 
     print(f"rankings: {len(given.lists.item):,} rows of {listed:,} users in {path}")
     judge = GivenLists(run, given)
     progress.spend("read")
-    results, rankings, per_user = ask_tests(run, phase, judge, judge)
+    results, rankings, per_user = ask_tests(run, phase, judge)
     progress.results.update(results)
     progress.spend("test")
     with own_run_dir(config.output_dir, config.run_name) as directory:

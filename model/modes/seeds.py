@@ -131,7 +131,7 @@ def _estimate(work: Plan) -> None:
     if folder is not None:
         export_split(run, folder)
     backbone, method = build(run)
-    estimate(run, backbone, method, Evaluator(backbone, method, run.config, run.seeds, run.device))
+    estimate(run, backbone, method, Evaluator(backbone, method, run.environment))
     print(work.shown())
 
 

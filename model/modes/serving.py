@@ -65,8 +65,9 @@ def serve(settings: Settings, processes: Processes) -> Served:
             f"{path}: the weights do not fit the model of its settings on {config.dataset_dir} ({reason}); pass a "
             "whole checkpoint and the data of the run"
         ) from error
-    run = dataclasses.replace(run, config=config, groups=reported_groups(run.data, config))
-    evaluator = Evaluator(backbone, method, config, run.seeds, run.device)
+    environment = dataclasses.replace(run.environment, config=config, user_groups=reported_groups(run.data, config))
+    run = dataclasses.replace(run, environment=environment)
+    evaluator = Evaluator(backbone, method, environment)
     origin = origin_of(trained, content["selected_by"], content["epoch"], content["validation"])
     return Served(run, phase, evaluator, origin, _controls(settings.request.control, config.method, method))
 
@@ -114,9 +115,7 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
         write_json(directory / "config.json", config.as_json())
         tracker = Tracker.of(config, directory)
         progress.spend("read")
-        results, rankings, per_user = ask_tests(
-            run, served.phase, served.evaluator.method, served.evaluator, served.controls
-        )
+        results, rankings, per_user = ask_tests(run, served.phase, served.evaluator, served.controls)
         progress.results.update(results)
         progress.spend("test")
         images = write_results(run, directory, progress, served.origin, rankings, per_user, served.evaluator)
@@ -138,7 +137,7 @@ def recommend(settings: Settings, started: float, processes: Processes) -> None:
         ranking, _ = served.evaluator.rerank(ranking, split)
     frame = recommendation_frame(ranking, data.original_user_ids, data.original_item_ids, data.item_titles, k)
     order = "re-ranked by exposure" if run.config.rerank_fair else "by score"
-    order += f" under {control}" * (len(served.evaluator.method.controls()) > 1)
+    order += f" under {control}" * (len(served.evaluator.controls()) > 1)
     print(
         f"{data.name}: best {k} items {order} of {len(users):,} users, those they have in train and validation left out"
     )

@@ -8,14 +8,16 @@ import numpy as np
 import torch
 
 from data.datareader import READERS
+from data.options import parse_options
 from data.protocols import PROTOCOLS
-from data.protocols.base import ProtocolOptions
+from data.protocols.base import ProtocolSettings
 from data.readers.options import ReadOptions, SyntheticOptions
 from data.structs import Group, InteractionData
 from model import BACKBONES, METHODS
 from model.evaluation.probes import held_out_users
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
 from model.runs.settings import preset_lines
@@ -52,6 +54,13 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
         )
     if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
         raise ValueError("--upstream_compat with --synthesis_type=gru draws noise row by row: run it in one process")
+    rules = PROTOCOLS[config.protocol]
+    protocol_options = parse_options(rules.Options, config.protocol_option, "protocol_option")
+    for name in sorted(rules.unread):
+        if getattr(config, name):
+            raise ValueError(
+                f"--{name}={getattr(config, name)} has no effect with --protocol={config.protocol}; leave it out"
+            )
     seeds, device = stream_seeds(config.seed), _device(config.device)
     synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
     options = ReadOptions(
@@ -75,18 +84,19 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
             f"--rerank_pool={config.rerank_pool}: re-ranking fills lists of K = {config.eval_k[0]} (the first of "
             "--eval_k) from the pool; raise it to at least K, or lower --eval_k"
         )
-    protocol = PROTOCOLS[config.protocol](
+    protocol = rules(
         data,
-        ProtocolOptions(
+        ProtocolSettings(
             warm_threshold=config.warm_threshold,
             ks=config.eval_k,
             epochs=config.epochs,
             every=config.eval_every,
             patience=config.patience,
             eval_negatives=config.eval_negatives,
-            keep_valid_candidates=config.upstream_compat,
+            upstream_compat=config.upstream_compat,
         ),
         np.random.default_rng(seeds["split"]),
+        protocol_options,
     )
     if not any(len(task.relevant.item) for phase in protocol.phases for task in phase.tests):
         raise ValueError(
@@ -94,7 +104,7 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
             "interactions, one each to train, validate and test; use more data"
         )
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
-    return Run(config, data, protocol, groups, held_out, seeds, device, processes)
+    return Run(data, protocol, Environment(config, groups, held_out, seeds, device, processes))
 
 
 def describe(run: Run, trains: bool = True) -> None:
@@ -110,5 +120,8 @@ def build(run: Run) -> tuple[torch.nn.Module, Method]:
     """Make the backbone and the method that trains it."""
     backbone = BACKBONES[run.config.backbone].build(run.data, run.config, run.seeds["initialisation"], run.device)
     backbone.begin_phase(run.protocol.phases[0].split)
-    environment = Environment(run.config, run.groups, run.held_out, run.seeds, run.device, run.processes)
-    return backbone, METHODS[run.config.method](backbone, environment)
+    with torch.random.fork_rng(devices=[]):
+        # networks of the method's own
+        torch.manual_seed(run.seeds["initialisation"])
+        method = METHODS[run.config.method](backbone, run.environment)
+    return backbone, method

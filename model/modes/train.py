@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,9 +30,10 @@ from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
 from model.runs.setting import saving_interval
 from model.runs.settings import Settings
-from model.runs.streams import torch_generator
+from model.runs.streams import global_generators, torch_generator
 from model.training.batches import batch_sampler, planned_steps
 from model.training.checkpoints import Selection, save_checkpoint
+from model.training.pretrained import load_backbone, stages_to_train
 from model.training.progress import Progress
 from model.training.signals import Stopped, StopSignals, resume_command
 from model.training.state import Training, read_state, write_state
@@ -56,15 +59,19 @@ class Session:
             write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
         self.saved = time.monotonic()
 
-    def save_if_due(self, epoch: int | None = None) -> None:
-        """Save when `--checkpoint_every` says so: at the end of an `epoch`, or within one (None) by the clock."""
-        epochs, minutes = saving_interval(self.run.config.checkpoint_every)
-        if epochs is not None:
-            due = epoch is not None and epoch % epochs == 0
-        else:
-            # one clock decides for all processes
-            due = self.run.processes.any_of(int(time.monotonic() - self.saved >= 60 * minutes))
-        if due:
+    def save_by_clock(self) -> None:
+        """Save where `--checkpoint_every` is in minutes and as many have passed."""
+        _, minutes = saving_interval(self.run.config.checkpoint_every)
+        if minutes is None:
+            return
+        # one clock decides for all processes
+        if self.run.processes.any_of(int(time.monotonic() - self.saved >= 60 * minutes)):
+            self.save()
+
+    def save_by_epoch(self, epoch: int) -> None:
+        """Save where `--checkpoint_every` is in epochs and `epoch` is one to save after."""
+        epochs, _ = saving_interval(self.run.config.checkpoint_every)
+        if epochs is not None and epoch % epochs == 0:
             self.save()
 
 
@@ -75,7 +82,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
     step = functools.partial(update, processes=processes)
     steps, label = sampler.steps(batch_size), f"epoch {progress.epoch}"
     training.method.begin_epoch(stage, progress.epoch)
-    for name in training.method.passes(stage)[progress.turn :]:
+    for name in training.method.passes(stage, progress.epoch)[progress.turn :]:
         # the stream stays where the pass began until it ends, so that a resumed pass draws its order again
         order = generators["order"].clone_state()
         batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
@@ -87,7 +94,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
                 values = training.method.train_step(batch, stage, name, step)
             progress.add(values, len(edges))
             session.stop.check()
-            session.save_if_due()
+            session.save_by_clock()
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
     # the last step may have spoilt the weights, and on a GPU no step was looked at
@@ -108,43 +115,67 @@ def validate(session: Session, phase: Phase, stage: str) -> dict[str, float]:
         raise
 
 
+def judge_epoch(session: Session, phase: Phase, stage: str, schedule: Schedule) -> tuple[dict[str, float], bool]:
+    """Validate the epoch where that is asked: the metrics, and whether its weights are the best so far.
+
+    Where the phase has no validation its last epoch is taken.
+    """
+    training, epoch = session.training, session.training.progress.epoch
+    if phase.valid is None:
+        is_last = epoch == schedule.epochs
+        if is_last:
+            training.selection.take(epoch, training.backbone, training.method)
+        return {}, is_last
+    if not schedule.asks(epoch):
+        return {}, False
+    summary = validate(session, phase, stage)
+    return summary, training.selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, metric: str, best: bool) -> str:
+    """What is printed of an epoch: its `row` of `metrics.jsonl` in short."""
+    means = {key.removeprefix("train/"): value for key, value in row.items() if key.startswith("train/")}
+    shown = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else []
+    if f"valid/{metric}" in row:
+        shown.append(f"validation {metric} {row[f'valid/{metric}']:.4f}{' *' if best else ''}")
+    return f"epoch {row['epoch']}/{epochs}: {'; '.join(shown)}"
+
+
+def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str, schedule: Schedule) -> None:
+    """Train an epoch, validate it, and write what is known of it."""
+    training, first, started = session.training, session.run.processes.first, time.perf_counter()
+    progress, epoch = training.progress, training.progress.epoch
+    means = train_epoch(session, sampler, stage, schedule)
+    trained = time.perf_counter()
+    summary, best = judge_epoch(session, phase, stage, schedule)
+    row = {"phase": phase.name, "stage": stage, "epoch": epoch}
+    row |= {f"train/{key}": mean for key, mean in means.items()}
+    row |= {f"valid/{key}": metric for key, metric in summary.items()}
+    if first:
+        append_jsonl(session.directory / "metrics.jsonl", row)
+    # epochs count anew in every stage, and the tracker's steps must not
+    session.tracker.log(row, len(progress.rows) + 1)
+    spent = f"[{trained - started:.1f} s + {time.perf_counter() - trained:.1f} s]"
+    print(f"{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}", flush=True)
+    if best and first:
+        save_checkpoint(session.directory / "checkpoint.pt", session.run.config, phase, training.selection)
+    progress.end_epoch(row)
+    if training.over(schedule):
+        session.save()
+    else:
+        session.save_by_epoch(epoch)
+        session.save_by_clock()
+
+
 def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
     """Train the epochs that are left of a stage; the weights that validation selected, or the last ones where the phase
     has no validation, are in place when it ends."""
-    run, training, directory = session.run, session.training, session.directory
-    progress, schedule = training.progress, training.method.schedule(stage, phase)
-    selection = training.selection
-    while not training.over(phase, schedule):
-        epoch, started = progress.epoch, time.perf_counter()
-        means = train_epoch(session, sampler, stage, schedule)
-        trained = time.perf_counter()
-        row = {"phase": phase.name, "stage": stage, "epoch": epoch}
-        row |= {f"train/{key}": mean for key, mean in means.items()}
-        shown, best = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else [], False
-        if phase.valid is None:
-            best = epoch == schedule.epochs
-            if best:
-                selection.take(epoch, training.backbone, training.method)
-        elif schedule.asks(epoch):
-            summary = validate(session, phase, stage)
-            best = selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
-            row |= {f"valid/{key}": metric for key, metric in summary.items()}
-            shown.append(f"validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}")
-        if run.processes.first:
-            append_jsonl(directory / "metrics.jsonl", row)
-        # epochs count anew in every stage, and the tracker's steps must not
-        session.tracker.log(row, len(progress.rows) + 1)
-        ranked = time.perf_counter()
-        spent = f"[{trained - started:.1f} s + {ranked - trained:.1f} s]"
-        print(f"epoch {epoch}/{schedule.epochs}: {'; '.join(shown)} {spent}", flush=True)
-        if best and run.processes.first:
-            save_checkpoint(directory / "checkpoint.pt", run.config, phase, selection)
-        progress.end_epoch(row)
-        if training.over(phase, schedule):
-            session.save()
-        else:
-            session.save_if_due(epoch)
-    if progress.epoch <= schedule.epochs:
+    training, selection = session.training, session.training.selection
+    schedule = training.method.schedule(stage, phase)
+    training.method.begin_stage(stage)
+    while not training.over(schedule):
+        run_epoch(session, phase, sampler, stage, schedule)
+    if training.progress.epoch <= schedule.epochs:
         print(f"no better validation {phase.metric} for {schedule.patience} epochs: stopped")
     if not selection.weights:
         raise ValueError(f"validation {phase.metric} was never defined; the validation split may be empty")
@@ -154,7 +185,9 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
 def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     """Train the stages of a phase with selection on validation (Decision 1), from `saved` where there is a state."""
     run, training, progress = session.run, session.training, session.training.progress
-    streams = {name: torch_generator(run.seeds[name], run.device) for name in ("order", "negatives", "history")}
+    seeds = run.environment.phase_seeds(phase.number)
+    streams = {name: torch_generator(seeds[name], run.device) for name in ("order", "negatives", "history")}
+    streams |= global_generators(seeds["dropout"], run.device, run.processes.rank)
     sampler = batch_sampler(run, phase, training.backbone, training.method)
     training.backbone.begin_phase(phase.split)
     training.method.begin_phase(phase, planned_steps(phase, sampler, training.method))
@@ -162,7 +195,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     if saved is not None and run.processes.first and training.selection.weights:
         # epochs after the state may have left others there, and need not come out as best again
         save_checkpoint(session.directory / "checkpoint.pt", run.config, phase, training.selection)
-    stages = training.method.stages()
+    stages = stages_to_train(training.method)
     try:
         for stage in stages[progress.stage :]:
             train_stage(session, phase, sampler, stage)
@@ -203,7 +236,9 @@ def execute(
     if export is not None and processes.first:
         export_split(run, export)
     backbone, method = build(run)
-    evaluator = Evaluator(backbone, method, config, run.seeds, run.device, processes)
+    evaluator = Evaluator(backbone, method, run.environment)
+    if config.backbone_checkpoint is not None:
+        load_backbone(run, backbone, method)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
         return {}
@@ -236,9 +271,9 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
             train_phase(session, phase, saved)
             saved = None
             with session.stop.at_once():
-                results, rankings, per_user = ask_tests(run, phase, session.training.method, session.evaluator)
+                results, rankings, per_user = ask_tests(run, phase, session.evaluator)
             progress.results.update(results)
-            if run.processes.first and phase is not phases[-1]:
+            if run.processes.first and phase.tests and phase is not phases[-1]:
                 write_lists(run, session.directory, phase, rankings, per_user)
             progress.spend("test")
             progress.phase, progress.stage = progress.phase + 1, 0

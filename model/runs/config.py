@@ -26,7 +26,6 @@ JUDGED_OR_SERVED = ("train", "evaluate", "recommend", "score")
 PLACED = ("train", "evaluate", "score", "compare")
 
 FAIR, RERANKED, SYNTHETIC = when("enable_fairness", True), when("rerank_fair", True), when("dataset", "synthetic")
-FABUHS = (FAIR, when("fairness_method", "fabuhs"))
 
 
 def _without_history(config: Config, name: str) -> str:
@@ -100,13 +99,13 @@ class Config:
     enable_fairness: bool = _fair(False, "Enable the fairness framework")
     fairness_method: str = _fair("fabuhs", "Fairness method", choices=METHODS, needs=(FAIR,))
     method_option: tuple[str, ...] = _fair([], "name=value option of the fairness method; may be repeated", flag_each=True, needs=(FAIR,))
-    fairness_sampling: bool = _fair(False, "Enable upstream fairness-constrained sampling", needs=(*FABUHS, DRAWS_HISTORY))
+    fairness_sampling: bool = _fair(False, "Enable upstream fairness-constrained sampling", needs=(FAIR, DRAWS_HISTORY))
     fairness_weight: float = _fair(0.5, "Interpolation alpha: 1 = catalogue parity (BUHS), 0 = group parity", low=0, high=1, needs=(when("fairness_sampling", True),))
-    adversarial_lambda_user: float = _fair(0.1, "Weight of the user-side conditional adversary", low=0, needs=FABUHS)
-    adversarial_lambda_item: float = _fair(0.1, "Weight of the item-side conditional adversary", low=0, needs=FABUHS)
-    adversarial_ramp: float = _fair(0.1, "Fraction of the planned steps over which both weights rise from 0", low=0, high=1, needs=FABUHS)
-    item_adversary: str = _fair("popularity", "What the item-side adversary predicts: head/tail, or the user's attribute", choices=("popularity", "user_attribute"), needs=FABUHS)
-    adversary_input: str = _fair("user", "What the user-side adversary reads: the user vector, or also its product with the item vector", choices=("user", "pair"), needs=FABUHS)
+    adversarial_lambda_user: float = _fair(0.1, "Weight of the user-side conditional adversary", low=0, needs=(FAIR,))
+    adversarial_lambda_item: float = _fair(0.1, "Weight of the item-side conditional adversary", low=0, needs=(FAIR,))
+    adversarial_ramp: float = _fair(0.1, "Fraction of the planned steps over which both weights rise from 0", low=0, high=1, needs=(FAIR,))
+    item_adversary: str = _fair("popularity", "What the item-side adversary predicts: head/tail, or the user's attribute", choices=("popularity", "user_attribute"), needs=(FAIR,))
+    adversary_input: str = _fair("user", "What the user-side adversary reads: the user vector, or also its product with the item vector", choices=("user", "pair"), needs=(FAIR,))
     mask_sensitive_feature: bool = _fair(None, "Leave the sensitive attribute out of the user tower's inputs", default_from="on with --enable_fairness")
 
     rerank_fair: bool = _reranked(False, "Re-rank by exposure after training", needs=(FAIR,))

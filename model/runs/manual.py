@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data import datareader, protocols
+from data import datareader
+from data.protocols import PROTOCOLS
 from data.wording import shown
 from model import BACKBONES
 from model.runs.config import Config, Request
@@ -73,7 +74,7 @@ def preset_tables() -> str:
     parts = {
         "data set": datareader.PRESETS,
         "backbone": {name: network.defaults for name, network in networks.items()},
-        "protocol": protocols.PRESETS,
+        "protocol": {name: PROTOCOLS[name].presets for name in PROTOCOLS if PROTOCOLS[name].presets},
         "backbone under a protocol": {
             f"{name}, {protocol}": values
             for name, network in networks.items()

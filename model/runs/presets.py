@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data import datareader, protocols
+from data import datareader
+from data.protocols import PROTOCOLS
 from model import BACKBONES
 
 # What a recipe changes. Decision 25: tuned is ours, by ablation on MovieLens-1M.
@@ -21,7 +22,7 @@ def layers(dataset: str, recipe: str, backbone: str, protocol: str) -> dict[str,
     return {
         f"data set {dataset}": datareader.PRESETS.get(dataset, datareader.MOVIELENS),
         f"backbone {backbone}": network.defaults,
-        f"protocol {protocol}": protocols.PRESETS.get(protocol, {}),
+        f"protocol {protocol}": PROTOCOLS[protocol].presets,
         f"backbone {backbone} under protocol {protocol}": network.defaults_under.get(protocol, {}),
         f"backbone {backbone} on data set {dataset}": network.defaults_on.get(dataset, {}),
         f"recipe {recipe}": RECIPES[recipe],

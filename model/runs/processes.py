@@ -66,6 +66,14 @@ class Processes:
         distributed.broadcast_object_list(values)
         return values[0]
 
+    def from_all(self, value: Any) -> list[Any]:
+        """What every process passed as `value`, in their order; all must ask."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        distributed.all_gather_object(values, value)
+        return values
+
     @contextlib.contextmanager
     def first_ahead(self) -> Iterator[None]:
         """Let the first process through alone, then the others: it fills the caches that they read."""

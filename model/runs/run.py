@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,22 +12,47 @@ import torch
 from data.protocols.base import Protocol
 from data.structs import Group, InteractionData
 from model.runs.config import Config
-from model.runs.processes import ALONE, Processes
+from model.runs.environment import Environment
+from model.runs.processes import Processes
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """What every part of a run needs: settings, data, protocol, reported groups, probe users, seeds, device, and
-    which of the processes that share the work this is."""
+    """A run: its data, the protocol applied to them, and the environment that all of its parts share."""
 
-    config: Config
     data: InteractionData
     protocol: Protocol
-    groups: dict[str, Group]
-    held_out: np.ndarray
-    seeds: dict[str, int]
-    device: torch.device
-    processes: Processes = ALONE
+    environment: Environment
+
+    @property
+    def config(self) -> Config:
+        """Every setting."""
+        return self.environment.config
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The user groups that are reported, by attribute."""
+        return self.environment.user_groups
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """The users on whom probes are tested: `[U]` bool."""
+        return self.environment.held_out
+
+    @property
+    def seeds(self) -> Mapping[str, int]:
+        """A seed for each random stream."""
+        return self.environment.seeds
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks and batches are."""
+        return self.environment.device
+
+    @property
+    def processes(self) -> Processes:
+        """Which of the processes that share the work this is."""
+        return self.environment.processes
 
     @property
     def fingerprint(self) -> str:
@@ -46,7 +72,7 @@ class Run:
         lines.append(f"protocol: {self.protocol.description}")
         for phase in self.protocol.phases:
             split = phase.split
-            in_tail = split.item_groups["popularity"].codes == 1
+            in_tail = split.is_tail
             lines.append(
                 f"  {phase.name}: {len(split.train.item):,} train, {len(split.valid.item):,} validation, "
                 f"{len(split.test.item):,} test; tail = {in_tail.sum():,} of {split.num_items:,} items "

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from data.protocols import PROTOCOLS
 from data.wording import shown
 from model import BACKBONES, METHODS
 from model.runs.config import Config, Request, network_name, restored_settings
@@ -159,11 +160,12 @@ def _obstacle(name: str, needs: Iterable, config: Config) -> str | None:
     for need in needs:
         if not need.holds(config):
             return need.lacking(config, name)
-    for flag, owner in (
-        (f"--backbone={config.backbone}", BACKBONES[config.backbone]),
-        (f"--fairness_method={config.method}", METHODS[config.method]),
+    for flag, unread in (
+        (f"--backbone={config.backbone}", BACKBONES[config.backbone].unread(config)),
+        (f"--fairness_method={config.method}", METHODS[config.method].unread(config)),
+        (f"--protocol={config.protocol}", PROTOCOLS[config.protocol].unread),
     ):
-        if name in owner.unread(config):
+        if name in unread:
             return f"with {flag}; leave it out"
     return None
 

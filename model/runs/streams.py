@@ -6,20 +6,40 @@ import numpy as np
 import torch
 from torch import nn
 
-STREAMS = ("split", "order", "negatives", "history", "initialisation", "evaluation", "adversary", "probe", "noise")
+# a seed depends on the position of its stream: add new ones at the end
+STREAMS = (
+    "split", "order", "negatives", "history", "initialisation", "evaluation", "adversary", "probe", "noise", "dropout",
+)  # fmt: skip
 
 
-def stream_seeds(seed: int) -> dict[str, int]:
-    """One independent seed per random stream, all from one `SeedSequence` (Decision 24)."""
-    children = np.random.SeedSequence(seed).spawn(len(STREAMS))
-    return {
-        name: int(child.generate_state(1, np.uint64)[0]) >> 1 for name, child in zip(STREAMS, children, strict=True)
-    }
+def stream_seeds(seed: int, phase: int = 0) -> dict[str, int]:
+    """Give one independent seed per random stream and phase, all from one `SeedSequence` (Decision 24)."""
+    seeds = {}
+    for place, name in enumerate(STREAMS):
+        # the first phase has the streams that a run of one phase has
+        key = (place, phase) if phase else (place,)
+        child = np.random.SeedSequence(seed, spawn_key=key)
+        seeds[name] = int(child.generate_state(1, np.uint64)[0]) >> 1
+    return seeds
 
 
 def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on `device` with its own state."""
     return torch.Generator(device=device).manual_seed(seed)
+
+
+def global_generators(seed: int, device: torch.device, rank: int) -> dict[str, torch.Generator]:
+    """Seed torch's global generators, from which dropout draws, and give them by name.
+
+    Each process has a stream of its own, as it drops parts of rows of its own.
+    """
+    generators = {f"dropout/{rank}": torch.default_generator}
+    if device.type == "cuda":
+        generators[f"dropout/{rank}/cuda"] = torch.cuda.default_generators[device.index]
+    own = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) >> 1
+    for generator in generators.values():
+        generator.manual_seed(own)
+    return generators
 
 
 def own_generators(network: nn.Module) -> dict[str, torch.Generator]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from model.runs.streams import own_generators
 from model.training.checkpoints import Selection, _load, _save
 from model.training.progress import Progress
 
-STATE_FORMAT = "state 4"  # never a checkpoint's
+STATE_FORMAT = "state 6"  # never a checkpoint's
 
 
 @dataclass
@@ -74,12 +75,14 @@ class Training:
         # an optimiser would go on with the very tensors, and what is kept must stay as it is
         self.method.load_training_state(copy.deepcopy(state["training"]))
 
-    def over(self, phase: Phase, schedule: Schedule) -> bool:
-        """Tell whether a stage of `phase` with that `schedule` has no epoch left."""
-        epoch = self.progress.epoch
-        asks = phase.valid is not None
-        best, values = self.selection.epoch, self.selection.values
-        return epoch > schedule.epochs or (asks and schedule.exhausted(epoch - 1, best, values))
+    def over(self, schedule: Schedule) -> bool:
+        """Tell whether a stage with that `schedule` has no epoch left.
+
+        Patience is judged by validations, so only after an epoch that had one.
+        """
+        last, selection = self.progress.epoch - 1, self.selection
+        patient = last not in selection.values or not schedule.exhausted(last, selection.epoch, selection.values)
+        return last >= schedule.epochs or not patient
 
     def generator_states(self) -> dict[str, torch.Tensor]:
         """State of every random stream."""
@@ -88,12 +91,13 @@ class Training:
     def set_generator_states(self, states: dict[str, torch.Tensor]) -> None:
         """Put every random stream where `generator_states` found it."""
         for name, generator in self.generators.items():
-            generator.set_state(states[name])
+            # where more processes go on than were stopped, the further ones have begun a dropout stream of their own
+            if name in states or not name.startswith("dropout/"):
+                generator.set_state(states[name])
 
     def check_finite(self) -> None:
         """Raise NotFiniteError where a weight, or a value that the epoch's steps reported, is not finite."""
-        own = {name: value for name, value in self.method.state_dict().items() if torch.is_tensor(value)}
-        for name, weight in (*self.backbone.named_parameters(), *own.items()):
+        for name, weight in (*self.backbone.named_parameters(), *tensors(self.method.state_dict())):
             if not weight.isfinite().all():
                 raise NotFiniteError(f"weights of {name} are not finite")
         bad = [key for key, value in self.progress.totals.items() if not value.isfinite()]
@@ -125,7 +129,7 @@ class Training:
             "progress": self.progress.as_json(),
             "totals": self.processes.sum_values(self.progress.totals),
             **self._own_state(),
-            "generators": self.generator_states(),
+            "generators": dict(ChainMap(*self.processes.from_all(self.generator_states()))),
             "selection": dict(vars(self.selection)),
             "kept": self.kept,
         }
@@ -138,6 +142,15 @@ class Training:
         self._put(state)
         self.set_generator_states(state["generators"])
         self.selection, self.kept = Selection(**state["selection"]), state["kept"]
+
+
+def tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Give every tensor of nested dicts and sequences, with its place as a name: "encoder.layer.weight"."""
+    if torch.is_tensor(state):
+        yield name, state
+    parts = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list | tuple) else ()
+    for key, part in parts:
+        yield from tensors(part, f"{name}.{key}" if name else str(key))
 
 
 def write_state(path: Path, config: Config, fingerprint: str, training: Training) -> None:

@@ -51,7 +51,7 @@ def epoch_of(dataset_dir: str, backbone: str, flags: tuple[str, ...]) -> Callabl
 
     def train() -> None:
         method.begin_epoch(stage, 1)
-        for name in method.passes(stage):
+        for name in method.passes(stage, 1):
             for edges in sampler.batches(batch_size, order):
                 method.train_step(sampler.sample(edges, negatives, history), stage, name, update)
 

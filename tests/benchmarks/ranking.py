@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.protocols.base import Phase, ProtocolOptions
+from data.protocols.base import Phase, ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.readers.movielens import read_movielens
 from data.readers.options import ReadOptions, SyntheticOptions
@@ -30,8 +30,9 @@ from model.evaluation import evaluator as evaluation
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
 from model.evaluation.ranking import ENGINE_FLOATS, rank_catalogue
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.runs.config import Config
+from model.runs.environment import Environment
 from model.runs.presets import preset
 from model.runs.streams import stream_seeds, torch_generator
 from model.sparsenn import SparseNN
@@ -54,10 +55,10 @@ def make_evaluator(data: InteractionData, block_mb: float) -> tuple[Evaluator, P
     seeds = stream_seeds(config.seed)
     backbone = SparseNN.build(data, config, seeds["initialisation"], CPU)
     held_out = np.zeros(data.num_users, bool)
-    method = Method(backbone, Environment(config, data.user_groups, held_out, seeds, CPU))
-    options = ProtocolOptions(config.warm_threshold, KS, epochs=1, patience=1)
+    environment = Environment(config, data.user_groups, held_out, seeds, CPU)
+    options = ProtocolSettings(config.warm_threshold, KS, epochs=1, patience=1)
     phase = leave_one_out(data, options, np.random.default_rng(seeds["split"])).phases[0]
-    return Evaluator(backbone, method, config, seeds, CPU), phase
+    return Evaluator(backbone, Method(backbone, environment), environment), phase
 
 
 def movielens(arguments: argparse.Namespace) -> InteractionData:

@@ -69,7 +69,7 @@ def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
     split = setting.protocol.phases[0].split
     if split.fingerprint() != checkpoint["fingerprint"]:
         raise ValueError(f"{run}: the data in {dataset_dir} are not those of the run")
-    evaluator = Evaluator(backbone, method, config, setting.seeds, setting.device)
+    evaluator = Evaluator(backbone, method, setting.environment)
     found = evaluator.leakage(split, setting.groups, setting.held_out)
     return {f"test/{key}": value for key, value in found.items()}
 

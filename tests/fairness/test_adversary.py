@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from fairness_utils import RIDGE, ConditionalAdversary, class_label_weights, ramp, reverse_gradient
+from fairness_utils import (
+    RIDGE,
+    ConditionalAdversary,
+    SolvedDiscriminator,
+    class_label_weights,
+    ramp,
+    reverse_gradient,
+)
 
 WIDTHS = (6, 9)
 
@@ -214,16 +221,16 @@ def test_discriminators_learn_a_separable_group():
 def solved_case(rows=40, groups=3, unknown=(1, 4)):
     weight = torch.tensor([[0.5, 2.0], [1.0, 0.25], [3.0, 0.75]])[:groups]
     row_weight = torch.rand(rows, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.1
-    return make_adversary(groups=groups, weight=weight), *make_rows(rows, groups=groups, unknown=unknown), row_weight
+    return SolvedDiscriminator(weight).double(), *make_rows(rows, groups=groups, unknown=unknown), row_weight
 
 
 def test_the_solved_discriminator_is_ridge_regression_with_an_offset_per_label():
-    adversary, representation, label, target, row_weight = solved_case()
-    weights, offsets = adversary.solve(representation, label, target, row_weight)
+    discriminator, representation, label, target, row_weight = solved_case()
+    weights, offsets = discriminator.solve(representation, label, target, row_weight)
     known = (target >= 0).numpy()
     z = F.layer_norm(representation.detach(), (4,)).numpy()[known]
     y, g = label.numpy()[known], target.numpy()[known]
-    w = adversary.weight.numpy()[g, y] * row_weight.numpy()[known]
+    w = discriminator.weight.numpy()[g, y] * row_weight.numpy()[known]
     variance = 0.0
     for value in (0, 1):
         part, share = z[y == value], w[y == value, None]
@@ -236,25 +243,25 @@ def test_the_solved_discriminator_is_ridge_regression_with_an_offset_per_label()
     np.testing.assert_allclose(weights, expected[:4], atol=1e-9)
     np.testing.assert_allclose(offsets, expected[4:], atol=1e-9)
     error = (np.eye(3)[g] - np.concatenate([z, np.eye(2)[y]], axis=1) @ expected) ** 2
-    loss = adversary.solved_loss(representation, label, target, 1.0, (weights, offsets), None, row_weight)
+    loss = discriminator.loss(representation, label, target, 1.0, (weights, offsets), None, row_weight)
     assert loss.item() == pytest.approx((w * error.sum(1)).sum() / w.sum() / (1 - 1 / 3), rel=1e-9)
 
 
 def test_the_solved_loss_of_parts_adds_up():
-    adversary, representation, label, target, row_weight = solved_case()
-    solution = adversary.solve(representation, label, target, row_weight)
-    mass = adversary.mass(label, target, row_weight)
+    discriminator, representation, label, target, row_weight = solved_case()
+    solution = discriminator.solve(representation, label, target, row_weight)
+    mass = discriminator.mass(label, target, row_weight)
     losses = [
-        adversary.solved_loss(representation[part], label[part], target[part], 1.0, solution, mass, row_weight[part])
+        discriminator.loss(representation[part], label[part], target[part], 1.0, solution, mass, row_weight[part])
         for part in (slice(0, 13), slice(13, 40))
     ]
-    assert_close(sum(losses), adversary.solved_loss(representation, label, target, 1.0, solution, None, row_weight))
+    assert_close(sum(losses), discriminator.loss(representation, label, target, 1.0, solution, None, row_weight))
 
 
 def test_the_solved_discriminator_finds_nothing_between_equal_means_and_everything_between_distant_ones():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(100, 4, generator=generator, dtype=torch.float64)
-    adversary, target = make_adversary(groups=2), torch.arange(100) % 2
+    discriminator, target = SolvedDiscriminator(torch.ones(2, 2)).double(), torch.arange(100) % 2
     label = torch.arange(100) // 2 % 2
     same = F.layer_norm(noise, (4,)).clone()
     for value in (0, 1):
@@ -262,43 +269,43 @@ def test_the_solved_discriminator_finds_nothing_between_equal_means_and_everythi
         for g in (0, 1):
             same[(label == value) & (target == g)] -= means[g]
     # layer normalisation would move the means apart again: leave it out
-    adversary._reversed = lambda representation, scale: reverse_gradient(representation, scale)
-    weights, offsets = adversary.solve(same, label, target)
+    discriminator._reversed = lambda representation, scale: reverse_gradient(representation, scale)
+    weights, offsets = discriminator.solve(same, label, target)
     assert weights.abs().max() < 1e-12
-    assert adversary.solved_loss(same, label, target, 1.0, (weights, offsets)).item() == pytest.approx(1)
+    assert discriminator.loss(same, label, target, 1.0, (weights, offsets)).item() == pytest.approx(1)
     apart = same + 100 * F.one_hot(target, 4)
-    assert adversary.solved_loss(apart, label, target, 1.0, adversary.solve(apart, label, target)) < 0.01
+    assert discriminator.loss(apart, label, target, 1.0, discriminator.solve(apart, label, target)) < 0.01
 
 
 def test_unknown_rows_do_not_reach_the_solved_discriminator():
-    adversary, representation, label, target, row_weight = solved_case()
+    discriminator, representation, label, target, row_weight = solved_case()
     known = target >= 0
     rows = [part[known] for part in (representation, label, target, row_weight)]
     for found, expected in zip(
-        adversary.solve(representation, label, target, row_weight), adversary.solve(*rows), strict=True
+        discriminator.solve(representation, label, target, row_weight), discriminator.solve(*rows), strict=True
     ):
         assert_close(found, expected)
     nobody = torch.full_like(target, -1)
-    solution = adversary.solve(representation, label, nobody)
+    solution = discriminator.solve(representation, label, nobody)
     assert all(torch.equal(part, torch.zeros_like(part)) for part in solution)
-    loss = adversary.solved_loss(representation, label, nobody, 1.0, solution)
+    loss = discriminator.loss(representation, label, nobody, 1.0, solution)
     (gradient,) = torch.autograd.grad(loss, representation)
     assert loss.item() == 0 and not gradient.any()
 
 
 def test_the_gradient_of_the_solved_loss_is_reversed_and_in_proportion():
-    adversary, representation, label, target, row_weight = solved_case()
-    solution = adversary.solve(representation, label, target, row_weight)
+    discriminator, representation, label, target, row_weight = solved_case()
+    solution = discriminator.solve(representation, label, target, row_weight)
 
     def gradient(scale):
-        loss = adversary.solved_loss(representation, label, target, scale, solution, None, row_weight)
+        loss = discriminator.loss(representation, label, target, scale, solution, None, row_weight)
         return torch.autograd.grad(loss, representation)[0]
 
-    still = adversary.solved_loss(representation, label, target, 0.0, solution, None, row_weight)
+    still = discriminator.loss(representation, label, target, 0.0, solution, None, row_weight)
     assert not still.requires_grad
     assert_close(gradient(0.3), 0.3 * gradient(1.0))
     moved = representation - 1e-3 * gradient(1.0)
-    assert adversary.solved_loss(moved, label, target, 0.0, solution, None, row_weight) > still
+    assert discriminator.loss(moved, label, target, 0.0, solution, None, row_weight) > still
 
 
 def test_descent_on_the_reversed_gradient_hides_the_group_from_every_linear_attacker():
@@ -306,11 +313,11 @@ def test_descent_on_the_reversed_gradient_hides_the_group_from_every_linear_atta
     generator = torch.Generator().manual_seed(0)
     target, label = torch.arange(300) % 2, torch.arange(300) // 2 % 2
     vectors = torch.randn(300, 6, generator=generator, dtype=torch.float64) + F.one_hot(target, 6)
-    adversary = make_adversary(6, 2)
+    discriminator = SolvedDiscriminator(torch.ones(2, 2)).double()
     optimiser = torch.optim.Adam([vectors.requires_grad_()], lr=0.02)
     losses = []
     for _ in range(150):
-        loss = adversary.solved_loss(vectors, label, target, 1.0, adversary.solve(vectors, label, target))
+        loss = discriminator.loss(vectors, label, target, 1.0, discriminator.solve(vectors, label, target))
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()

@@ -19,8 +19,9 @@ from model.evaluation.evaluator import Evaluator
 from model.factorisation import MatrixFactorisation, NeuMF, Tables
 from model.graphs import GCCF, Edges, LightGCN, _Spread
 from model.losses import cross_entropy_loss
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.modes import train
+from model.runs.environment import Environment
 from model.runs.presets import preset
 from model.runs.streams import stream_seeds, torch_generator
 from model.training.update import update
@@ -361,7 +362,7 @@ def test_a_checkerboard_is_learnt(name, make_method):
             method.train_step(
                 sampler.sample(edges, generators["negatives"], generators["history"]), "method", "train", update
             )
-    evaluator = Evaluator(method.backbone, method, method.config, stream_seeds(0), CPU)
+    evaluator = Evaluator(method.backbone, method, method.environment)
     task = Task("test", split.test, split.train, None)
     ranking = evaluator.rank(task, split.test_histories, split, 1)
     assert (ranking.ranks == 1).all()
@@ -402,7 +403,7 @@ def test_the_penalty_is_l2_times_the_mean_squared_norm(make_method):
     losses = {}
     for l2 in (0.0, 0.5):
         method, _, _ = make_method("pmf", split, l2=l2, embedding_dim=DIM)
-        losses[l2] = method.batch_loss(method.forward(batch), batch)
+        losses[l2] = method.batch_loss(method.forward(batch), batch, "method")
     norms = method.backbone.squared_norms(method.backbone.prepare(), users, items)
     assert_close(losses[0.5] - losses[0.0], 0.5 * norms.mean())
 

@@ -9,7 +9,7 @@ import torch
 from data.structs import Batch, History
 from model import METHODS
 from model.evaluation.probes import held_out_users
-from model.methods.base import Environment
+from model.runs.environment import Environment
 from model.runs.streams import stream_seeds
 from model.sparsenn import SparseNN
 from model.training.update import update

@@ -8,7 +8,7 @@ import torch
 
 from data.structs import Group
 from model import BACKBONES, METHODS
-from model.methods.base import Environment
+from model.runs.environment import Environment
 from model.runs.streams import stream_seeds, torch_generator
 from tests.support.methods import make_sampler
 
@@ -36,7 +36,7 @@ def made(tiny_data, tiny_phase, make_config):
         method = METHODS[name](network, Environment(config, groups, held_out, seeds, CPU))
         sampler = make_sampler(tiny_phase, config, method, network)
         method.begin_phase(tiny_phase, 100)
-        method.begin_epoch("method", 1)
+        method.begin_stage("method")
         streams = [torch_generator(seeds[stream]) for stream in ("order", "negatives", "history")]
         edges = torch.randint(len(sampler.user), (config.batch_size,), generator=streams[0])
         return network, method, sampler.sample(edges, *streams[1:])

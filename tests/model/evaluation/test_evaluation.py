@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from data.sampling.histories import HistorySampler
+from data.protocols.base import Protocol
+from data.sampling.sources import history_source
 from fairness_utils import rerank_ranking, target_shares
 from model import METHODS
-from model.evaluation import evaluator as evaluation
+from model.evaluation import ranker
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
 from model.evaluation.probes import held_out_users
+from model.evaluation.questions import ask_tests
 from model.evaluation.ranking import ENGINE_FLOATS
-from model.methods.base import Environment
+from model.runs.environment import Environment
+from model.runs.run import Run
 from model.runs.streams import stream_seeds, torch_generator
 from model.sparsenn import SparseNN
+from model.training.batches import batch_sampler
 from tests.support.evaluation import ask_some
 
 CPU = torch.device("cpu")
@@ -36,7 +42,7 @@ def make_evaluator(tiny_data, make_config):
         backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
         held_out = held_out_users(tiny_data.user_groups["gender"].codes, seed=1)
         environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU)
-        return Evaluator(backbone, METHODS[name](backbone, environment), config, seeds, CPU)
+        return Evaluator(backbone, METHODS[name](backbone, environment), environment)
 
     return make
 
@@ -96,7 +102,7 @@ def test_ranks_do_not_depend_on_the_size_of_blocks(make_evaluator, tiny_phase, s
 @pytest.mark.parametrize("pairs", [1, 7, 100])
 def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, monkeypatch, pairs):
     whole = rank(make_evaluator(), tiny_phase)
-    monkeypatch.setattr(evaluation, "CACHE_FLOATS", pairs)
+    monkeypatch.setattr(ranker, "CACHE_FLOATS", pairs)
     assert_same(whole, rank(make_evaluator(), tiny_phase))
 
 
@@ -104,7 +110,7 @@ def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, mo
 def test_scorer_and_engine_together_keep_to_the_budget(make_evaluator, tiny_phase, monkeypatch, block_mb):
     evaluator = make_evaluator(eval_block_mb=block_mb)
     blocks, tiles = [], []
-    engine, scorer = evaluation.rank_catalogue, evaluator.backbone.score_catalogue
+    engine, scorer = ranker.rank_catalogue, evaluator.backbone.score_catalogue
 
     def watch_engine(score, *arguments):
         return engine(lambda users: blocks.append(len(users)) or score(users), *arguments)
@@ -113,16 +119,16 @@ def test_scorer_and_engine_together_keep_to_the_budget(make_evaluator, tiny_phas
         tiles.append(len(user) * len(item))
         return scorer(user, item)
 
-    monkeypatch.setattr(evaluation, "rank_catalogue", watch_engine)
+    monkeypatch.setattr(ranker, "rank_catalogue", watch_engine)
     monkeypatch.setattr(evaluator.backbone, "score_catalogue", watch_scorer)
     for on_cpu in (True, False):
         if on_cpu:
-            monkeypatch.setattr(evaluation, "CACHE_FLOATS", 3000)
+            monkeypatch.setattr(ranker, "CACHE_FLOATS", 3000)
         rank(evaluator, tiny_phase)
         used = max(blocks) * 40 * ENGINE_FLOATS + max(tiles) * evaluator.backbone.floats_per_pair
         limit = min(block_mb * 2**20 / 4, 2 * 3000 if on_cpu else np.inf)
         assert limit / 3 < used <= limit
-        monkeypatch.setattr(evaluation, "CACHE_FLOATS", 1 << 40)
+        monkeypatch.setattr(ranker, "CACHE_FLOATS", 1 << 40)
         blocks.clear()
         tiles.clear()
 
@@ -172,8 +178,8 @@ def test_draws_are_averaged(make_evaluator, tiny_phase, draws):
     vectors = evaluator.represent(users, split.test_histories, split)
     histories = split.test_histories
     weights = evaluator.method.history_weights(histories, split)
-    sampler = HistorySampler(histories, weights, evaluator.config.sample_size, CPU)
-    generator = torch_generator(evaluator.seeds["evaluation"])
+    sampler = history_source("sampled", histories, weights, evaluator.environment.config.sample_size, CPU)
+    generator = torch_generator(evaluator.environment.seeds["evaluation"])
     backbone, rows = evaluator.backbone, torch.from_numpy(users)
     with torch.no_grad():
         context = backbone.prepare()
@@ -205,6 +211,57 @@ def test_transform_of_the_method_reaches_what_is_served(make_evaluator, tiny_pha
     changed = evaluator.represent(users, split.test_histories, split, "mild")
     assert seen == [([3, 50], "mild")]
     assert_close(changed, 2 * plain)
+
+
+def test_users_are_encoded_once_for_all_controls_and_probes(make_evaluator, tiny_data, tiny_phase, monkeypatch):
+    evaluator, encoded, probed = make_evaluator(), [], []
+    strengths = {"none": 1.0, "half": 0.5, "strong": -1.0}
+    evaluator.method.controls = lambda: tuple(strengths)
+    evaluator.method.transform_users = lambda user, users, control: user * strengths[control]
+    encode = evaluator.backbone.encode_users
+
+    def counted(context, users, history):
+        encoded.append(len(users))
+        return encode(context, users, history)
+
+    def probe(vectors, groups, held_out, seed):
+        probed.append(vectors)
+        return {"leakage_auc/gender": float(vectors.mean())}
+
+    monkeypatch.setattr(evaluator.backbone, "encode_users", counted)
+    run = Run(tiny_data, Protocol("toy", "", (TOP,), (tiny_phase,), probe=probe), evaluator.environment)
+    results, rankings, _ = ask_tests(run, tiny_phase, evaluator)
+    assert encoded == [60], "all users in one block, once"
+    split, task = tiny_phase.split, tiny_phase.tests[0]
+    for control, vectors in zip(strengths, probed, strict=True):
+        assert results[f"test/{control}/leakage_auc/gender"] == float(vectors.mean())
+        alone = evaluator.represent(np.arange(60), split.test_histories, split, control)
+        np.testing.assert_array_equal(vectors, alone.numpy())
+        assert_same(rankings[f"test/{control}"], evaluator.rank(task, split.test_histories, split, TOP, control))
+
+
+def test_evaluation_puts_every_module_back_into_its_mode(make_evaluator, tiny_phase):
+    evaluator = make_evaluator()
+    modules = list(evaluator.backbone.modules())
+    modules[-1].eval()
+    before = [module.training for module in modules]
+    assert len(set(before)) == 2
+    rank(evaluator, tiny_phase)
+    assert [module.training for module in modules] == before
+
+
+def test_training_and_evaluation_share_a_source_of_histories_until_the_split_changes(make_evaluator, tiny_phase):
+    evaluator = make_evaluator()
+    method, split = evaluator.method, tiny_phase.split
+    run = SimpleNamespace(config=evaluator.config, device=CPU)
+    source = batch_sampler(run, tiny_phase, evaluator.backbone, method).history
+    rank(evaluator, tiny_phase)
+    assert method.histories.of(split.test_histories, split) is source
+    freed = weakref.ref(source)
+    del source
+    other = dataclasses.replace(split)
+    assert method.histories.of(other.histories, other) is not freed()
+    assert freed() is None
 
 
 def test_yardsticks_are_popularity_and_chance(make_evaluator, tiny_phase):

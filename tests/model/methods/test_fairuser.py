@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import main
-from data.protocols.base import ProtocolOptions
+from data.protocols.base import ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.structs import Batch, Group
 from model.factorisation import MatrixFactorisation
 from model.methods import fairuser
-from model.methods.base import Environment
 from model.methods.fairuser import Antidote, FairUser, dense_rows, group_contrasts
 from model.modes import train
+from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes
 from model.runs.streams import stream_seeds
 from model.training.update import update
@@ -81,7 +81,7 @@ def batch_of(rows=40, negatives=2, seed=0):
 def planted_problem(users=300, antidotes=150, seed=0):
     """A problem with real users of two tastes that the groups lean to, and copies of real users as profiles."""
     data, truth = generate(Planted(num_users=users, length=10, genres=2, cell_size=12, lean=(0.2, 0.8)))
-    options = ProtocolOptions(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)
+    options = ProtocolSettings(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)
     split = leave_one_out(data, options, np.random.default_rng(seed)).phases[0].split
     rows = dense_rows(split.train, torch.arange(users), split.num_items)
     left, values, _ = torch.linalg.svd(rows, full_matrices=False)
@@ -180,11 +180,11 @@ def test_contrasts_of_groups_leave_unknown_users_and_empty_groups_out():
 def test_the_second_stage_begins_anew_with_antidote_users(make, tiny_phase):
     method = make(method_option=("users=0.1", "rounds=3", "interactions=7"))
     trained = method.backbone.user.weight.clone()
-    method.begin_epoch("backbone", 1)
+    method.begin_stage("backbone")
     assert torch.equal(method.backbone.user.weight, trained)
     assert not len(method.positives)
     optimisers = method.optimisers
-    method.begin_epoch("method", 1)
+    method.begin_stage("method")
     for name, value in method.backbone.state_dict().items():
         assert torch.equal(value, method.initial[name])
     assert not torch.equal(method.backbone.user.weight, trained)
@@ -195,7 +195,7 @@ def test_the_second_stage_begins_anew_with_antidote_users(make, tiny_phase):
     assert (method.positives >= 0).all()
     assert (method.positives < 40).all()
     positives = method.positives
-    method.begin_epoch("method", 2)
+    method.begin_stage("method")
     assert method.positives is positives
     assert method.backbone.user.num_embeddings == tiny_phase.split.num_users
 
@@ -208,7 +208,7 @@ def test_antidote_users_have_as_many_positives_as_real_ones_unless_told(make, ti
 
 def test_antidote_rows_are_their_share_of_a_batch_and_their_negatives_are_no_positives(make, tiny_phase):
     method = make(method_option=("users=0.5", "interactions=10"))
-    method.begin_epoch("method", 1)
+    method.begin_stage("method")
     users, items = method.antidote_rows(400)
     assert len(users) == round(400 * 300 / len(tiny_phase.split.train.item))
     assert items.shape == (len(users), 1 + 2 + 2)
@@ -221,7 +221,7 @@ def test_antidote_rows_are_their_share_of_a_batch_and_their_negatives_are_no_pos
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 def test_the_loss_is_the_mean_over_real_and_antidote_rows(make, l2):
     method = make(l2=l2, in_batch_negatives=0)
-    method.begin_epoch("method", 1)
+    method.begin_stage("method")
     state, batch, losses = method.generator.get_state(), batch_of(), []
     with torch.no_grad():
         method.antidote.normal_(generator=torch.Generator().manual_seed(3))
@@ -261,11 +261,11 @@ def test_users_of_unknown_group_change_nothing_but_their_own_items(make, tiny_da
 
 def test_a_state_goes_on_with_the_same_steps(make):
     first, second = make(in_batch_negatives=0), make(in_batch_negatives=0)
-    first.begin_epoch("method", 1)
+    first.begin_stage("method")
     first.train_step(batch_of(), "method", "train", update)
     second.load_training_state(copy.deepcopy(first.training_state()))
     second.backbone.load_state_dict(first.backbone.state_dict())
-    second.begin_epoch("method", 1)
+    second.begin_stage("method")
     for method in (first, second):
         method.train_step(batch_of(seed=1), "method", "train", update)
     assert torch.equal(first.antidote, second.antidote)

@@ -69,22 +69,21 @@ def test_the_noise_of_the_released_form_is_unbounded_and_that_of_the_paper_is_no
 def test_each_form_takes_its_passes_in_its_order(made, form):
     _, method, _ = made(options=[f"form={form}", "noise_passes=2", "model_passes=3"])
     expected = ["noise"] * 2 + ["model"] * 3
-    assert list(method.passes("method")) == (expected if form == "paper" else expected[2:] + expected[:2])
+    assert list(method.passes("method", 1)) == (expected if form == "paper" else expected[2:] + expected[:2])
 
 
-def test_the_warm_up_trains_the_plain_model(made):
+def test_the_warm_up_trains_the_plain_model_and_has_no_noise_pass(made):
     plain, none, batch = made(name="none", l2=0.01)
-    network, method, _ = made(options=["warmup_epochs=2"], l2=0.01)
+    network, method, _ = made(options=["warmup_epochs=2", "model_passes=2"], l2=0.01)
     noise = method.noise.detach().clone()
     for epoch in (1, 2):
         method.begin_epoch("method", epoch)
-        assert method.train_step(batch, "method", "noise", update) == {}
-        method.train_step(batch, "method", "model", update)
+        assert method.passes("method", epoch) == ("plain", "plain")
+        method.train_step(batch, "method", "plain", update)
         none.train_step(batch, "method", "train", update)
     assert identical(plain, network)
     assert torch.equal(noise, method.noise)
-    method.begin_epoch("method", 3)
-    assert "noise/loss" in method.train_step(batch, "method", "noise", update)
+    assert method.passes("method", 3) == ("model", "model", "noise")
 
 
 # --- Without fakes FDA is its backbone ---
@@ -97,7 +96,7 @@ def test_without_fakes_loss_and_gradients_are_those_of_bpr(made, backbone, optio
     network, method, _ = made(backbone, [*options, "mask_ratio=0"], l2=0.01)
     with torch.no_grad():
         method.noise.fill_(7.0 if options[0] == "form=code" else 0.4)
-    ours, theirs = method._model_loss(batch), none.batch_loss(none.forward(batch), batch)
+    ours, theirs = method._model_loss(batch, "method"), none.batch_loss(none.forward(batch), batch, "method")
     assert_close(ours, theirs)
     ours.backward()
     theirs.backward()
@@ -174,7 +173,7 @@ def test_both_losses_of_the_paper_equal_a_loop(shared_made, seed, groups, unknow
     masked = torch.from_numpy(rng.random(network.num_items) < 0.5)
     method._mask = lambda: masked
     expected = twin_paper(network, method, batch, masked)
-    assert loss_of(method._model_loss(batch)) == pytest.approx(expected, rel=1e-4)
+    assert loss_of(method._model_loss(batch, "method")) == pytest.approx(expected, rel=1e-4)
 
 
 @settings(max_examples=50, deadline=None)
@@ -221,7 +220,7 @@ def test_names_of_two_groups_do_not_matter(made, form):
     for own in (codes, 1 - codes):
         network, method, batch = made(options=[f"form={form}"], codes=own)
         spread_out(network, method)
-        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch))])
+        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch, "method"))])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -247,7 +246,7 @@ def test_a_group_without_users_changes_nothing(made, form):
         method._partners = partners
         masked = torch.arange(network.num_items) % 2 == 0
         method._mask = lambda masked=masked: masked
-        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch))])
+        losses.append([loss_of(method._noise_loss(batch)), loss_of(method._model_loss(batch, "method"))])
     if form == "code":
         # the released form sums over the groups; an average over ordered pairs keeps its scale
         losses[1][0] *= 2 / 3
@@ -292,7 +291,7 @@ def test_both_losses_of_the_released_form_equal_a_loop(made, rotate, ratio):
     spread_out(network, method, size=0.9)
     inner, outer = twin_released(network, method, batch, 0.03)
     assert loss_of(method._noise_loss(batch)) == pytest.approx(inner, rel=1e-5)
-    assert loss_of(method._model_loss(batch)) == pytest.approx(outer, rel=1e-5)
+    assert loss_of(method._model_loss(batch, "method")) == pytest.approx(outer, rel=1e-5)
 
 
 def test_noise_of_the_released_form_is_on_one_side_of_a_pair(made, monkeypatch):
@@ -305,7 +304,7 @@ def test_noise_of_the_released_form_is_on_one_side_of_a_pair(made, monkeypatch):
         return real(condition, *arguments)
 
     monkeypatch.setattr(torch, "where", where)
-    method._model_loss(batch)
+    method._model_loss(batch, "method")
     fake = next(mask for mask in fakes if mask.shape == (len(batch.users), 3))
     assert not (fake[:, :1] & fake[:, 1:]).any()
     assert fake[:, 0].sum() == fake[:, 1].sum() == len(batch.users) // 2
@@ -345,7 +344,7 @@ def test_a_batch_of_one_group_or_none_has_no_inner_loss(made, form, code):
     assert loss_of(method._noise_loss(batch)) == 0
     method.train_step(batch, "method", "noise", update)
     assert network.item.weight.isfinite().all() and method.noise.isfinite().all()
-    assert math.isfinite(loss_of(method._model_loss(batch)))
+    assert math.isfinite(loss_of(method._model_loss(batch, "method")))
 
 
 @pytest.mark.parametrize("form", ["paper", "code"])

@@ -10,12 +10,13 @@ import torch
 from torch.testing import assert_close
 
 from data.options import parse_options
-from data.structs import Batch, Group, History
-from fairness_utils import fairness_history_weights
+from data.structs import Batch, Group, Histories, History
+from fairness_utils import fairness_history_weights, group_parity_log_weights
 from model import METHODS
 from model.evaluation.probes import held_out_users
-from model.methods.base import Environment, Method
+from model.methods.base import Method
 from model.methods.fabuhs import FABUHS
+from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes
 from model.runs.streams import stream_seeds, torch_generator
 from model.sparsenn import SparseNN
@@ -387,3 +388,15 @@ def test_sparse_updates_move_only_the_users_of_the_step_and_those_as_adam_does(t
 def test_sparse_updates_refuse_several_processes(train):
     with pytest.raises(ValueError, match=r"--sparse_updates works in one process"):
         train("none", steps=0, sparse_updates=True, processes=Processes(0, 2))
+
+
+def test_group_parity_at_test_counts_groups_in_train_alone(train, tiny_phase):
+    """Histories that hold the validation items too are drawn by what groups like in train."""
+    _, method, _ = train("fabuhs", steps=0, fairness_sampling=True, fairness_weight=0.0)
+    split = tiny_phase.split
+    joined = split.train.merge(split.valid)
+    histories = Histories(joined.indptr, joined.item)
+    group = method.group
+    found = method.history_weights(histories, split).log_weights[0]
+    assert np.array_equal(found, group_parity_log_weights(histories, group, split.num_items, counts_from=split.train))
+    assert not np.allclose(found, group_parity_log_weights(histories, group, split.num_items))

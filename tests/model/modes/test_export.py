@@ -14,11 +14,12 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from data.protocols.base import ProtocolOptions, Task
+from data.protocols.base import ProtocolSettings, Task
 from data.protocols.loo import leave_one_out
 from data.structs import Group, ItemLists
 from model.modes.export_split import export_split
 from model.modes.setup import prepare
+from model.runs.environment import Environment
 from model.runs.run import Run
 from tests.support.movielens import write_movielens
 from tests.support.runs import (
@@ -35,8 +36,9 @@ def make_run(make_config):
     """A function: data -> a run of the leave-one-out protocol on it."""
 
     def make(data, **changes):
-        protocol = leave_one_out(data, ProtocolOptions(0.2, (10, 5), 2, 2), np.random.default_rng(0))
-        return Run(make_config(**changes), data, protocol, data.user_groups, np.array([]), {}, torch.device("cpu"))
+        protocol = leave_one_out(data, ProtocolSettings(0.2, (10, 5), 2, 2), np.random.default_rng(0))
+        config, device = make_config(**changes), torch.device("cpu")
+        return Run(data, protocol, Environment(config, data.user_groups, np.array([]), {}, device))
 
     return make
 
@@ -140,7 +142,7 @@ def test_phases_and_tasks_have_files_of_their_own(tiny_data, make_run, tmp_path)
     kept = np.arange(len(split.train.item)) - split.train.indptr[split.train.owner] < half[split.train.owner]
     few = Task("few", split.test, ItemLists(np.concatenate([[0], np.cumsum(half)]), split.train.item[kept]), None)
     second = dataclasses.replace(phase, name="second", tests=(wider, same, few))
-    run.protocol = dataclasses.replace(run.protocol, phases=(phase, second))
+    run = dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, phases=(phase, second)))
     export_split(run, tmp_path)
     check_export(tmp_path / "loo", tiny_data, split)
     assert not (tmp_path / "split.json").exists()

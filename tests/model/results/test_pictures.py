@@ -23,11 +23,11 @@ from model import METHODS
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate, per_user_accuracy
 from model.evaluation.probes import held_out_users
-from model.methods.base import Environment
 from model.modes.serving import evaluate_checkpoint
 from model.results import pictures, plots
 from model.results import writer as run
 from model.results.pictures import bucket_shares, expected_histories, mean_interval, popularity_buckets
+from model.runs.environment import Environment
 from model.runs.processes import ALONE
 from model.runs.streams import stream_seeds
 from model.sparsenn import SparseNN
@@ -134,8 +134,8 @@ def make_evaluator(tiny_data, tiny_phase, make_config):
         seeds = stream_seeds(config.seed)
         held_out = held_out_users(tiny_data.user_groups["gender"].codes, seed=1)
         backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], cpu)
-        method = METHODS[config.method](backbone, Environment(config, tiny_data.user_groups, held_out, seeds, cpu))
-        return Evaluator(backbone, method, config, seeds, cpu)
+        environment = Environment(config, tiny_data.user_groups, held_out, seeds, cpu)
+        return Evaluator(backbone, METHODS[config.method](backbone, environment), environment)
 
     return make
 

@@ -27,6 +27,7 @@ import main
 from data.dataloader import BatchSampler
 from data.datareader import READERS
 from data.protocols import PROTOCOLS
+from data.protocols.base import protocol
 from data.protocols.loo import leave_one_out
 from data.readers.rows import read_csv_rows
 from data.structs import Group, Histories, ItemLists, Rejected
@@ -178,9 +179,10 @@ def test_users_with_few_interactions_train_or_are_left_out(tmp_path, register, s
     assert 0 <= result["metrics"]["test/reranked/ndcg@3"] <= 1 and result["metrics"]["test/leakage_auc/gender"] >= 0
 
 
-def cold(data, options, rng):
+@protocol()
+def cold(data, settings, rng, options):
     """Leave-one-out in which the first three users have no train interactions."""
-    made = leave_one_out(data, options, rng)
+    made = leave_one_out(data, settings, rng)
     (phase,) = made.phases
     split = phase.split
     keep = split.train.owner > 2

@@ -165,7 +165,7 @@ def test_presets_are_merged_in_one_order(monkeypatch):
     network.defaults_under = {"loo": {"epochs": 4, "patience": 4, "loss": 4}}
     network.defaults_on = {"ml": {"patience": 5, "loss": 5}}
     monkeypatch.setitem(BACKBONES, "toy", network)
-    monkeypatch.setitem(presets.protocols.PRESETS, "loo", {"l2": 3, "epochs": 3, "patience": 3, "loss": 3})
+    monkeypatch.setattr(PROTOCOLS["loo"], "presets", {"l2": 3, "epochs": 3, "patience": 3, "loss": 3})
     monkeypatch.setitem(presets.RECIPES, "new", {"loss": 6})
     found = presets.origins("ml", "new", "toy", "loo")
     assert [found[name] for name in ("batch_size", "lr", "l2", "epochs", "patience", "loss")] == [
@@ -215,7 +215,7 @@ def test_rules_that_fill_a_setting_say_so():
         ("--synthesis_type=none --user_hidden=5", "widths of their own"),
         ("--backbone=bprmf --eval_history_draws=2", "--backbone=bprmf, which draws no histories"),
         ("--enable_fairness --fairness_method=fda --loss=bpr", "--loss=bpr has no effect with --fairness_method=fda"),
-        ("--enable_fairness --fairness_method=fda --adversary_input=pair", "without --fairness_method=fabuhs"),
+        ("--enable_fairness --fairness_method=fda --adversary_input=pair", "--fairness_method=fda; leave it out"),
         ("--backbone=slim --lr=0.5", "--lr=0.5 has no effect with --backbone=slim; leave it out"),
         ("--wandb_project=x", "without --wandb_mode=online"),
         ("--eval_k=5,7 --seeds=1,2 --mode=evaluate --checkpoint=x", "--seeds=1,2 has no effect with --mode=evaluate"),
@@ -234,7 +234,7 @@ def test_the_loss_of_a_warm_up_is_read():
 def test_heads_that_do_not_divide_a_width_are_one_line(tmp_path, capsys):
     values = {"synthesis_type": "attention", "attention_heads": 3, "embedding_dim": 50}
     error = refused(capsys, tmp_path, **values)
-    assert "--attention_heads=3 does not divide the width" in error and "--embedding_dim" in error
+    assert "--attention_heads=3 must divide both the width" in error and "--embedding_dim" in error
 
 
 def test_several_seeds_export_the_split_of_the_first(tmp_path):

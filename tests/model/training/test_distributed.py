@@ -26,16 +26,16 @@ from torch import nn
 
 import main
 from data.dataloader import BatchSampler
-from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
+from data.sampling.sources import history_source
 from data.structs import ItemLists, Ranking
 from fairness_utils import ConditionalAdversary
 from model import METHODS
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.probes import held_out_users
-from model.methods.base import Environment
 from model.modes import train as training_mode
 from model.runs import processes as model_distributed
+from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes, join_rankings, joined
 from model.runs.streams import stream_seeds, torch_generator
 from model.sparsenn import SparseNN
@@ -153,7 +153,7 @@ def train(tiny_data, tiny_phase, make_config):
             history = None
             if backbone.history_kind is not None:
                 weights = method.history_weights(split.histories, split)
-                history = HistorySampler(split.histories, weights, config.sample_size, CPU)
+                history = history_source("sampled", split.histories, weights, config.sample_size, CPU)
             sampler = BatchSampler(split.train, negatives, history, history_per_row=config.upstream_compat)
             generator, step, values = torch_generator(3), partial(update, processes=processes), []
             for size in sizes:
@@ -222,7 +222,7 @@ def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidat
         with SEEDING:
             backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
         environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU, processes)
-        evaluator = Evaluator(backbone, METHODS["none"](backbone, environment), config, seeds, CPU, processes)
+        evaluator = Evaluator(backbone, METHODS["none"](backbone, environment), environment)
         return evaluator.rank(task, tiny_phase.split.test_histories, tiny_phase.split, 10)
 
     (one,) = together(1, work)

@@ -11,9 +11,11 @@ from torch import nn
 
 from model.methods.base import Schedule
 from model.runs.config import Config
+from model.runs.errors import NotFiniteError
 from model.runs.processes import ALONE
 from model.training.checkpoints import Selection, load_checkpoint, save_checkpoint
 from model.training.progress import Progress
+from model.training.state import Training, tensors
 from model.training.update import update
 from tests.support.training import StatefulMethod, make_module
 
@@ -90,6 +92,31 @@ def test_patience_counts_epochs_since_the_best():
         selection.offer(epoch, value, make_module(), StatefulMethod())
         stopped.append(PATIENT.exhausted(epoch, selection.epoch, selection.values))
     assert stopped == [False, False, False, False, True]
+
+
+def test_a_state_with_a_weight_that_is_not_finite_is_found_however_deep_it_lies():
+    deep = {"encoders": {"gender": [{"weight": torch.ones(2)}, {"weight": torch.tensor([1.0, math.nan])}]}, "level": 3}
+    assert [name for name, _ in tensors(deep)] == ["encoders.gender.0.weight", "encoders.gender.1.weight"]
+    method = StatefulMethod()
+    method.state_dict = lambda: deep
+    training = Training(make_module(), method, Progress(), ALONE)
+    with pytest.raises(NotFiniteError, match=r"weights of encoders\.gender\.1\.weight are not finite"):
+        training.check_finite()
+
+
+@pytest.mark.parametrize(
+    ("every", "patience", "best", "stops"), [(1, 2, 3, 5), (4, 10, 4, 16), (10, 5, 10, 20), (3, 100, 3, 21)]
+)
+def test_a_stage_ends_by_patience_at_a_validation_alone(every, patience, best, stops):
+    schedule = Schedule(batch_size=1, epochs=21, every=every, patience=patience)
+    training = Training(make_module(), StatefulMethod(), Progress(), ALONE)
+    training.selection = Selection()
+    while not training.over(schedule):
+        epoch = training.progress.epoch
+        if schedule.asks(epoch):
+            training.selection.offer(epoch, float(epoch == best), training.backbone, training.method)
+        training.progress.end_epoch({})
+    assert training.progress.epoch - 1 == stops
 
 
 def leaves(value):

@@ -1,0 +1,134 @@
+"""What the test tasks are asked of: rankings by any scores, over processes and in blocks that fit in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from data.protocols.base import Task
+from data.structs import Group, Histories, Ranking, Split
+from fairness_utils import rerank_ranking, target_shares
+from model.evaluation.candidates import popularity_scores, random_scores, sample_candidates
+from model.evaluation.ranking import ScoreBlock, block_users_for, rank_catalogue
+from model.runs.environment import Environment
+from model.runs.processes import ALONE
+
+# float32 numbers handled at a time on a CPU: they stay in its cache, and the allocator hands the same memory out again
+# instead of asking the system for fresh pages
+CACHE_FLOATS = 1 << 22
+
+
+class Ranker:
+    """Answers tasks with rankings. A subclass says where they come from: `controls`, `rank` and `leakage`.
+
+    Of many processes each ranks a part of the users; the first has the whole ranking, the others None.
+    """
+
+    def __init__(self, environment: Environment, num_items: int):
+        self.environment, self.config, self.num_items = environment, environment.config, num_items
+
+    def controls(self) -> tuple[str, ...]:
+        """Name the fairness settings under which lists can be asked; one neutral setting by default."""
+        return ("",)
+
+    def rank(
+        self,
+        task: Task,
+        histories: Histories,
+        split: Split,
+        top: int,
+        control: str = "",
+        progress: str | None = None,
+        users: np.ndarray | None = None,
+    ) -> Ranking | None:
+        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each."""
+        raise NotImplementedError
+
+    def leakage(
+        self,
+        split: Split,
+        groups: Mapping[str, Group],
+        held_out: np.ndarray,
+        control: str = "",
+        probe: Callable[..., dict[str, float]] | str = "",
+    ) -> dict[str, float]:
+        """Give what `probe` reads of user `groups` in the served user vectors; nothing where there are no vectors."""
+        return {}
+
+    def encoded_once(self) -> contextlib.AbstractContextManager:
+        """Within this context, while the weights stay, encode every user and item once for all tasks and controls."""
+        return contextlib.nullcontext()
+
+    def rank_scores(
+        self, score: ScoreBlock, users: np.ndarray, task: Task, top: int, progress: str | None = None
+    ) -> Ranking | None:
+        """Rank `task` for `users [T]` by `score` of blocks of them."""
+        processes = self.environment.processes
+        progress = progress if processes.first else None
+        if not task.num_sampled:
+            own = np.array_split(users, processes.world)[processes.rank]
+            return processes.gather(self._rank_alone(score, own, task, top, progress))
+        # candidates are drawn user after user: a part of the users would get others
+        return self._rank_alone(score, users, task, top, progress) if processes.first else None
+
+    def _rank_alone(self, score: ScoreBlock, users, task: Task, top: int, progress: str | None) -> Ranking:
+        relevant = task.relevant.take(users)
+        candidates = None if task.given is None else task.given.take(users)
+        if task.num_sampled:
+            rng = np.random.default_rng(self.environment.seeds["evaluation"])
+
+            def candidates(rows: np.ndarray):
+                block = users[rows]
+                return sample_candidates(
+                    block, relevant.take(rows), task.excluded, self.num_items, task.num_sampled, rng
+                )
+
+        block_users = block_users_for(self.num_items, 4 * self._floats_at_a_time() / 2**20)
+        return rank_catalogue(
+            score, users, relevant, task.excluded, self.num_items, top, block_users, candidates, progress
+        )
+
+    def _floats_at_a_time(self) -> float:
+        """Numbers that the scorer may keep, and as many again the ranking: each has half of `--eval_block_mb`."""
+        budget = self.config.eval_block_mb * 2**20 / (2 * 4)
+        return min(budget, CACHE_FLOATS) if self.environment.device.type == "cpu" else budget
+
+    def yardsticks(self, task: Task, split: Split, top: int) -> dict[str, Ranking | None]:
+        """Rank the same task by train popularity and at random."""
+        users = np.flatnonzero(task.relevant.lengths > 0)
+        scores = {
+            "popular": popularity_scores(split.degree),
+            "random": random_scores(self.num_items, self.environment.seeds["evaluation"]),
+        }
+        return {name: self.rank_scores(score, users, task, top) for name, score in scores.items()}
+
+    def alone(self) -> Ranker:
+        """Give the same in this process alone, whatever the others do."""
+        ranker = copy.copy(self)
+        ranker.environment = dataclasses.replace(self.environment, processes=ALONE)
+        return ranker
+
+    def target(self, split: Split) -> np.ndarray:
+        """Give the share of exposure that each popularity group is due by `--rerank_target`: `[G]`."""
+        degree = split.degree if self.config.rerank_target == "train" else None
+        return target_shares(split.item_groups["popularity"], degree)
+
+    def rerank(
+        self, ranking: Ranking, split: Split, alpha: float | None = None, floor: float | None = None
+    ) -> tuple[Ranking, int]:
+        """Re-rank by exposure (design section 6) at the primary K; also count users whose floor is out of reach.
+
+        `alpha` and `floor` are those of the settings unless given.
+        """
+        config = self.config
+        alpha = config.rerank_alpha if alpha is None else alpha
+        floor = config.exposure_floor if floor is None else floor
+        pool = min(config.rerank_pool, ranking.topk.shape[1])
+        reranked, infeasible = rerank_ranking(
+            ranking, split.item_groups["popularity"], alpha, floor, config.eval_k[0], self.target(split), pool
+        )
+        return reranked, int(infeasible.sum())
