@@ -305,11 +305,13 @@ def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, no_probe, monke
         modes.append((name, *mode(self), held))
         return values
 
+    def transformed(self, *arguments):
+        served.append(mode(self))
+        return transform(self, *arguments)
+
     monkeypatch.setattr(train, "train_stage", watched)
     monkeypatch.setattr(Shift, "train_step", stepped)
-    monkeypatch.setattr(
-        Shift, "transform_users", lambda self, *rest: served.append(mode(self)) or transform(self, *rest)
-    )
+    monkeypatch.setattr(Shift, "transform_users", transformed)
     run_main(tmp_path, **{**TOY, "backbone": "dropped"})
     first, last, second, end = seen
     assert last == ("backbone", 2) and end == ("method", 3)
@@ -407,13 +409,14 @@ def cut_off(monkeypatch, folder, number, values):
 
 
 def test_a_run_cut_off_in_its_second_stage_goes_on_to_the_same_bytes(tmp_path, monkeypatch, no_probe):
-    run_main(tmp_path / "whole", **TOY)
+    values = {**TOY, "backbone": "dropped"}
+    run_main(tmp_path / "whole", **values)
     # two epochs of 7 steps, then passes of 13: the first epoch's first and second pass, and the third epoch
     for number, place in ((18, (1, 0)), (30, (1, 1)), (70, (3, 0))):
         folder = tmp_path / str(number)
-        progress = cut_off(monkeypatch, folder, number, TOY)
+        progress = cut_off(monkeypatch, folder, number, values)
         assert (progress.stage, progress.epoch, progress.turn) == (1, *place)
-        run_main(folder, **TOY, resume=True)
+        run_main(folder, **values, resume=True)
         assert outputs(folder) == outputs(tmp_path / "whole")
 
 
