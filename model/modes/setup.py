@@ -113,7 +113,8 @@ def describe(run: Run, trains: bool = True) -> None:
     print("\n".join(run.data_lines()))
     if not trains:
         return
-    print("settings: " + ", ".join(preset_lines(config)))
+    print("settings, by where they come from:")
+    print("\n".join(f"  {line}" for line in preset_lines(config)))
 
 
 def build(run: Run) -> tuple[torch.nn.Module, Method]:

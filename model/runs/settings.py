@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -176,9 +177,9 @@ def is_read(name: str, config: Config) -> bool:
 
 
 def preset_lines(config: Config) -> list[str]:
-    """The settings that a run reads and presets fill in, `name=value (where it comes from)`."""
+    """The settings that a run reads and presets may fill in, a line or more for each place that values come from."""
     known = origins(config.dataset, config.recipe, config.backbone, config.protocol)
-    lines = []
+    found: dict[str, list[str]] = {}
     for name, one in declared(type(config)).items():
         if one.default_from is None or not one.fed_back or not is_read(name, config):
             continue
@@ -187,8 +188,9 @@ def preset_lines(config: Config) -> list[str]:
             origin = one.default_from
         elif preset != value:
             origin = "given"
-        lines.append(f"{name}={shown(value)} ({origin})")
-    return lines
+        found.setdefault(origin, []).append(f"{name}={shown(value)}")
+    lines = (f"{origin}: {', '.join(parts)}" for origin, parts in found.items())
+    return [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="  ")]
 
 
 def _of_file(path: Path, kind: type[Config]) -> dict[str, Any]:

@@ -187,18 +187,19 @@ def test_a_dry_run_says_where_each_setting_comes_from(capsys):
     values = {**TINY, "user_hidden": None, "item_hidden": None, "backbone": "ncf", "batch_size": None, "dry_run": True}
     with flagsaver.flagsaver(**values):
         main.main(["main.py"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("settings: ")]
-    for words in ("loss=cross_entropy (backbone ncf)", "lr=0.005 (backbone ncf on data set synthetic)",
-                  "num_negatives=4 (given)", "warm_threshold=0.2 (data set synthetic)",
-                  "eval_k=5,10 (given)"):  # fmt: skip
-        assert words in line
-    assert "user_hidden" not in line and "(None" not in line
+    printed = capsys.readouterr().out.splitlines()
+    lines = {line.partition(": ")[0]: line.partition(": ")[2] for line in printed if line.startswith("  ")}
+    assert lines["  backbone ncf"] == "embedding_dim=64, in_batch_negatives=0, loss=cross_entropy, l2=0.0"
+    assert lines["  backbone ncf on data set synthetic"] == "batch_size=512, lr=0.005"
+    assert lines["  given"] == "epochs=2, num_negatives=4, eval_k=5,10"
+    assert "warm_threshold=0.2" in lines["  data set synthetic"] and "user_hidden" not in str(lines)
+    assert max(map(len, printed)) <= 120
 
 
 def test_rules_that_fill_a_setting_say_so():
     lines = preset_lines(Config(**SETTINGS))
-    assert "mask_sensitive_feature=True (on with --enable_fairness)" in lines
-    assert any(line.startswith("in_batch_negatives=2 (preset; of sparsenn") for line in lines)
+    assert "on with --enable_fairness: mask_sensitive_feature=True" in lines
+    assert "preset; of sparsenn as many as --num_negatives: in_batch_negatives=2" in lines
 
 
 # Flags that nothing reads
