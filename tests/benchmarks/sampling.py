@@ -24,7 +24,7 @@ from data.sampling.histories import HistorySampler
 from data.sampling.sources import history_source
 from data.structs import Group, Split
 from fairness_utils import expected_group_distributions, fairness_history_weights, js_divergence
-from model.runs.presets import PRESETS
+from model.runs.presets import preset
 from model.runs.streams import stream_seeds, torch_generator
 
 ROWS = (("uniform", 1.0, np.inf), *((f"alpha = {alpha:g}", alpha, 0.01) for alpha in (1, 0.75, 0.5, 0.25, 0)))
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     data = read_movielens(ReadOptions(arguments.dataset_dir, "hash", Path("unused")))
-    options = ProtocolSettings(PRESETS["ml"]["warm_threshold"], (10,), 1, 1)
+    options = ProtocolSettings(preset("ml")["warm_threshold"], (10,), 1, 1)
     split = leave_one_out(data, options, np.random.default_rng(0)).phases[0].split
     group = data.user_groups["gender"]
     seed = stream_seeds(arguments.seed)["history"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.protocols import PROTOCOLS
-from data.protocols.base import CONTINUE, FRESH, ProtocolOptions
+from data.protocols.base import CONTINUE, FRESH, ProtocolSettings
 from model.modes import setup
 from tests.support.contracts import config_of
 
@@ -23,7 +23,7 @@ def runs():
     def get(name, **values):
         key = name, tuple(sorted(values.items()))
         if key not in known:
-            known[key] = setup.prepare(config_of(protocol=name, backbone="bprmf", **values))
+            known[key] = setup.prepare(config_of(protocol=name, **values))
         return known[key]
 
     return get
@@ -138,9 +138,10 @@ def test_data_in_another_order_are_split_as_soundly(name, runs):
     columns = {part: getattr(run.data, part)[order] for part in ("user_id", "item_id", "rating")}
     untimed = dataclasses.replace(run.data, **columns, time=None)
     config = run.config
-    options = ProtocolOptions(config.warm_threshold, config.eval_k, config.epochs, config.patience)
+    options = ProtocolSettings(config.warm_threshold, config.eval_k, config.epochs, config.patience)
     try:
-        protocol = PROTOCOLS[name](untimed, options, np.random.default_rng(0))
+        rules = PROTOCOLS[name]
+        protocol = rules(untimed, options, np.random.default_rng(0), rules.Options())
     except ValueError as error:
         assert "time" in str(error), "a protocol that needs times says so"
         return

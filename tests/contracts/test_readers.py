@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.datareader import READERS
-from data.protocols.base import ProtocolOptions
+from data.protocols.base import ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.readers.options import ReadOptions
 from data.readers.rows import DataError
@@ -93,7 +93,7 @@ def test_reading_leaves_global_random_streams_alone(name, form, options):
 @every_case
 def test_what_is_read_can_be_split(name, form, options):
     data = READERS[name](options)
-    options = ProtocolOptions(warm_threshold=0.5, ks=(2,), epochs=1, patience=1)
+    options = ProtocolSettings(warm_threshold=0.5, ks=(2,), epochs=1, patience=1)
     split = leave_one_out(data, options, np.random.default_rng(0)).phases[0].split
     assert sum(len(part.item) for part in (split.train, split.valid, split.test)) == len(data.user_id)
 

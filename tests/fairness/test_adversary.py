@@ -329,7 +329,7 @@ def test_the_gradient_of_the_solved_loss_is_reversed_and_in_proportion():
     assert not still.requires_grad
     # the same squared error, written out without a reversal
     known = target >= 0
-    share = (adversary.weight[target.clamp(min=0), label] * row_weight)[known]
+    share = (discriminator.weight[target.clamp(min=0), label] * row_weight)[known]
     weights, offsets = solution
     guess = F.layer_norm(representation, (4,)) @ weights + offsets[label]
     error = (F.one_hot(target[known], 3) - guess[known]).square().sum(1)

@@ -18,7 +18,7 @@ from model.methods.base import Method
 from model.modes import setup
 from model.runs.config import Config
 from model.runs.run import Run
-from model.runs.streams import torch_generator
+from model.runs.streams import global_generators, torch_generator
 from model.training.batches import batch_sampler
 from model.training.update import update
 from tests.support import runs
@@ -99,12 +99,13 @@ class Trained:
     def step(self, stage: str, count: int = 1) -> list[dict[str, torch.Tensor]]:
         """Take `count` steps of every pass of an epoch of `stage`; what each reports."""
         found = []
-        for name in self.method.passes(stage):
+        for name in self.method.passes(stage, 1):
             found += [self.method.train_step(batch, stage, name, update) for batch in self.batches(stage, count)]
         return found
 
     def begin_stage(self, stage: str) -> None:
-        """Begin the first epoch of `stage`."""
+        """Begin `stage` and its first epoch, or go on within it."""
+        self.method.begin_stage(stage)
         self.method.begin_epoch(stage, 1)
 
     def state(self) -> dict:
@@ -142,5 +143,7 @@ def begun(**values) -> Trained:
     backbone, method = setup.build(run)
     sampler = batch_sampler(run, phase, backbone, method)
     method.begin_phase(phase, 100)
-    streams = {name: torch_generator(run.seeds[name], run.device) for name in ("order", "negatives", "history")}
+    seeds = run.environment.phase_seeds(phase.number)
+    streams = {name: torch_generator(seeds[name], run.device) for name in ("order", "negatives", "history")}
+    streams |= global_generators(seeds["dropout"], run.device, 0)
     return Trained(run, phase, backbone, method, sampler, streams)
