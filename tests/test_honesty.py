@@ -35,17 +35,11 @@ from tests.support.runs import (
 READING = {kind: values for kind, values in KINDS.items() if kind != "none"}
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Leave probes out."""
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
-
-
 CLEAN = {}
 
 
 @pytest.fixture
-def clean(tmp_path_factory, quick):
+def clean(tmp_path_factory):
     """A function: kind of run -> its folder and result on the data as they are."""
 
     def done(kind):
@@ -116,7 +110,7 @@ def test_other_test_items_leave_the_choice_of_epoch_and_the_weights_alone(tmp_pa
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "compat"])
-def test_other_validation_items_leave_training_alone(tmp_path, monkeypatch, quick, kind):
+def test_other_validation_items_leave_training_alone(tmp_path, monkeypatch, kind):
     # one validation at the end: nothing is selected, so that weights say how training went
     values = {**KINDS[kind], "eval_every": 2}
     run_main(tmp_path / "clean", **values)
@@ -229,7 +223,7 @@ def test_asking_twice_gives_the_same_answers(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_validation_leaves_training_where_it_was(tmp_path, monkeypatch, quick, kind):
+def test_validation_leaves_training_where_it_was(tmp_path, monkeypatch, kind):
     states, write = {}, train.write_state
 
     def kept(path, config, fingerprint, training):

@@ -28,9 +28,9 @@ from model.methods.base import Method, Schedule
 from model.modes import compare as compare_mode
 from model.modes import seeds, train
 from model.results import pictures
-from model.results import writer as run
 from model.results.tables import KEY
 from model.training.progress import Progress
+from tests.support.light import light_runs
 from tests.support.runs import (
     TINY,
     refused,
@@ -171,7 +171,6 @@ def few_pictures(patch):
         Image.new("L", (1, 1)).save(path)
         return [path]
 
-    patch.setattr(run, "draw_run", pictures.draw_run)
     for name in ("training_curves", "exposure_lorenz", "exposure_by_popularity", "accuracy_intervals"):
         patch.setattr(pictures.plots, name, blank)
 
@@ -183,12 +182,6 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(compare_mode, "write_report", lambda *arguments: None)
     # statsmodels collects garbage at each call, of which this process has plenty
     monkeypatch.setattr("gc.collect", lambda: None)
-
-
-@pytest.fixture
-def no_probe(monkeypatch):
-    """Leave probes out: they take longer than a tiny run."""
-    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
 
 
 BY_IDS = {"backbone": "bprmf", "embedding_dim": 8, "num_negatives": 1, "user_hidden": None, "item_hidden": None}
@@ -271,7 +264,7 @@ def test_the_page_has_a_line_for_each_control(trained):
     assert "of 3 (best validation ndcg@5" in page
 
 
-def test_the_console_shows_controls_side_by_side_within_its_width(tmp_path, capsys, no_probe):
+def test_the_console_shows_controls_side_by_side_within_its_width(tmp_path, capsys):
     metrics = run_main(tmp_path, **TOY)["metrics"]
     text = capsys.readouterr().out
     table = text[text.index("data set") :]
@@ -282,7 +275,7 @@ def test_the_console_shows_controls_side_by_side_within_its_width(tmp_path, caps
     assert "most popular" in table and "DP ↓" in table
 
 
-def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, no_probe, monkeypatch):
+def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, monkeypatch):
     """In its second stage no weight of the backbone moves or gets a gradient, and no dropout is drawn in it.
 
     Its own dropout works in training, and neither works while users are served, before and after a validation.
@@ -321,7 +314,7 @@ def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, no_probe, monke
     assert served and set(served) == {(False, False, False)}
 
 
-def test_a_stage_has_batches_of_its_own(tmp_path, no_probe, monkeypatch):
+def test_a_stage_has_batches_of_its_own(tmp_path, monkeypatch):
     sizes = {}
     step = Shift.train_step
 
@@ -335,7 +328,7 @@ def test_a_stage_has_batches_of_its_own(tmp_path, no_probe, monkeypatch):
 
 
 @pytest.mark.parametrize("backbone", ["sparsenn", "squared", "dropped"])
-def test_it_works_on_other_backbones(tmp_path, no_probe, backbone):
+def test_it_works_on_other_backbones(tmp_path, backbone):
     values = {**TOY, "backbone": backbone}
     if backbone == "sparsenn":
         values |= {"embedding_dim": None, "user_hidden": ["16"], "item_hidden": ["16"]}
@@ -409,7 +402,7 @@ def cut_off(monkeypatch, folder, number, values):
     return Progress.of(torch.load(folder / "run" / "state.pt", weights_only=True), 0.0)
 
 
-def test_a_run_cut_off_in_its_second_stage_goes_on_to_the_same_bytes(tmp_path, monkeypatch, no_probe):
+def test_a_run_cut_off_in_its_second_stage_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     values = {**TOY, "backbone": "dropped"}
     run_main(tmp_path / "whole", **values)
     # two epochs of 7 steps, then passes of 13: the first epoch's first and second pass, and the third epoch
@@ -421,7 +414,7 @@ def test_a_run_cut_off_in_its_second_stage_goes_on_to_the_same_bytes(tmp_path, m
         assert outputs(folder) == outputs(tmp_path / "whole")
 
 
-def test_seeds_are_summarised_by_control(tmp_path, monkeypatch, capsys, no_probe):
+def test_seeds_are_summarised_by_control(tmp_path, monkeypatch, capsys):
 
     def in_this_process(children, kept):
         for seed in children.work.seeds:
@@ -472,8 +465,7 @@ def test_controls_are_compared_by_name(tmp_path, trained, capsys):
 def pretrained(tmp_path_factory):
     """The folder above a finished run without a fairness method, whose backbone later runs take."""
     folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
+    with light_runs():
         run_main(folder, **BY_IDS)
     return folder
 
@@ -482,7 +474,7 @@ def weights_of(folder):
     return torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["backbone"]
 
 
-def test_a_backbone_of_another_run_takes_the_place_of_the_first_stage(tmp_path, pretrained, no_probe, monkeypatch):
+def test_a_backbone_of_another_run_takes_the_place_of_the_first_stage(tmp_path, pretrained, monkeypatch):
     values = {**TOY, "backbone_checkpoint": str(pretrained / "run")}
     result = run_main(tmp_path / "whole", **values)
     assert {row["stage"] for row in rows_of(tmp_path / "whole")} == {"method"}
@@ -533,7 +525,7 @@ def test_a_dry_run_times_the_stages_that_are_left(tmp_path, pretrained, capsys):
 PERIODS = {**BY_IDS, "protocol": "periods", "backbone": "squared"}
 
 
-def test_a_backbone_is_one_class_and_one_entry(tmp_path, no_probe):
+def test_a_backbone_is_one_class_and_one_entry(tmp_path):
     metrics = run_main(tmp_path, **{**BY_IDS, "backbone": "squared"}, epochs=1)["metrics"]
     other = run_main(tmp_path / "other", **BY_IDS, epochs=1)["metrics"]
     assert metrics["test/gini@5"] != other["test/gini@5"]
@@ -547,8 +539,8 @@ def periods(tmp_path_factory):
         for registry, name, entry in ((PROTOCOLS, "periods", two_periods), (BACKBONES, "squared", None)):
             patch.setitem(registry, name, entry or Squared)
         few_pictures(patch)
-        patch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
-        run_main(folder, **PERIODS)
+        with light_runs(pictures=True):
+            run_main(folder, **PERIODS)
     return folder
 
 
@@ -596,7 +588,6 @@ def test_phases_start_as_they_say(periods):
 
 
 def test_a_run_cut_off_in_any_phase_goes_on_to_the_same_bytes(tmp_path, monkeypatch, periods):
-    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
     # phases of 2, 2, 1 and 2 epochs of 7 steps
     for number, phase in ((17, 1), (31, 2), (38, 3)):
         folder = tmp_path / str(number)
@@ -605,8 +596,7 @@ def test_a_run_cut_off_in_any_phase_goes_on_to_the_same_bytes(tmp_path, monkeypa
         assert outputs(folder) == outputs(periods)
 
 
-def test_the_last_phase_is_judged_again(tmp_path, periods, monkeypatch):
-    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
+def test_the_last_phase_is_judged_again(tmp_path, periods):
     served(periods, mode="evaluate", output_dir=str(tmp_path), run_name="again")
     own, again = (json.loads((path / "result.json").read_text()) for path in (periods / "run", tmp_path / "again"))
     assert again["lists"] == ["test/again/half", "test/again/all"]

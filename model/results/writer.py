@@ -115,7 +115,7 @@ def write_results(
     """
     config, data, commit = run.config, run.data, _commit()
     write_lists(run, directory, run.protocol.phases[-1], rankings, per_user)
-    pictures = draw_run(run, directory, progress, origin, rankings, per_user, evaluator)
+    pictures = draw_run(run, directory, progress, origin, rankings, per_user, evaluator) if run.draws else {}
     header, tables = _header(run, directory, progress.rows, origin), tables_of(run, progress.results)
     roots = roots_of(progress.results, config.eval_k[0])
     write_page(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from model.runs.processes import Processes
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run: its data, the protocol applied to them, and the environment that all of its parts share."""
+
+    # whether its results are drawn, which takes longer than a tiny run
+    draws: ClassVar[bool] = True
 
     data: InteractionData
     protocol: Protocol

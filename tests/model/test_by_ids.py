@@ -385,14 +385,8 @@ def test_pmf_is_bprmf_with_a_prior():
     assert plain | {"l2": prior["l2"]} == prior
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Leave probes out: other tests look at them."""
-    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
-
-
 @pytest.mark.parametrize("name", ["ncf", "lightgcn"])
-def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(name, tmp_path, quick, monkeypatch):
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(name, tmp_path, monkeypatch):
     values = {"backbone": name, **BY_IDS, "epochs": 3}
     run_main(tmp_path / "whole", **values)
 
@@ -417,7 +411,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(name, tmp_path, quick,
 
 
 @pytest.mark.parametrize("name", ["pmf", "ncf", "lightgcn"])
-def test_adversaries_train_on_vectors_of_ids(name, tmp_path, quick):
+def test_adversaries_train_on_vectors_of_ids(name, tmp_path):
     metrics = run_main(tmp_path, backbone=name, **BY_IDS, enable_fairness=True)["metrics"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["train/adversary/user"] > 0

@@ -6,7 +6,7 @@ import contextlib
 from unittest import mock
 
 from model.evaluation.evaluator import Evaluator
-from model.results import writer
+from model.runs.run import Run
 
 
 def _nothing(*arguments, **options):
@@ -18,7 +18,7 @@ def light_runs(pictures: bool = False, probes: bool = False):
     """Leave out of runs what is not asked for."""
     with contextlib.ExitStack() as stack:
         if not pictures:
-            stack.enter_context(mock.patch.object(writer, "draw_run", _nothing))
+            stack.enter_context(mock.patch.object(Run, "draws", False))
         if not probes:
             stack.enter_context(mock.patch.object(Evaluator, "leakage", _nothing))
         yield

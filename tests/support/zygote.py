@@ -22,8 +22,7 @@ import torch._dynamo
 from absl.testing import flagsaver
 
 import main
-from model.modes import train
-from model.results import writer
+from tests.support.light import light_runs
 from tests.support.runs import TINY
 
 POLL_SECONDS = 0.0005
@@ -31,8 +30,7 @@ POLL_SECONDS = 0.0005
 
 def without_pictures_and_probes() -> None:
     """Leave out what takes most of a tiny run's time: both are made from what a finished run holds."""
-    writer.draw_run = lambda *arguments: {}
-    train.Evaluator.leakage = lambda *arguments: {}
+    light_runs().__enter__()
 
 
 def kill_at(name: str, number: int, when: str) -> None:

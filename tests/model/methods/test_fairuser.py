@@ -19,7 +19,6 @@ from data.structs import Batch, Group
 from model.factorisation import MatrixFactorisation
 from model.methods import fairuser
 from model.methods.fairuser import Antidote, FairUser, dense_rows, group_contrasts
-from model.modes import train
 from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes
 from model.runs.streams import stream_seeds
@@ -288,7 +287,6 @@ class CutOff(Exception):
 
 @pytest.mark.parametrize(("backbone", "call"), [("bprmf", 9), ("pmf", 23)])  # the second of four epochs, the last
 def test_a_run_cut_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch, backbone, call):
-    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
     values = FAIR | {"backbone": backbone}
     run_main(tmp_path / "whole", **values)
     take, calls = FairUser.train_step, []

@@ -21,7 +21,7 @@ from data.protocols.loo import leave_one_out
 from data.structs import Histories, ItemLists
 from model.evaluation.evaluator import Evaluator
 from model.modes import setup, train
-from model.results import writer as run
+from tests.support.light import light_runs
 from tests.support.movielens import write_movielens
 from tests.support.runs import (
     FLAGS,
@@ -32,15 +32,6 @@ from tests.support.runs import (
 
 TRAINED = {"enable_fairness": True, "fairness_sampling": True, "rerank_fair": True, "rerank_pool": 30, "epochs": 1}
 UNSET = {name: FLAGS[name].default for name in TINY}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Leave pictures and probes out: they are made as in training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "draw_run", lambda *arguments: {})
-        patch.setattr(Evaluator, "leakage", lambda *arguments: {})
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +45,8 @@ def trained(tmp_path_factory):
     write_movielens(replace(data, **columns), root)
     values = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
     values |= {"dataset": "ml", "dataset_dir": str(root), "cache_dir": str(root / "cache"), "title_encoder": "hash"}
-    run_main(root, **{**values, **TRAINED})
+    with light_runs():
+        run_main(root, **{**values, **TRAINED})
     return root / "run"
 
 

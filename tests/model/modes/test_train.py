@@ -13,7 +13,6 @@ from data.protocols import PROTOCOLS
 from data.protocols.base import Phase, Protocol, protocol
 from data.protocols.loo import leave_one_out
 from model import BACKBONES, METHODS
-from model.evaluation.evaluator import Evaluator
 from model.factorisation import MatrixFactorisation
 from model.methods.base import Method
 from model.runs.streams import STREAMS, global_generators, stream_seeds
@@ -75,7 +74,6 @@ def registered(monkeypatch):
     monkeypatch.setitem(BACKBONES, "dropping", Dropping)
     monkeypatch.setitem(METHODS, "noted", Noted)
     monkeypatch.setitem(PROTOCOLS, "warmed_up", warmed_up)
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     monkeypatch.setattr(Noted, "begun", [])
     monkeypatch.setattr(Noted, "modes", [])
 

@@ -36,7 +36,7 @@ from tests.support.pages import read_page
 from tests.support.pictures import looks_drawn
 from tests.support.runs import run_main
 
-pytestmark = pytest.mark.pictures
+pytestmark = [pytest.mark.pictures, pytest.mark.probes]
 NAN = float("nan")
 DEGREES = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(np.array)
 

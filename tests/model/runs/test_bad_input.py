@@ -32,16 +32,15 @@ from data.protocols.loo import leave_one_out
 from data.readers.rows import read_csv_rows
 from data.structs import Group, Histories, ItemLists, Rejected
 from model.evaluation.candidates import random_scores, sample_candidates
-from model.evaluation.evaluator import Evaluator
 from model.evaluation.ranking import rank_catalogue
 from model.modes import train
 from model.results import tables as report
-from model.results import writer as run
 from model.runs import errors, files
 from model.runs.errors import is_out_of_memory
 from model.sparsenn import SparseNN
 from model.training.checkpoints import save_checkpoint
 from model.training.update import update
+from tests.support.light import light_runs
 from tests.support.raw_files import cleaned_bytes, dump_bytes, movielens_bytes, write
 from tests.support.runs import (
     FLAGS,
@@ -310,7 +309,6 @@ def test_all_items_head_or_tail(tmp_path, register, warm_threshold, missing):
 def test_a_history_longer_than_any_is_the_longest(tmp_path, monkeypatch, register, synthesis_type):
     register()
     widths = set()
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     sample = BatchSampler.sample
     monkeypatch.setattr(
         BatchSampler,
@@ -366,7 +364,6 @@ SMALL = {"epochs": 2, "batch_size": 128}  # seven steps an epoch
     ],
 )
 def test_a_loss_of_nan_ends_the_run_and_keeps_what_was_good(tmp_path, capsys, monkeypatch, step, values, where):
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     with monkeypatch.context() as patch:
         patch.setattr(train, "update", spoiling(10, step))
         error = refused(capsys, tmp_path, **SMALL, **values)
@@ -416,9 +413,7 @@ def full(monkeypatch):
 def whole(tmp_path_factory):
     """What a run leaves that nothing hindered."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Evaluator, "leakage", lambda *arguments: {})
-        patch.setattr(run, "draw_run", lambda *arguments: {})
+    with light_runs():
         run_main(folder, **SMALL)
     return folder / "run"
 
@@ -428,7 +423,6 @@ COMPARED = ("result.json", "metrics.jsonl", "per_user.parquet", "recommendations
 
 @pytest.mark.parametrize("name", ["per_user.parquet", "recommendations.parquet", "cost.json", "result.json"])
 def test_a_full_disk_does_not_lose_a_trained_run(tmp_path, capsys, monkeypatch, full, whole, name):
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     with monkeypatch.context() as patch:
         full(patch, name)
         error = refused(capsys, tmp_path, **SMALL)
@@ -442,7 +436,6 @@ def test_a_full_disk_does_not_lose_a_trained_run(tmp_path, capsys, monkeypatch, 
 
 @pytest.mark.pictures
 def test_a_disk_too_full_for_pictures(tmp_path, capsys, monkeypatch, full):
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     with monkeypatch.context() as patch:
         full(patch, "exposure.svg")
         error = refused(capsys, tmp_path, **SMALL)
@@ -454,7 +447,6 @@ def test_a_disk_too_full_for_pictures(tmp_path, capsys, monkeypatch, full):
     ("name", "number"), [("state.pt", 1), ("state.pt", 2), ("checkpoint.pt", 1), ("config.json", 1)]
 )
 def test_a_full_disk_while_training_leaves_what_was_there(tmp_path, capsys, monkeypatch, full, whole, name, number):
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     with monkeypatch.context() as patch:
         full(patch, name, number)
         error = refused(capsys, tmp_path, **SMALL)
@@ -612,7 +604,6 @@ def test_other_errors_pass_through():
 
 @MEMORY
 def test_a_run_ranks_with_less_memory_to_the_same_metrics(tmp_path, monkeypatch, whole, error):
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     build = SparseNN.build
 
     def limited(*arguments):

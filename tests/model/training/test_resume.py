@@ -43,12 +43,6 @@ UPDATES = {"none": 1, "mean": 3, "attention": 3, "gru": 1, "fda": 2}
 STEPS = 7
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Leave probes out: they are made from what a finished run holds."""
-    monkeypatch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
-
-
 KNOWN = {}
 
 
