@@ -18,7 +18,7 @@ import main
 from data.dataloader import edge_batches
 from data.datareader import READERS
 from data.structs import FeatureTable, Group
-from model.evaluation import probes as probe
+from model.evaluation import probes
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.questions import ask_tests
 from model.modes import setup, train
@@ -298,14 +298,14 @@ def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_
     # pressure from the first step; sampling would read everybody's attribute (Decision 18)
     values = {"enable_fairness": True, "adversarial_lambda_user": 1.0, "adversarial_lambda_item": 1.0,
               "adversarial_ramp": 0.0, **values}  # fmt: skip
-    draw, attackers, make = setup.held_out_users, [], probe._attackers
+    draw, attackers, make = setup.held_out_users, [], probes._attackers
 
     def recorded(*arguments):
         made = make(*arguments)
         attackers.extend(made.values())
         return made
 
-    monkeypatch.setattr(probe, "_attackers", recorded)
+    monkeypatch.setattr(probes, "_attackers", recorded)
     held_out = prepared(**values)[0].held_out
     # who is held out is drawn by attribute; here the same users stay so
     monkeypatch.setattr(setup, "held_out_users", lambda codes, **options: held_out)

@@ -26,7 +26,7 @@ from data.readers.movielens import read_movielens
 from data.readers.options import ReadOptions, SyntheticOptions
 from data.readers.synthetic import read_synthetic
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, Ranking
-from model.evaluation import evaluator as evaluation
+from model.evaluation import evaluator as evaluator_module
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
 from model.evaluation.ranking import ENGINE_FLOATS, rank_catalogue
@@ -170,7 +170,7 @@ def report_engine(arguments: argparse.Namespace) -> None:
     def score_block(ids: np.ndarray) -> torch.Tensor:
         return vectors[torch.from_numpy(ids)] @ items.T
 
-    block = max(1, evaluation.CACHE_FLOATS // (ENGINE_FLOATS * data.num_items))
+    block = max(1, evaluator_module.CACHE_FLOATS // (ENGINE_FLOATS * data.num_items))
     rank_catalogue(score_block, everyone[:2], relevant.take(everyone[:2]), excluded, data.num_items, TOP, 2)
     start = time.process_time()
     ranking = rank_catalogue(score_block, everyone, relevant, excluded, data.num_items, TOP, block)
@@ -190,7 +190,7 @@ def peak(block_mb: float, capped: bool) -> tuple[int, int, int]:
     """Resident bytes of a ranking, in a process of its own: the towers' peak, their result, the ranking's peak."""
     torch.set_num_threads(1)
     if not capped:
-        evaluation.CACHE_FLOATS = 1 << 40
+        evaluator_module.CACHE_FLOATS = 1 << 40
     evaluator, phase = make_evaluator(bookcrossing(2000, LARGE_ITEMS), block_mb)
     watch = Watch(evaluator)
     for users in (1, 64):

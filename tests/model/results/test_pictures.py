@@ -24,8 +24,7 @@ from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate, per_user_accuracy
 from model.evaluation.probes import held_out_users
 from model.modes.serving import evaluate_checkpoint
-from model.results import pictures, plots
-from model.results import writer as run
+from model.results import pictures, plots, writer
 from model.results.pictures import bucket_shares, expected_histories, mean_interval, popularity_buckets
 from model.runs.environment import Environment
 from model.runs.processes import ALONE
@@ -229,7 +228,7 @@ def finished(tmp_path_factory):
             asked.append(arguments)
             return pictures.draw_run(*arguments)
 
-        patch.setattr(run, "draw_run", draw)
+        patch.setattr(writer, "draw_run", draw)
         patch.setattr(main.sys, "argv", ["main.py", "--run_name=a 'b' & c"])
         result = run_main(folder, **FAIR)
     (arguments,) = asked
@@ -266,7 +265,7 @@ def test_the_same_numbers_give_the_same_pictures(finished, tmp_path):
 
 def test_pictures_change_no_result(finished, tmp_path, monkeypatch):
     folder, _, _ = finished
-    monkeypatch.setattr(run, "draw_run", lambda *arguments: {})
+    monkeypatch.setattr(writer, "draw_run", lambda *arguments: {})
     run_main(tmp_path, **FAIR)
     assert (tmp_path / "run" / "result.json").read_bytes() == (folder / "result.json").read_bytes()
 
@@ -331,7 +330,7 @@ def test_rankings_from_elsewhere_have_what_needs_no_weights(finished, tmp_path, 
     progress = Progress.of(None, 0.0)
     progress.results = {"test/ndcg@5": 0.25}
     origin = {"method": "other program", "seed": 0, "epoch": None}
-    images = run.write_results(of_run, tmp_path, progress, origin, rankings, per_user, command="other --x")
+    images = writer.write_results(of_run, tmp_path, progress, origin, rankings, per_user, command="other --x")
     assert set(images) == OF_EVERY_RUN | {"report"}
     assert all(path.exists() for path in images.values())
     page = read_page(images["report"])

@@ -34,7 +34,7 @@ from model import METHODS
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.probes import held_out_users
 from model.modes import train as training_mode
-from model.runs import processes as model_distributed
+from model.runs import processes as processes_module
 from model.runs.environment import Environment
 from model.runs.processes import ALONE, Processes, join_rankings, joined
 from model.runs.streams import stream_seeds, torch_generator
@@ -321,7 +321,7 @@ def test_a_worker_ends_with_the_code_that_it_would_have_had(monkeypatch, action,
 
     flushed = []
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(model_distributed, "_process_group", lambda device: contextlib.nullcontext(Processes(0, 2)))
+    monkeypatch.setattr(processes_module, "_process_group", lambda device: contextlib.nullcontext(Processes(0, 2)))
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(sys, "stdout", Stream())
     monkeypatch.setattr(sys, "stderr", Stream())
