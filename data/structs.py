@@ -235,9 +235,14 @@ class Histories(ItemLists):
         _require(times == len(self.item), f"histories: {times} times for {len(self.item)} items")
 
     @staticmethod
+    def order(user_id: np.ndarray, time: np.ndarray | None) -> np.ndarray:
+        """Which interaction stands at each place of `build`'s lists: `[E]` int64."""
+        return np.argsort(user_id, kind="stable") if time is None else np.lexsort((time, user_id))
+
+    @staticmethod
     def build(user_id: np.ndarray, item_id: np.ndarray, time: np.ndarray | None, num_users: int) -> Histories:
         """Sort interactions `[E]` by user, then time; equal times keep their order."""
-        order = np.argsort(user_id, kind="stable") if time is None else np.lexsort((time, user_id))
+        order = Histories.order(user_id, time)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(user_id, minlength=num_users))]).astype(np.int64)
         return Histories(indptr, item_id[order], None if time is None else time[order])
 

@@ -64,7 +64,7 @@ class Noted(Method):
 @protocol()
 def warmed_up(data, settings, rng, options):
     """A toy protocol: a phase that only trains, then one that is validated and tested."""
-    (loo,) = leave_one_out(data, settings, rng, options).phases
+    (loo,) = leave_one_out(data, settings, rng).phases
     first = Phase("warm-up", loo.split, 2, loo.metric, 1, 2, None, ())
     second = Phase("asked", loo.split, 2, loo.metric, 1, 2, loo.valid, loo.tests)
     return Protocol("warmed_up", "a phase without tests first", settings.ks, (first, second))
