@@ -18,10 +18,9 @@ from model.evaluation.probes import held_out_users
 from model.methods.base import Method
 from model.runs.config import Config
 from model.runs.environment import Environment
-from model.runs.presets import preset
 from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
-from model.runs.settings import is_read
+from model.runs.settings import preset_lines
 from model.runs.streams import stream_seeds
 
 
@@ -126,13 +125,8 @@ def describe(run: Run, trains: bool = True) -> None:
     print("\n".join(run.data_lines()))
     if not trains:
         return
-    names = [*sorted(preset(config.dataset)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
-    shown = [f"{name}={_shown(getattr(config, name))}" for name in names if is_read(name, config)]
-    print("settings: " + ", ".join(shown))
-
-
-def _shown(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    print("settings, by where they come from:")
+    print("\n".join(f"  {line}" for line in preset_lines(config)))
 
 
 def build(run: Run) -> tuple[torch.nn.Module, Method]:

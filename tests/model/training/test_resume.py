@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 import main
 from model import METHODS
 from model.modes import train
-from model.runs.settings import saving_interval
+from model.runs.setting import saving_interval
 from model.training.progress import Progress
 from tests.support.runs import TINY, refused, run_main
 from tests.support.stops import FAIR, CutOff, at_call, crash, outputs, terminate
