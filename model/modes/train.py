@@ -238,7 +238,7 @@ def execute(
     backbone, method = build(run)
     evaluator = Evaluator(backbone, method, run.environment)
     if config.backbone_checkpoint is not None:
-        load_backbone(run, backbone, method)
+        load_backbone(run, backbone)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
         return {}
