@@ -28,11 +28,6 @@ from tests.support.runs import TINY
 POLL_SECONDS = 0.0005
 
 
-def without_pictures_and_probes() -> None:
-    """Leave out what takes most of a tiny run's time: both are made from what a finished run holds."""
-    light_runs().__enter__()
-
-
 def kill_at(name: str, number: int, when: str) -> None:
     """Let call `number` (from 1) of the function `name` kill this process `before` it, `after` it, or, for
     `torch.save`, `half` way."""
@@ -105,7 +100,8 @@ def bear(request: dict) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    without_pictures_and_probes()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(bear(json.loads(line))), flush=True)
+    # pictures and probes take most of a tiny run's time, and are made from what a finished run holds
+    with light_runs():
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(json.dumps(bear(json.loads(line))), flush=True)
