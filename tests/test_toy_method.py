@@ -341,6 +341,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones(tmp_path, capsys):
     assert "--method_option=size=3" in error and "one of small, strength" in error
 
 
+@pytest.mark.probes
 def test_its_checkpoint_is_judged_to_the_same_numbers(tmp_path, trained):
     served(trained, mode="evaluate", output_dir=str(tmp_path), run_name="again")
     own, again = (json.loads((path / "result.json").read_text()) for path in (trained / "run", tmp_path / "again"))
