@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.protocols.base import Phase, Protocol, ProtocolOptions, Task, _make_split
+from data.protocols.base import Definitions, Phase, Protocol, ProtocolOptions, Task, _make_split
 from data.structs import InteractionData
 
 FDA_LIKED = 3  # a rating above it is a positive
 FDA_SELECTED_AT = 20
+FDA_DEFINITIONS = Definitions(hit_rate="share", unasked_ndcg="zero", further=("dp_code", "eo_code"))
 FDA_TEST, FDA_VALID = 0.2, 0.1  # shares of the positives, and of a user's other ones
 
 
@@ -57,4 +58,4 @@ def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generato
         "for validation; the full catalogue minus the user's train and validation items; HR, NDCG, DP and EO as FDA "
         "computes them"
     )
-    return Protocol("fda", description, options.ks, (phase,), metrics="fda")
+    return Protocol("fda", description, options.ks, (phase,), definitions=FDA_DEFINITIONS)

@@ -13,10 +13,11 @@ from torch import nn
 from data.protocols.base import Task
 from data.sampling.histories import HistorySampler
 from data.structs import Group, Histories, History, Ranking, Split
-from fairness_utils import rerank_ranking, target_shares
+from fairness_utils import target_shares
 from model.evaluation.candidates import popularity_scores, random_scores, sample_candidates
 from model.evaluation.probes import leakage_auc, linear_erasure
 from model.evaluation.ranking import block_users_for, rank_catalogue
+from model.evaluation.reranking import rerank_ranking
 from model.methods.base import Method
 from model.runs.config import Config
 from model.runs.errors import in_blocks

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from data.dataloader import BatchSampler
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.questions import ask_tests, ask_validation
+from model.evaluation.keys import by_list, flat, validation_key
+from model.evaluation.questions import ask_tests, ask_validation, results_of
 from model.methods.base import Schedule
 from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
@@ -127,7 +128,7 @@ def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: st
         elif schedule.asks(epoch):
             summary = validate(session, phase, stage)
             best = selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
-            row |= {f"valid/{key}": metric for key, metric in summary.items()}
+            row |= {validation_key(key): metric for key, metric in summary.items()}
             shown.append(f"validation {phase.metric} {summary[phase.metric]:.4f}{' *' if best else ''}")
         if run.processes.first:
             append_jsonl(directory / "metrics.jsonl", row)
@@ -235,24 +236,25 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
             train_phase(session, phase, saved)
             saved = None
             with session.stop.at_once():
-                results, rankings, per_user = ask_tests(run, phase, session.training.method, session.evaluator)
-            progress.results.update(results)
+                answers = ask_tests(run, phase, session.training.method, session.evaluator)
+            progress.results |= results_of(answers)
             if run.processes.first and phase is not phases[-1]:
-                write_lists(run, session.directory, phase, rankings, per_user)
+                write_lists(run, session.directory, phase, answers)
             progress.spend("test")
             progress.phase, progress.stage = progress.phase + 1, 0
         if not run.processes.first:
             return {}
         if run.protocol.summarise is not None:
-            progress.results.update(run.protocol.summarise(progress.results))
+            progress.results |= by_list(run.protocol.summarise(flat(progress.results)))
         selection = session.training.selection
         origin = origin_of(run.config, phases[-1].selected_by, selection.epoch, selection.value)
-        images = write_results(run, session.directory, progress, origin, rankings, per_user, session.evaluator)
+        images = write_results(run, session.directory, progress, origin, answers, session.evaluator)
     except BaseException as error:
         session.tracker.finish(exit_code=getattr(error, "exit_code", 1))
         if isinstance(error, WriteError):
             raise session.training.unwritten(error, run.config.run_name, len(phases)) from error
         raise
     (session.directory / "state.pt").unlink(missing_ok=True)
-    session.tracker.finish(progress.results, images, tables_of(run, progress.results))
-    return progress.results
+    metrics = flat(progress.results)
+    session.tracker.finish(metrics, images, tables_of(run, progress.results))
+    return metrics
