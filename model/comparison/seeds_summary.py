@@ -12,7 +12,7 @@ import pandas as pd
 
 from model.comparison.finished import FOLDER_OF_SEEDS
 from model.comparison.statistics import CONFIDENCE, Summary, summarise
-from model.evaluation.keys import MetricKey, by_list, is_one, short_name, tested_lists
+from model.evaluation.keys import MetricKey, by_list, is_one, run_lists, short_name
 from model.evaluation.metric_table import COLUMNS
 from model.results.latex import escape, latex_table
 from model.results.metric_text import UNDEFINED, cell, columns, interval, main_metrics, name_of
@@ -33,7 +33,7 @@ def summarise_seeds(
     """Write seeds.json, seeds.csv and seeds.tex of the seeds' `results` and print the main metrics at `k`."""
     first = next(iter(results.values()))
     keys = sorted({key for result in results.values() for key in result["metrics"]})
-    lists = first.get("lists") or tested_lists(by_list(dict.fromkeys(keys)))
+    lists = first.get("lists") or run_lists(by_list(dict.fromkeys(keys)))
     values = {key: [result["metrics"].get(key, float("nan")) for result in results.values()] for key in keys}
     summaries = {key: summarise(entries) for key, entries in values.items()}
     content = {name: first[name] for name in ("dataset", "protocol", "description", "method")}

@@ -148,8 +148,8 @@ def is_result(column: str) -> bool:
     return column.startswith((f"{TEST}/", f"{REFERENCE}/"))
 
 
-def tested_lists(results: Mapping[str, Any]) -> list[str]:
-    """The lists of the test among those of `results`, in order."""
+def run_lists(results: Mapping[str, Any]) -> list[str]:
+    """The lists of the run itself among those of `results`, in order; the others are yardsticks."""
     return [name for name in results if ListKey.parse(name).source == TEST]
 
 

@@ -23,7 +23,7 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, short_name, tested_lists, validation_key
+from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name, validation_key
 from model.evaluation.metrics import per_user_accuracy
 from model.evaluation.questions import Answer
 from model.results import plots
@@ -149,7 +149,7 @@ def _training(album: Album, rows: Sequence[Mapping], phase: Phase, origin: Mappi
 
 
 def _all_lists(album: Album, results: Mapping[str, Mapping[str, float]], k: int, shown: Mapping[str, Answer]) -> None:
-    names = tested_lists(results)
+    names = run_lists(results)
     if is_one(names) or not shown:
         return
     key, accuracy = shown["this run"].key, str(MetricKey("ndcg", k))

@@ -18,7 +18,7 @@ import torch
 
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import TEST, ListKey, flat, is_one, tested_lists
+from model.evaluation.keys import TEST, ListKey, flat, is_one, run_lists
 from model.evaluation.questions import Answer
 from model.results.drawing import attempt
 from model.results.pages import typed_command, write_page
@@ -113,7 +113,7 @@ def write_results(
     write_lists(run, directory, run.protocol.phases[-1], answers)
     progress.spend("write")
     _write_cost(run, directory, progress)
-    names = tested_lists(progress.results)
+    names = run_lists(progress.results)
     write_json(
         directory / "result.json",
         {
@@ -150,7 +150,7 @@ def write_results(
 def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Table]:
     """The tables of a run's `results` at its first K; of several lists, a line for each."""
     labels, k = {name: group.labels for name, group in run.groups.items()}, run.config.eval_k[0]
-    names = tested_lists(results)
+    names = run_lists(results)
     if not names:
         return []
     if is_one(names):

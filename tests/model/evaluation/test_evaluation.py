@@ -10,13 +10,14 @@ import torch
 from torch.testing import assert_close
 
 from data.sampling.histories import HistorySampler
-from fairness_utils import rerank_ranking, target_shares
+from fairness_utils import target_shares
 from model import METHODS
 from model.evaluation import evaluator as evaluation
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
 from model.evaluation.probes import held_out_users
 from model.evaluation.ranking import ENGINE_FLOATS
+from model.evaluation.reranking import rerank_ranking
 from model.methods.base import Environment
 from model.runs.streams import stream_seeds, torch_generator
 from model.sparsenn import SparseNN
