@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ def attempt(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
     """Draw with matplotlib's defaults, whatever the user's matplotlibrc says."""
+    # it would tell of fonts that it looks for and of mistakes in a file that is not read here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
     with matplotlib.rc_context():
