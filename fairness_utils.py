@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,7 +20,7 @@ from scipy.special import rel_entr
 from torch import nn
 from torch.nn import functional as F
 
-from data.structs import Group, Histories, HistoryWeights, ItemLists, Ranking
+from data.structs import Group, Histories, HistoryWeights, ItemLists
 
 # --- Sampling ---
 
@@ -331,15 +331,6 @@ def _at_least_tiny(value: torch.Tensor) -> torch.Tensor:
 
 # --- Metrics ---
 
-# Which way each metric is better, by base name: a signed difference nearest 0, a ratio nearest 1. The leakage AUC
-# is ideal at 0.5, where a probe finds nothing; above that, lower is better.
-DIRECTIONS = (
-    dict.fromkeys(("hr", "ndcg", "mrr", "coverage", "aplt"), "higher")
-    | dict.fromkeys(("gap", "std", "gini", "gini_count", "arp", "leakage_auc", "leakage_auc_erased"), "lower")
-    | dict.fromkeys(("dp", "eo", "dp_rate", "eo_rate", "dp_js", "eo_js", "dp_code", "eo_code"), "lower")
-    | {"exposure_gap": "zero", "dtr": "one"}
-)
-
 
 def mean_defined(values: np.ndarray) -> float:
     """Average the entries of `values` that are not NaN; NaN where there are none."""
@@ -379,16 +370,6 @@ def list_means(topk: np.ndarray, item_values: np.ndarray) -> np.ndarray:
     lengths = shown.sum(axis=1)
     totals = np.where(shown, item_values[topk], 0.0).sum(axis=1)
     return np.divide(totals, lengths, out=np.full(len(topk), np.nan), where=lengths > 0)
-
-
-def average_recommendation_popularity(topk: np.ndarray, degree: np.ndarray) -> float:
-    """Average the train interactions `degree [I]` over each list of `topk [T, K]`, then over non-empty lists."""
-    return mean_defined(list_means(topk, degree))
-
-
-def average_tail_share(topk: np.ndarray, tail: np.ndarray) -> float:
-    """Average the share of `tail [I]` (bool) items in each list of `topk [T, K]` over non-empty lists (APLT)."""
-    return mean_defined(list_means(topk, tail))
 
 
 def exposure_share_gap(exposures: np.ndarray, tail: np.ndarray, merit: np.ndarray | None = None) -> float:
@@ -465,50 +446,6 @@ def js_distance(topk: np.ndarray, codes: np.ndarray, num_items: int) -> float:
         return float(jensenshannon(first, second)) if first.any() and second.any() else float("nan")
 
     return _mean_over_pairs(_group_counts(topk, codes, num_items)[0], distance)
-
-
-def released_parity(topk: np.ndarray, relevant: ItemLists, codes: np.ndarray, num_items: int) -> tuple[float, float]:
-    """DP@K and EO@K as the code that FDA's authors released computes them, quirks included, from `topk [T, K]`.
-
-    An item counts as two, one where it is a hit and one where it is not, and hits of item 0 are lost to EO
-    (`dp_code`, `eo_code`; Chen et al., WWW 2023, whose published numbers follow the code).
-    """
-    hits = keep_hits(topk, relevant, num_items)
-    split = np.where(hits >= 0, topk + num_items, topk)
-    return (
-        demographic_parity(split, codes, 2 * num_items),
-        demographic_parity(np.where(hits > 0, hits, -1), codes, num_items),
-    )
-
-
-def list_metrics(
-    topk: np.ndarray, relevant: ItemLists, codes: Mapping[str, np.ndarray], tail: np.ndarray, degree: np.ndarray, k: int
-) -> dict[str, float]:
-    """Compute every exposure and parity metric at cut-off k: `gini@k`, ..., `dp@k/<attribute>`, ... -> value.
-
-    `topk [T, K']` with K' >= k, `relevant` one list per row, `codes` attribute -> `[T]` group codes, `tail [I]`
-    bool, `degree [I]` train interactions. Exposure is discounted by `position_weights`.
-    """
-    num_items = len(degree)
-    lists = topk[:, :k]
-    hits = keep_hits(lists, relevant, num_items)
-    counts = exposure(lists, num_items)
-    exposures = exposure(lists, num_items, position_weights(lists.shape[1]))
-    metrics = {
-        f"gini@{k}": gini(exposures),
-        f"gini_count@{k}": gini(counts),
-        f"coverage@{k}": coverage(counts),
-        f"arp@{k}": average_recommendation_popularity(lists, degree),
-        f"aplt@{k}": average_tail_share(lists, tail),
-        f"exposure_gap@{k}": exposure_share_gap(exposures, tail),
-        f"dtr@{k}": disparate_treatment_ratio(exposures, tail, degree),
-    }
-    for attribute, group in codes.items():
-        for name, shown in (("dp", lists), ("eo", hits)):
-            metrics[f"{name}@{k}/{attribute}"] = demographic_parity(shown, group, num_items)
-            metrics[f"{name}_rate@{k}/{attribute}"] = demographic_parity(shown, group, num_items, by_rate=True)
-            metrics[f"{name}_js@{k}/{attribute}"] = js_distance(shown, group, num_items)
-    return metrics
 
 
 # --- Re-ranking ---
@@ -590,49 +527,6 @@ def rerank(
         left[active] -= is_protected[active, pick]
     order = place.argsort(axis=1, kind="stable")
     return RerankResult(np.take_along_axis(topk, order, 1), np.take_along_axis(scores, order, 1), infeasible)
-
-
-def rerank_ranking(
-    ranking: Ranking,
-    item_groups: Group,
-    alpha: float,
-    exposure_floor: float,
-    k: int,
-    target: np.ndarray,
-    pool: int | None = None,
-    protected: str = "tail",
-) -> tuple[Ranking, np.ndarray]:
-    """Re-rank the first `pool` columns (default: all) of a ranking; return it and the infeasible users `[T]` bool.
-
-    A relevant item inside the pool gets its new position as rank. Before, its rank may have been worse than its
-    position, because ranks count tied candidates as above; the new order has no ties. A relevant item below the
-    pool keeps its rank (at least pool + 1). With alpha 0 and floor 0 the ranking comes back unchanged, ranks too.
-    """
-    pool = ranking.topk.shape[1] if pool is None else min(pool, ranking.topk.shape[1])
-    if pool < k <= ranking.topk.shape[1]:
-        raise ValueError(f"rerank_pool {pool} is smaller than K {k}; raise it to at least K")
-    if alpha == 0 and exposure_floor == 0:
-        return ranking, np.zeros(len(ranking.users), dtype=bool)
-    head, head_scores = ranking.topk[:, :pool], ranking.scores[:, :pool]
-    result = rerank(head, head_scores, item_groups, alpha, exposure_floor, k, target, protected)
-    topk = np.concatenate([result.topk, ranking.topk[:, pool:]], axis=1)
-    scores = np.concatenate([result.scores, ranking.scores[:, pool:]], axis=1)
-    return ranking.replace_lists(topk, scores, _positional_ranks(ranking, result.topk)), result.infeasible
-
-
-def _positional_ranks(ranking: Ranking, pool_items: np.ndarray) -> np.ndarray:
-    owner, wanted = ranking.relevant.owner, ranking.relevant.item
-    lengths = (pool_items >= 0).sum(axis=1)
-    ranks = np.maximum(ranking.ranks, lengths[owner] + 1)
-    row, column = np.nonzero(pool_items >= 0)
-    if not len(row):
-        return ranks
-    stride = max(int(pool_items.max()), int(wanted.max(initial=0))) + 1
-    keys = row * stride + pool_items[row, column]
-    order = keys.argsort()
-    sought = owner * stride + wanted
-    at = order[np.minimum(np.searchsorted(keys, sought, sorter=order), len(keys) - 1)]
-    return np.where(keys[at] == sought, column[at] + 1, ranks)
 
 
 def _scaled_relevance(scores: np.ndarray, valid: np.ndarray) -> np.ndarray:

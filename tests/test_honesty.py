@@ -210,16 +210,16 @@ def test_no_validation_or_test_item_stands_in_a_history_that_is_ranked_by(monkey
 def test_asking_twice_gives_the_same_answers(kind):
     made, phase, backbone, method = prepared(**KINDS[kind], eval_history_draws=1 if kind == "none" else 2)
     evaluator = Evaluator(backbone, method, made.environment)
-    first, _, per_user = ask_tests(made, phase, evaluator)
+    first = ask_tests(made, phase, evaluator)
     # whatever is drawn in between
     for generator in (None, *own_generators(backbone).values()):
         torch.rand(3, generator=generator)
     np.random.seed(7)  # noqa: NPY002 (for parts of others that draw from the global stream)
-    second, _, again = ask_tests(made, phase, evaluator)
-    assert first.keys() == second.keys()
-    np.testing.assert_equal(list(second.values()), list(first.values()))
-    for name, value in per_user.items():
-        np.testing.assert_array_equal(again[name], value)
+    second = ask_tests(made, phase, evaluator)
+    assert [answer.key for answer in first] == [answer.key for answer in second]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_equal(other.metrics, one.metrics)
+        np.testing.assert_equal(other.per_user, one.per_user)
 
 
 @pytest.mark.parametrize("kind", KINDS)

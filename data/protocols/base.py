@@ -55,6 +55,25 @@ def protocol(
 
 
 @dataclass(frozen=True)
+class Definitions:
+    """How a protocol defines metrics where papers differ; facts that `model/evaluation/metrics.py` reads.
+
+    `hit_rate`: `any` (1 where any relevant item is a hit) or `share` (hits over min(K, relevant items)).
+    `unasked_ndcg`: users without a relevant item are `left out` of the overall NDCG, or count as `zero`.
+    `further`: metrics of the metric table that only this protocol reports.
+    """
+
+    hit_rate: str = "any"
+    unasked_ndcg: str = "left out"
+    further: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name, allowed in (("hit_rate", ("any", "share")), ("unasked_ndcg", ("left out", "zero"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"definitions: {name} {getattr(self, name)!r}; allowed is one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
 class Task:
     """A question: rank `candidates` for each user and find `relevant`. Every collection has one list per user id.
 
@@ -80,6 +99,24 @@ class Task:
     def given(self) -> ItemLists | None:
         """Candidates that are given as lists, if they are."""
         return None if isinstance(self.candidates, int) else self.candidates
+
+    @property
+    def sampled(self) -> str:
+        """Whether the candidates are a sample, in words."""
+        if self.candidates is None:
+            return "no: full ranking"
+        return f"{self.candidates:,} candidates" if isinstance(self.candidates, int) else "candidates of the protocol"
+
+    def left_out(self, split: Split) -> str:
+        """Which items of the user's own are never ranked, in words."""
+        excluded = self.excluded.owner * split.num_items + self.excluded.item
+        parts = {"train": split.train, "validation": split.valid}
+        names = [
+            name
+            for name, lists in parts.items()
+            if len(lists.item) and np.isin(lists.owner * split.num_items + lists.item, excluded).all()
+        ]
+        return " and ".join(names)
 
 
 # Where a phase starts from, beside the names of earlier phases.
@@ -180,7 +217,7 @@ _LISTS = ("relevant", "excluded", "given")
 class Protocol:
     """A protocol applied to a data set.
 
-    `description` says in one line what its numbers mean, `metrics` whose definitions they follow.
+    `description` says in one line what its numbers mean, `definitions` how its metrics are defined.
 
     `probe` reads user attributes in the vectors that are served: a function or its "module:name", called with
     `(vectors [U, D], groups: Mapping[str, Group], held_out [U] bool, seed: int)`; it gives metrics by key
@@ -192,7 +229,7 @@ class Protocol:
     description: str
     ks: tuple[int, ...]
     phases: tuple[Phase, ...]
-    metrics: str = "standard"
+    definitions: Definitions = Definitions()
     summarise: Callable[[Mapping[str, float]], dict[str, float]] | None = None
     probe: str | Callable[..., dict[str, float]] = "model.evaluation.probes:leakage"
 
@@ -227,10 +264,6 @@ class Protocol:
     def many_tasks(self) -> bool:
         """Whether keys say the test task."""
         return any(len(phase.tests) > 1 for phase in self.phases)
-
-    def level(self, phase: Phase, task: Task) -> str:
-        """What the keys of `task` have behind `test` or a yardstick: /phase/task, each left out where there is one."""
-        return f"/{phase.name}" * self.many_phases + f"/{task.name}" * self.many_tasks
 
 
 def one_phase(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.options import check_options
-from data.protocols.base import Protocol, ProtocolSettings, make_split, one_phase, protocol
+from data.protocols.base import Definitions, Protocol, ProtocolSettings, make_split, one_phase, protocol
 from data.structs import InteractionData
+
+DEFINITIONS = Definitions(hit_rate="share", unasked_ndcg="zero", further=("dp_code", "eo_code"))
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,4 @@ def fda(
         "items; HR, NDCG, DP and EO as FDA computes them"
     )
     phase = one_phase("fda", settings, split, f"ndcg@{options.selected_at}")
-    return Protocol("fda", description, settings.ks, (phase,), metrics="fda")
+    return Protocol("fda", description, settings.ks, (phase,), definitions=DEFINITIONS)

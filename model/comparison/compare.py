@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 
 from model.comparison.finished import Finished
 from model.comparison.statistics import CONFIDENCE, RESAMPLES, compare_gaps, compare_paired, holm
-from model.results.tables import KEY
+from model.evaluation.keys import MetricKey
+from model.evaluation.metric_table import METRICS
 
-PER_USER = ("hr", "ndcg", "mrr", "arp", "aplt")
 # names of what the statistics give, as columns of the long table
 VALUES = {"baseline": "baseline_value", "other": "value"}
 NUMBERS = ("baseline_value", "value", "difference")
@@ -37,14 +37,19 @@ def common_cutoffs(runs: Sequence[Finished], asked: tuple[int, ...] | None) -> l
     return list(asked or common)
 
 
+def per_user_metrics(k: int) -> list[MetricKey]:
+    """The metrics at cut-off `k` that every user has a value of, as far as the metric table knows."""
+    return [MetricKey(row.name, k) for row in METRICS.values() if row.per_user]
+
+
 def comparison_rows(baseline: Finished, other: Finished, ks: Sequence[int]) -> Iterator[dict]:
     """Rows of the long table for one pair of runs: paired tests at each K over all users and by group, changes of the
     gaps, and what is a number of the whole list, which has a difference and no test."""
     pair, told = {"baseline": baseline.name, "run": other.name}, set()
     for k in ks:
-        keys = [f"{metric}@{k}" for metric in PER_USER]
-        keys = [key for key in keys if key in baseline.values and key in other.values]
-        values = [run.values[keys].to_numpy().T for run in (baseline, other)]
+        both = [str(key) for key in per_user_metrics(k) if all(str(key) in run.values for run in (baseline, other))]
+        keys = [MetricKey.parse(text) for text in both]
+        values = [run.values[both].to_numpy().T for run in (baseline, other)]
         overall = _paired_rows(keys, *values, {"k": k, "family": f"all users @{k}"})
         by_group, gaps = [], []
         for attribute in baseline.groups.columns.intersection(other.groups.columns):
@@ -52,27 +57,27 @@ def comparison_rows(baseline: Finished, other: Finished, ks: Sequence[int]) -> I
             for code, label in enumerate(labels):
                 members = [run[:, codes == code] for run in values]
                 same = {"k": k, "family": f"user groups @{k}", "attribute": attribute, "group": label}
-                by_group += _paired_rows([f"{key}/{attribute}/{label}" for key in keys], *members, same)
+                of_group = [replace(key, group=attribute, label=str(label)) for key in keys]
+                by_group += _paired_rows(of_group, *members, same)
             found = asdict(compare_gaps(*values, codes, len(labels)))
             same = {"k": k, "kind": "gap", "attribute": attribute}
-            gaps += [
-                same | {"metric": f"{key}/gap/{attribute}"} | _entry(found, place) for place, key in enumerate(keys)
-            ]
+            for place, key in enumerate(keys):
+                gap = {"metric": str(replace(key, group=attribute, spread="gap"))}
+                gaps.append(same | gap | _entry(found, place))
         rows = [*_corrected(overall), *_corrected(by_group), *gaps]
         told |= {row["metric"] for row in rows}
         yield from (pair | row for row in rows)
     for key in dict.fromkeys([*baseline.metrics, *other.metrics]):
-        match = KEY.fullmatch(key)
-        k = int(match["k"]) if match and match["k"] else None
+        k = MetricKey.parse(key).k
         if key not in told and (k is None or k in ks):
             one, two = (run.metrics.get(key, np.nan) for run in (baseline, other))
             found = (one, two, two - one)
             yield pair | {"k": k, "kind": "untested", "metric": key} | dict(zip(NUMBERS, found, strict=True))
 
 
-def _paired_rows(keys: Sequence[str], baseline: np.ndarray, other: np.ndarray, same: dict) -> list[dict]:
+def _paired_rows(keys: Sequence[MetricKey], baseline: np.ndarray, other: np.ndarray, same: dict) -> list[dict]:
     found = asdict(compare_paired(baseline, other))
-    return [same | {"kind": "paired", "metric": key} | _entry(found, place) for place, key in enumerate(keys)]
+    return [same | {"kind": "paired", "metric": str(key)} | _entry(found, place) for place, key in enumerate(keys)]
 
 
 def _entry(columns: dict[str, np.ndarray], place: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fairness_utils import mean_defined
-from model.results.shown import under
+from model.evaluation.keys import TEST, ListKey, MetricKey, by_list, is_result, short_name, split_key
 from model.runs.config import shown_network
 
 USER = "user"
@@ -24,7 +24,6 @@ FACTS = {
     "description": "protocol description",
     "warm_threshold": "--warm_threshold",
 }
-SHORT = {"reranked": "re-ranked"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Finished:
     @property
     def ks(self) -> list[int]:
         """Cut-offs of the per-user metrics, the primary one first."""
-        return list(dict.fromkeys(int(column.partition("@")[2]) for column in self.values))
+        return list(dict.fromkeys(MetricKey.parse(column).k for column in self.values))
 
 
 def read_json(path: Path) -> dict:
@@ -109,13 +108,12 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'per_user.parquet'} cannot be read ({error}); repeat the run") from error
     frame = frame.set_index(USER).sort_index()
-    lists = list(dict.fromkeys(column.rpartition("/")[0] for column in frame if "@" in column))
-    root = _root(name, lists, chosen)
+    measured = {column: split_key(column) for column in frame if is_result(column)}
+    root = _chosen_list(name, list(dict.fromkeys(owner for owner, _ in measured.values())), chosen)
+    columns = {column: metric for column, (owner, metric) in measured.items() if owner == root}
     # with several tasks a row may be of somebody whom this one does not ask
-    asked = frame[[column for column in frame if column.rpartition("/")[0] == root]].notna().any(axis=1)
-    frame = frame[asked]
-    columns = {column: column.removeprefix(f"{root}/") for column in frame if column.rpartition("/")[0] == root}
-    parts = [result["method"], SHORT.get(chosen, chosen)]
+    frame = frame[frame[list(columns)].notna().any(axis=1)]
+    parts = [result["method"], "re-ranked" if ListKey.parse(root) == ListKey(reranked=True) else chosen]
     if result.get("epoch") is not None:
         parts[0] += f" on {shown_network(config['backbone'], config['synthesis_type'])}"
     return Finished(
@@ -124,22 +122,22 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
         root=root,
         seeds=() if result.get("seed") is None else (result["seed"],),
         facts={fact: result.get(fact, config.get(fact)) for fact in FACTS},
-        metrics=under(result["metrics"], root, lists),
+        metrics=by_list(result["metrics"]).get(root, {}),
         values=frame[list(columns)].rename(columns=columns).astype(np.float64),
-        groups=frame[[column for column in frame if "@" not in column]],
+        groups=frame[[column for column in frame if column not in measured]],
     )
 
 
-def _root(name: str, lists: list[str], chosen: str) -> str:
-    """The prefix in the files of the list that stands after the colon of an entry of `--runs`."""
-    own = [root for root in lists if root == "test" or root.startswith("test/")]
-    wanted = [f"test/{chosen}", f"reference/{chosen}"] if chosen else ["test"]
-    if not chosen and "test" not in own and len(own) == 1:
-        wanted = own
-    for root in wanted:
-        if root in lists:
-            return root
-    allowed = [root.partition("/")[2] for root in lists if "/" in root]
+def _chosen_list(name: str, lists: list[str], chosen: str) -> str:
+    """The list that stands after the colon of an entry of `--runs`; "" is the one list of a run's test."""
+    tested = [text for text in lists if ListKey.parse(text).source == TEST]
+    if chosen:
+        wanted = [text for text in (*tested, *lists) if short_name(text) == chosen]
+    else:
+        wanted = tested if len(tested) == 1 else [text for text in tested if text == str(ListKey())]
+    if wanted:
+        return wanted[0]
+    allowed = [short_name(text) for text in lists if short_name(text)]
     what = f"has no list {chosen!r}" if chosen else "has several lists"
     raise ValueError(f"--runs: {name} {what}; name one behind a colon: {', '.join(allowed)}")
 

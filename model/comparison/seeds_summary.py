@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from tabulate import tabulate
 
 from model.comparison.finished import FOLDER_OF_SEEDS
 from model.comparison.statistics import CONFIDENCE, Summary, summarise
-from model.results.shown import Shown, comparison_columns, escape, latex_table, main_metrics, shown, under
-from model.results.side_by_side import is_one, roots_of
-from model.results.tables import WIDTH
+from model.evaluation.keys import MetricKey, by_list, is_one, run_lists, short_name
+from model.evaluation.metric_table import COLUMNS
+from model.results.latex import escape, latex_table
+from model.results.metric_text import UNDEFINED, cell, columns, interval, main_metrics, name_of
+from model.results.tables import WIDTH, grid
 from model.runs.files import atomic_path, write_frame, write_json
 
 HEADERS = ("metric", "mean", "std", "95 % interval", "defined")
@@ -25,11 +27,13 @@ def folder_name(seed: int) -> str:
     return f"seed{seed}"
 
 
-def _summarise(directory: Path, results: Mapping[int, dict], failed: Mapping[int, str], drawn: bool, k: int) -> None:
+def summarise_seeds(
+    directory: Path, results: Mapping[int, dict], failed: Mapping[int, str], drawn: bool, k: int
+) -> None:
     """Write seeds.json, seeds.csv and seeds.tex of the seeds' `results` and print the main metrics at `k`."""
     first = next(iter(results.values()))
     keys = sorted({key for result in results.values() for key in result["metrics"]})
-    roots = first.get("lists") or roots_of(keys, k)
+    lists = first.get("lists") or run_lists(by_list(dict.fromkeys(keys)))
     values = {key: [result["metrics"].get(key, float("nan")) for result in results.values()] for key in keys}
     summaries = {key: summarise(entries) for key, entries in values.items()}
     content = {name: first[name] for name in ("dataset", "protocol", "description", "method")}
@@ -50,16 +54,15 @@ def _summarise(directory: Path, results: Mapping[int, dict], failed: Mapping[int
     caption = _caption(content)
     write_frame(directory / "seeds.csv", pd.DataFrame(rows))
     with atomic_path(directory / "seeds.tex") as temporary:
-        temporary.write_text(_latex(summaries, caption, roots, k), encoding="utf-8")
+        temporary.write_text(_latex(summaries, caption, lists, k), encoding="utf-8")
     write_json(directory / FOLDER_OF_SEEDS, content)
     print("\n" + textwrap.fill(caption, WIDTH))
-    for root, table in _tables(summaries, roots, k).items():
-        print(f"\n{root}: accuracy in percent, the rest as fractions unless a unit is given")
-        print(tabulate(table, HEADERS, disable_numparse=True, colalign=["left"] + ["right"] * 4))
-    headers, lines = _side_by_side(summaries, roots, k)
-    if not is_one(roots):
+    for name, table in _tables(summaries, lists, k).items():
+        print(f"\n{name}: accuracy in percent, the rest as fractions unless a unit is given")
+        print(grid(list(HEADERS), table))
+    if not is_one(lists):
         print("\nAll lists: mean ± standard deviation, accuracy in percent")
-        print(tabulate(lines, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1)))
+        print(grid(*_side_by_side(summaries, lists, k)))
     print(f"\nEvery metric is in {directory}: seeds.json, seeds.csv, seeds.tex", flush=True)
 
 
@@ -77,53 +80,59 @@ def _caption(content: Mapping) -> str:
     )
 
 
-def _tables(summaries: Mapping[str, Summary], roots: Sequence[str], k: int) -> dict[str, list[list[str]]]:
-    """The main metrics at `k` of every tested list: its root -> rows of cells."""
-    tables = {}
-    for root in roots:
-        own = under(summaries, root, roots)
-        tables[root] = [[metric.name, *_cells(metric, own[metric.key])] for metric in main_metrics(own, k)]
-    return tables
+def _tables(summaries: Mapping[str, Summary], lists: Sequence[str], k: int) -> dict[str, list[list[str]]]:
+    """The main metrics at `k` of every tested list: its name -> rows of cells."""
+    found = by_list(summaries)
+    return {
+        name: [[name_of(key), *_cells(key, found[name][str(key)])] for key in main_metrics(found[name], k)]
+        for name in lists
+    }
 
 
-def _side_by_side(summaries: Mapping[str, Summary], roots: Sequence[str], k: int) -> tuple[list[str], list[list[str]]]:
+def _side_by_side(summaries: Mapping[str, Summary], lists: Sequence[str], k: int) -> tuple[list[str], list[list[str]]]:
     """Headers and a line for each tested list: the columns of a comparison, mean and standard deviation."""
-    found = {root: under(summaries, root, roots) for root in roots}
-    attributes = [key.rpartition("/")[2] for key in found[roots[0]] if key.startswith(f"ndcg@{k}/gap/")]
-    columns = comparison_columns({key for own in found.values() for key in own}, k, next(iter(attributes), ""))
+    found = by_list(summaries)
+    keys = dict.fromkeys(text for name in lists for text in found[name])
+    attributes = [key.group for key in map(MetricKey.parse, found[lists[0]]) if key.spread and key.k == k]
+    shown = columns(COLUMNS, keys, k, next(iter(attributes), ""))
     lines = []
-    for root, own in found.items():
+    for name in lists:
         cells = []
-        for metric in map(shown, columns):
-            summary = own.get(metric.key)
-            cells.append(f"{metric.cell(summary.mean)} ± {metric.cell(summary.std)}" if summary else "")
-        lines.append([root.partition("/")[2] or root, *cells])
-    return ["", *columns.values()], lines
+        for text in shown:
+            key, summary = MetricKey.parse(text), found[name].get(text)
+            cells.append(f"{cell(key, summary.mean)} ± {cell(key, summary.std)}" if summary else "")
+        lines.append([short_name(name) or name, *cells])
+    return ["", *shown.values()], lines
 
 
-def _cells(metric: Shown, summary: Summary) -> list[str]:
-    return [
-        metric.cell(summary.mean),
-        metric.cell(summary.std),
-        metric.interval(summary.low, summary.high),
-        str(summary.count),
-    ]
+def _cells(key: MetricKey, summary: Summary) -> list[str]:
+    """A summary as the tables of one list show it."""
+    ends = interval(key, summary.low, summary.high)
+    return [cell(key, summary.mean), cell(key, summary.std), ends, str(summary.count)]
 
 
-def _latex(summaries: Mapping[str, Summary], caption: str, roots: Sequence[str], k: int) -> str:
+def _as_fractions(summary: Summary) -> list[str]:
+    """A summary as the table of every metric shows it."""
+    mean, std, low, high = (
+        UNDEFINED if math.isnan(value) else f"{value:.4f}"
+        for value in (summary.mean, summary.std, summary.low, summary.high)
+    )
+    return [mean, std, UNDEFINED if math.isnan(summary.low) else f"[{low}, {high}]", str(summary.count)]
+
+
+def _latex(summaries: Mapping[str, Summary], caption: str, lists: Sequence[str], k: int) -> str:
     """A table of the main metrics of every tested list, and behind it a long one of every metric."""
     headers = [escape(header) for header in HEADERS]
     parts = ["% booktabs; the last table is every metric and needs longtable\n"]
-    if not is_one(roots):
-        table_headers, lines = _side_by_side(summaries, roots, k)
-        rows = [[escape(cell) for cell in line] for line in lines]
+    if not is_one(lists):
+        table_headers, lines = _side_by_side(summaries, lists, k)
+        rows = [[escape(text) for text in line] for line in lines]
         title = escape(f"{caption} Mean and standard deviation, accuracy in percent.")
         parts.append(latex_table([escape(header) for header in table_headers], rows, title, "tab:seeds-lists"))
-    for root, table in _tables(summaries, roots, k).items():
-        rows = [[escape(cell) for cell in row] for row in table]
-        label = f"tab:seeds-{root.replace('/', '-')}"
+    for name, table in _tables(summaries, lists, k).items():
+        rows = [[escape(text) for text in row] for row in table]
+        label = f"tab:seeds-{name.replace('/', '-')}"
         parts.append(latex_table(headers, rows, escape(f"{caption} Accuracy in percent."), label))
-    everything = [Shown(key, key, 1, 4, None) for key in summaries]
-    rows = [[escape(cell) for cell in (metric.name, *_cells(metric, summaries[metric.key]))] for metric in everything]
+    rows = [[escape(text) for text in (key, *_as_fractions(summary))] for key, summary in summaries.items()]
     parts.append(latex_table(headers, rows, escape(f"{caption} All as fractions."), "tab:seeds-all", long=True))
     return "\n".join(parts)

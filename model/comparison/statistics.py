@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from fairness_utils import mean_defined
 
@@ -74,17 +74,17 @@ def summarise(values: Sequence[float]) -> Summary:
     if count < 2:
         return Summary(count, mean, np.nan, np.nan, np.nan)
     std = float(defined.std(ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * std / np.sqrt(count)
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * std / np.sqrt(count)
     return Summary(count, mean, std, mean - half, mean + half)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
     """Adjust the p-values of one family, `[M]`, by Holm's step-down rule; NaN is no test and stays."""
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted, tested = np.full(len(p), np.nan), ~np.isnan(p)
-    if tested.any():
-        adjusted[tested] = multipletests(p[tested], method="holm")[1]
+    adjusted, tested = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested])]
+    # the smallest p times the number of tests, the next times one less, ...; none below the one before or above 1
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
 
 
@@ -94,6 +94,8 @@ def wilcoxon(differences: np.ndarray) -> float:
     Zeros are left out (`zero_method="wilcox"`), so that it speaks of the users whom two runs serve differently; without
     any such user p is 1, and NaN without users.
     """
+    from scipy import stats
+
     differences = np.round(differences, DECIMALS)
     if not differences.any():
         return 1.0 if len(differences) else np.nan
@@ -103,6 +105,8 @@ def wilcoxon(differences: np.ndarray) -> float:
 def rank_biserial(differences: np.ndarray) -> float:
     """Matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-) of `differences [T]`, zeros left out as in
     `wilcoxon`; NaN where nothing is left."""
+    from scipy import stats
+
     differences = np.round(differences, DECIMALS)
     moved = differences[differences != 0]
     ranks = stats.rankdata(np.abs(moved))
@@ -125,6 +129,8 @@ def bootstrap(
     `strata` are values `[C, T_g]` of at least two users, whose columns stay together (paired); `statistic` gets their
     means, `[C, B]` per stratum, and gives `[S, B]`. Gives the lower and upper ends, `[S]`.
     """
+    from scipy import stats
+
     columns = [np.ascontiguousarray(values.T) for values in strata]
 
     def of_means(*chosen: np.ndarray, axis: int = -1) -> np.ndarray:

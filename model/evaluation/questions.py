@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from data.protocols.base import Phase, Task
 from data.structs import Ranking
 from model.evaluation.evaluator import Evaluator
+from model.evaluation.keys import REFERENCE, ListKey, MetricKey, flat
 from model.evaluation.metrics import evaluate
 from model.evaluation.ranker import Ranker
 from model.methods.base import Method
 from model.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One list of a test task: which it is, its ranking, its metrics (metric key -> value) and their values per user
+    (metric key -> `[T]`)."""
+
+    key: ListKey
+    ranking: Ranking
+    metrics: dict[str, float]
+    per_user: dict[str, np.ndarray]
+
+    def __post_init__(self):
+        # a metric that the table does not know is an error here, not a blank in a report
+        for text in (*self.metrics, *self.per_user):
+            MetricKey.parse(text)
+
+
+def results_of(answers: Iterable[Answer]) -> dict[str, dict[str, float]]:
+    """The metrics of `answers`: list -> metric -> value."""
+    return {str(answer.key): answer.metrics for answer in answers}
 
 
 def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator, stage: str) -> dict[str, float]:
@@ -23,52 +46,48 @@ def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator,
         for control in controls:
             ranking = evaluator.rank(phase.valid, split.histories, split, max(protocol.ks), control)
             if ranking is not None:
-                summaries[control] = evaluate(ranking, split, run.groups, protocol.ks, protocol.metrics).summary
+                summaries[control] = evaluate(ranking, split, run.groups, protocol.ks, protocol.definitions).summary
     if len(controls) > 1 and summaries:
         means = {key: float(np.mean([own[key] for own in summaries.values()])) for key in summaries[controls[0]]}
-        named = {f"{control}/{key}": value for control, own in summaries.items() for key, value in own.items()}
-        return run.processes.from_first(named | means)
+        return run.processes.from_first(flat(summaries) | means)
     return run.processes.from_first(next(iter(summaries.values()), None))
 
 
-def ask_tests(
-    run: Run, phase: Phase, ranker: Ranker, controls: Sequence[str] | None = None
-) -> tuple[dict[str, float], dict[str, Ranking], dict[str, np.ndarray]]:
-    """Ask each test task once under each of `controls` (None: all): metrics by key, rankings by root, per-user values.
+def ask_tests(run: Run, phase: Phase, ranker: Ranker, controls: Sequence[str] | None = None) -> list[Answer]:
+    """Ask each test task of a phase once under each of `controls` (None: all); yardsticks come first.
 
-    Of many processes the first gets them, the others nothing. A phase without tests gives nothing.
+    Of many processes the first gets the answers, the others none. A phase without tests has none.
     """
-    config, split = run.config, phase.split
-    top = max(*run.protocol.ks, config.rerank_pool if config.rerank_fair else 1)
-    results, rankings, per_user, leakage = {}, {}, {}, {}
+    config, split, protocol = run.config, phase.split, run.protocol
+    several = len(ranker.controls()) > 1
+    top = max(*protocol.ks, config.rerank_pool if config.rerank_fair else 1)
+    answers: list[Answer] = []
+    leakage: dict[str, dict[str, float]] = {}
 
-    def add(prefix: str, ranking: Ranking | None) -> None:
-        if ranking is None:
-            return
-        outcome = evaluate(ranking, split, run.groups, run.protocol.ks, run.protocol.metrics)
-        results.update({f"{prefix}/{key}": value for key, value in outcome.summary.items()})
-        per_user.update({f"{prefix}/{key}": value for key, value in outcome.per_user.items()})
-        rankings[prefix] = ranking
+    def add(key: ListKey, ranking: Ranking | None, further: dict[str, float]) -> None:
+        if ranking is not None:
+            outcome = evaluate(ranking, split, run.groups, protocol.ks, protocol.definitions)
+            answers.append(Answer(key, ranking, outcome.summary | further, outcome.per_user))
 
-    def ask(task: Task, level: str, control: str) -> None:
-        prefix = f"test{level}" + (f"/{control}" if len(ranker.controls()) > 1 else "")
+    def ask(task: Task, key: ListKey, control: str) -> None:
         ranking = ranker.rank(task, split.test_histories, split, top, control, progress="test")
-        add(prefix, ranking)
         if ranking is None:
             return
+        if control not in leakage:
+            leakage[control] = ranker.leakage(split, run.groups, run.held_out, control, protocol.probe)
+        add(key, ranking, leakage[control])
         if config.rerank_fair:
             reranked, infeasible = ranker.rerank(ranking, split)
-            add(f"{prefix}/reranked", reranked)
-            results[f"{prefix}/reranked/infeasible_users"] = infeasible
-        if control not in leakage:
-            leakage[control] = ranker.leakage(split, run.groups, run.held_out, control, run.protocol.probe)
-        results.update({f"{prefix}/{key}": value for key, value in leakage[control].items()})
+            add(key.after_reranking(), reranked, {"infeasible_users": infeasible})
 
     with ranker.encoded_once():
         for task in phase.tests:
-            level = run.protocol.level(phase, task)
+            place = {
+                "phase": phase.name if protocol.many_phases else "",
+                "task": task.name if protocol.many_tasks else "",
+            }
             for name, ranking in ranker.yardsticks(task, split, top).items():
-                add(f"reference/{name}{level}", ranking)
+                add(ListKey(REFERENCE, name, **place), ranking, {})
             for control in ranker.controls() if controls is None else controls:
-                ask(task, level, control)
-    return results, rankings, per_user
+                ask(task, ListKey(**place, control=control if several else ""), control)
+    return answers

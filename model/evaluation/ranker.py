@@ -11,9 +11,10 @@ import numpy as np
 
 from data.protocols.base import Task
 from data.structs import Group, Histories, Ranking, Split
-from fairness_utils import rerank_ranking, target_shares
+from fairness_utils import target_shares
 from model.evaluation.candidates import popularity_scores, random_scores, sample_candidates
 from model.evaluation.ranking import ScoreBlock, block_users_for, rank_catalogue
+from model.evaluation.reranking import rerank_ranking
 from model.runs.environment import Environment
 from model.runs.processes import ALONE
 

@@ -16,7 +16,8 @@ import numpy as np
 from data.protocols.base import Phase, Task
 from data.rankings import RankedLists, read_rankings
 from data.structs import Ranking
-from model.evaluation.questions import ask_tests
+from model.evaluation.keys import flat
+from model.evaluation.questions import ask_tests, results_of
 from model.evaluation.ranker import Ranker
 from model.modes.export_split import SPLIT_FILE, split_fingerprint
 from model.modes.setup import describe, prepare
@@ -147,8 +148,8 @@ def score_rankings(settings: Settings, started: float, processes: Processes) -> 
     print(f"rankings: {len(given.lists.item):,} rows of {listed:,} users in {path}")
     judge = GivenLists(run, given)
     progress.spend("read")
-    results, rankings, per_user = ask_tests(run, phase, judge)
-    progress.results.update(results)
+    answers = ask_tests(run, phase, judge)
+    progress.results |= results_of(answers)
     progress.spend("test")
     with own_run_dir(config.output_dir, config.run_name) as directory:
         write_json(directory / "config.json", config.as_json())
@@ -162,5 +163,5 @@ def score_rankings(settings: Settings, started: float, processes: Processes) -> 
             "validation": None,
             "rankings": {"rows": len(given.lists.item), **counts},
         }
-        images = write_results(run, directory, progress, origin, rankings, per_user)
-        tracker.finish(progress.results, images, tables_of(run, progress.results))
+        images = write_results(run, directory, progress, origin, answers)
+        tracker.finish(flat(progress.results), images, tables_of(run, progress.results))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from model.comparison.finished import FOLDER_OF_SEEDS, read_json, read_result
-from model.comparison.seeds_summary import _summarise, folder_name
+from model.comparison.seeds_summary import folder_name, summarise_seeds
 from model.evaluation.evaluator import Evaluator
 from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
@@ -114,7 +114,7 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
         results = {seed: read_result(work.folder(seed)) for seed in seeds if seed not in failed}
         _check(work, results, expected)
         if results:
-            _summarise(directory, results, failed, drawn, config.eval_k[0])
+            summarise_seeds(directory, results, failed, drawn, config.eval_k[0])
     if failed:
         each = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
         raise ValueError(

@@ -13,7 +13,8 @@ from data.protocols import PROTOCOLS
 from data.protocols.base import Phase
 from model import BACKBONES, METHODS
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.questions import ask_tests
+from model.evaluation.keys import flat
+from model.evaluation.questions import ask_tests, results_of
 from model.methods.base import Method
 from model.modes.setup import build, describe, prepare, reported_groups
 from model.results.tracking import Tracker
@@ -115,11 +116,11 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
         write_json(directory / "config.json", config.as_json())
         tracker = Tracker.of(config, directory)
         progress.spend("read")
-        results, rankings, per_user = ask_tests(run, served.phase, served.evaluator, served.controls)
-        progress.results.update(results)
+        answers = ask_tests(run, served.phase, served.evaluator, served.controls)
+        progress.results |= results_of(answers)
         progress.spend("test")
-        images = write_results(run, directory, progress, served.origin, rankings, per_user, served.evaluator)
-        tracker.finish(progress.results, images, tables_of(run, progress.results))
+        images = write_results(run, directory, progress, served.origin, answers, served.evaluator)
+        tracker.finish(flat(progress.results), images, tables_of(run, progress.results))
 
 
 def recommend(settings: Settings, started: float, processes: Processes) -> None:
@@ -138,9 +139,9 @@ def recommend(settings: Settings, started: float, processes: Processes) -> None:
     frame = recommendation_frame(ranking, data.original_user_ids, data.original_item_ids, data.item_titles, k)
     order = "re-ranked by exposure" if run.config.rerank_fair else "by score"
     order += f" under {control}" * (len(served.evaluator.controls()) > 1)
-    print(
-        f"{data.name}: best {k} items {order} of {len(users):,} users, those they have in train and validation left out"
-    )
+    own = task.left_out(split)
+    left_out = f", those they have in {own} left out" if own else ""
+    print(f"{data.name}: best {k} items {order} of {len(users):,} users{left_out}")
     if request.recommendations is None:
         print(tabulate(frame, headers="keys", showindex=False, floatfmt=".4f"))
     else:

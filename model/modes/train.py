@@ -16,7 +16,8 @@ from tqdm import tqdm
 from data.dataloader import BatchSampler
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.questions import ask_tests, ask_validation
+from model.evaluation.keys import by_list, flat, validation_key
+from model.evaluation.questions import ask_tests, ask_validation, results_of
 from model.methods.base import Schedule
 from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
@@ -136,8 +137,8 @@ def epoch_line(row: Mapping[str, Any], epochs: int, metric: str, best: bool) -> 
     """What is printed of an epoch: its `row` of `metrics.jsonl` in short."""
     means = {key.removeprefix("train/"): value for key, value in row.items() if key.startswith("train/")}
     shown = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else []
-    if f"valid/{metric}" in row:
-        shown.append(f"validation {metric} {row[f'valid/{metric}']:.4f}{' *' if best else ''}")
+    if validation_key(metric) in row:
+        shown.append(f"validation {metric} {row[validation_key(metric)]:.4f}{' *' if best else ''}")
     return f"epoch {row['epoch']}/{epochs}: {'; '.join(shown)}"
 
 
@@ -150,7 +151,7 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
     summary, best = judge_epoch(session, phase, stage, schedule)
     row = {"phase": phase.name, "stage": stage, "epoch": epoch}
     row |= {f"train/{key}": mean for key, mean in means.items()}
-    row |= {f"valid/{key}": metric for key, metric in summary.items()}
+    row |= {validation_key(key): metric for key, metric in summary.items()}
     if first:
         append_jsonl(session.directory / "metrics.jsonl", row)
     # epochs count anew in every stage, and the tracker's steps must not
@@ -271,24 +272,25 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
             train_phase(session, phase, saved)
             saved = None
             with session.stop.at_once():
-                results, rankings, per_user = ask_tests(run, phase, session.evaluator)
-            progress.results.update(results)
+                answers = ask_tests(run, phase, session.evaluator)
+            progress.results |= results_of(answers)
             if run.processes.first and phase.tests and phase is not phases[-1]:
-                write_lists(run, session.directory, phase, rankings, per_user)
+                write_lists(run, session.directory, phase, answers)
             progress.spend("test")
             progress.phase, progress.stage = progress.phase + 1, 0
         if not run.processes.first:
             return {}
         if run.protocol.summarise is not None:
-            progress.results.update(run.protocol.summarise(progress.results))
+            progress.results |= by_list(run.protocol.summarise(flat(progress.results)))
         selection = session.training.selection
         origin = origin_of(run.config, phases[-1].selected_by, selection.epoch, selection.value)
-        images = write_results(run, session.directory, progress, origin, rankings, per_user, session.evaluator)
+        images = write_results(run, session.directory, progress, origin, answers, session.evaluator)
     except BaseException as error:
         session.tracker.finish(exit_code=getattr(error, "exit_code", 1))
         if isinstance(error, WriteError):
             raise session.training.unwritten(error, run.config.run_name, len(phases)) from error
         raise
     (session.directory / "state.pt").unlink(missing_ok=True)
-    session.tracker.finish(progress.results, images, tables_of(run, progress.results))
-    return progress.results
+    metrics = flat(progress.results)
+    session.tracker.finish(metrics, images, tables_of(run, progress.results))
+    return metrics

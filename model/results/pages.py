@@ -7,19 +7,16 @@ import dataclasses
 import functools
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
-from model.results.tables import UNDEFINED, Table
-from model.runs.config import Config
+from model.results.metric_text import UNDEFINED
+from model.results.tables import Table
 from model.runs.files import atomic_path
-from model.runs.run import Run
-from model.runs.setting import declared
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -66,7 +63,9 @@ def write_page(path: Path | str, title: str, command: str, sections: Sequence[Se
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template() -> Any:
+    import jinja2
+
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Environment(loader=loader, **options).get_template("report.html")
@@ -83,44 +82,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return UNDEFINED if value != value else f"{value:.4f}"
     return "" if value is None else str(value)
-
-
-def run_sections(
-    run: Run,
-    header: Mapping[str, str],
-    tables: Sequence[Table],
-    pictures: Sequence[Picture],
-    rows: Sequence[Mapping],
-    trained: bool,
-) -> list[Section]:
-    """What the page of a run holds; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
-    config = run.config
-    mode, values = "train" if trained else "score", config.as_json()
-    names = [name for name, one in declared(Config).items() if mode in one.modes]
-    settings = [(f"--{name}", _setting(values[name])) for name in names]
-    sections = [
-        Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
-        Section("Results", tables=tables),
-        Section("Pictures", images=pictures),
-    ]
-    if rows:
-        text = "Validation at the first K; metrics.jsonl has every value of every epoch."
-        sections.append(Section("Metrics by epoch", text, [epoch_frame(rows, config.eval_k[0])]))
-    data = Section("Data", "\n".join(run.data_lines()))
-    return [*sections, data, Section("Settings", tables=[Table("", ["flag", "value"], settings, left=2)])]
-
-
-def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:
-    """A row per epoch: what training reported, and the main validation metrics at cut-off `k`."""
-    frame = pd.DataFrame(
-        [{key: float("nan") if value is None else value for key, value in row.items()} for row in rows]
-    )
-    names = ["hr@{k}", "ndcg@{k}", "ndcg@{k}/head", "ndcg@{k}/tail", "gini@{k}", "coverage@{k}", "aplt@{k}"]
-    validation = [f"valid/{name.format(k=k)}" for name in names]
-    lead = ["epoch"] if frame["epoch"].is_unique else ["phase", "stage", "epoch"]
-    training = [name for name in frame.columns if name.startswith("train/")]
-    return frame[[name for name in (*lead, *training, *validation) if name in frame.columns]]
-
-
-def _setting(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from fairness_utils import DIRECTIONS
-from model.results.plots import save
-from model.results.tables import ACCURACY, EXPOSURE_AND_PARITY, KEY
+from model.evaluation.keys import MetricKey
+from model.evaluation.metric_table import PARETO, shown_in
+from model.results.drawing import new_figure, own_style, save
+from model.results.metric_text import name_of
 
-# base names of the panels, in this order, where nothing else is asked for
-FAIRNESS = ("gini", "coverage", "aplt", "exposure_gap", "dp_rate", "dp_js", "gap", "leakage_auc")
-COLUMNS = 3
+PANELS_IN_A_ROW = 3
 # where a number may stand beside its point, in points of type: nearest first
 OFFSETS = np.array([(r * math.cos(a), r * math.sin(a)) for r in (10, 17, 25) for a in np.arange(8) * math.pi / 4])
 
 
+@own_style()
 def accuracy_against_fairness(
     points: Mapping[str, Mapping[str, float]],
     path_stem: Path | str,
@@ -33,13 +31,15 @@ def accuracy_against_fairness(
     Panels are those of `fairness`, by default all of `fairness_metrics`. A step line is the Pareto front; a run that
     another dominates is hollow. Numbers beside the points are those of the legend. ValueError without any panel.
     """
+    from matplotlib.lines import Line2D
+
     metrics = fairness_metrics(points, accuracy) if fairness is None else list(fairness)
     if not metrics:
         raise ValueError(f"no fairness metric beside {accuracy} is defined in two runs of {', '.join(points)}")
-    columns = min(COLUMNS, len(metrics))
+    columns = min(PANELS_IN_A_ROW, len(metrics))
     rows = -(-len(metrics) // columns)
     legend = -(-len(points) // 2)
-    figure = Figure(figsize=(3.3 * columns + 0.4, 3.1 * rows + 0.22 * legend + 0.2), layout="constrained")
+    figure = new_figure(3.3 * columns + 0.4, 3.1 * rows + 0.22 * legend + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     heights = 100 * np.array([_value(metrics_of, accuracy) for metrics_of in points.values()])
     placed = []
@@ -53,7 +53,7 @@ def accuracy_against_fairness(
             )
         panel.set_xlabel(label, fontsize="small")
         if place % columns == 0:
-            panel.set_ylabel(f"{_shown(accuracy)} (%)\nbetter \N{RIGHTWARDS ARROW}", fontsize="small")
+            panel.set_ylabel(f"{name_of(MetricKey.parse(accuracy))} (%)\nbetter \N{RIGHTWARDS ARROW}", fontsize="small")
         panel.tick_params(labelsize="small")
         panel.grid(alpha=0.3)
         placed.append((panel, values))
@@ -77,23 +77,18 @@ def accuracy_against_fairness(
 
 
 def fairness_metrics(points: Mapping[str, Mapping[str, float]], accuracy: str) -> list[str]:
-    """Metrics to set against `accuracy`: those of `FAIRNESS`, at the same K, that at least two runs have."""
-    k = KEY.fullmatch(accuracy)["k"]
+    """Metrics to set against `accuracy`, by the metric table: those at the same K that at least two runs have."""
+    against = MetricKey.parse(accuracy)
+    order = [row.name for row in shown_in(PARETO)]
     found = {}
-    for name in dict.fromkeys(name for metrics in points.values() for name in metrics):
-        base = base_name(name)
-        match = KEY.fullmatch(name)
-        wanted = base in FAIRNESS and match["k"] in (None, k) and (base != "gap" or name.startswith(f"{accuracy}/gap/"))
-        if wanted and sum(math.isfinite(_value(metrics, name)) for metrics in points.values()) > 1:
-            found[name] = FAIRNESS.index(base)
+    for text in dict.fromkeys(text for metrics in points.values() for text in metrics):
+        key = MetricKey.parse(text)
+        wanted = key.judged_by.name in order and key.k in (None, against.k)
+        if key.spread:
+            wanted = wanted and key.name == against.name
+        if wanted and sum(math.isfinite(_value(metrics, text)) for metrics in points.values()) > 1:
+            found[text] = order.index(key.judged_by.name)
     return sorted(found, key=found.get)
-
-
-def base_name(metric: str) -> str:
-    """The name under which `DIRECTIONS` has a metric: gini of gini@10, gap of ndcg@10/gap/gender."""
-    match = KEY.fullmatch(metric)
-    first = (match["tail"] or "").partition("/")[0]
-    return first if first in ("gap", "std") else match["base"]
 
 
 def pareto_front(accuracy: np.ndarray, badness: np.ndarray) -> np.ndarray:
@@ -116,17 +111,10 @@ def _value(metrics: Mapping[str, float], name: str) -> float:
     return math.nan if value is None else float(value)
 
 
-def _shown(metric: str) -> str:
-    match, base = KEY.fullmatch(metric), base_name(metric)
-    if base in ("gap", "std") or base in ACCURACY:
-        name = f"{ACCURACY[match['base']]}@{match['k']}"
-        return name if base in ACCURACY else f"{name} {base}, {match['tail'].partition('/')[2]}"
-    return EXPOSURE_AND_PARITY.get(base, base) + (f", {match['tail']}" if match["tail"] else "")
-
-
 def _axis(metric: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """What is drawn of a metric's `values`, the same as something to be low, and the label with the better side."""
-    direction, name = DIRECTIONS[base_name(metric)], _shown(metric)
+    key = MetricKey.parse(metric)
+    direction, name = key.judged_by.better, name_of(key)
     if direction == "zero":
         values, name = np.abs(values), f"|{name}|"
     elif direction == "one":
@@ -138,13 +126,13 @@ def _axis(metric: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]
     return values, values, f"{name}\n\N{LEFTWARDS ARROW} better"
 
 
-def _draw_front(panel: Axes, values: np.ndarray, heights: np.ndarray, badness: np.ndarray) -> None:
+def _draw_front(panel: Any, values: np.ndarray, heights: np.ndarray, badness: np.ndarray) -> None:
     order = np.argsort(badness, kind="stable")
     panel.step(values[order], heights[order], where="post", color="0.45", linestyle="--", linewidth=1, zorder=2)
     panel.margins(0.16)
 
 
-def _number(panel: Axes, values: np.ndarray, heights: np.ndarray) -> None:
+def _number(panel: Any, values: np.ndarray, heights: np.ndarray) -> None:
     """Write each point's number beside it, where it is farthest from other points and numbers."""
     points = panel.transData.transform(np.stack([values, heights], axis=1))
     defined = ~np.isnan(points).any(axis=1)

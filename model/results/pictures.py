@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from data.protocols.base import Phase
-from data.structs import Group, Histories, HistoryWeights, Ranking, Split
+from data.structs import Group, Histories, HistoryWeights, Split
 from fairness_utils import (
     catalogue_log_weights,
     expected_group_distributions,
@@ -22,23 +23,17 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
+from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name, validation_key
 from model.evaluation.metrics import per_user_accuracy
+from model.evaluation.questions import Answer
 from model.results import plots
+from model.results.drawing import attempt
+from model.results.metric_text import name_of
 from model.results.pages import Picture
 from model.results.pareto import accuracy_against_fairness, fairness_metrics
-from model.results.shown import under
-from model.results.side_by_side import TestedList, is_one, roots_of
-from model.results.tables import ACCURACY
 from model.runs.run import Run
 from model.training.progress import Progress
 
-# what a picture calls a ranking -> its key; the order of legends
-RANKINGS = {
-    "this run": "test",
-    "re-ranked": "test/reranked",
-    "most popular": "reference/popular",
-    "random": "reference/random",
-}
 BUCKETS = 10
 LEVEL = 0.95
 GROUPS_SHOWN = len(plots.STYLES)
@@ -97,73 +92,124 @@ def draw_run(
     directory: Path,
     progress: Progress,
     origin: Mapping[str, Any],
-    rankings: Mapping[str, Ranking],
-    per_user: Mapping[str, np.ndarray],
+    answers: Sequence[Answer],
     evaluator: Evaluator | None = None,
 ) -> dict[str, Picture]:
     """Draw every picture that a run has the numbers for, into `directory`: name (of the files too) -> picture.
 
-    Training curves need rows of `progress`. The history and the re-ranking need the `evaluator` that holds the selected
-    weights; the trade-off ranks the validation task, never the test's.
+    Training curves need rows of `progress`, the history and the re-ranking the `evaluator` that holds the selected
+    weights; the trade-off ranks the validation task, never the test's. A picture that fails is left out with a warning.
     """
-    config, phase, k = run.config, run.protocol.phases[-1], run.config.eval_k[0]
-    split, rows = phase.split, progress.rows
-    keys = shown_keys(rankings)
-    shown = {name: rankings[key] for name, key in keys.items()}
-    pictures = {}
+    album = Album(directory)
+    tested = [phase for phase in run.protocol.phases if phase.tests]
+    phase, k, shown = (tested or run.protocol.phases)[-1], run.config.eval_k[0], shown_answers(answers)
+    _training(album, progress.rows, run.protocol.phases[-1], origin)
+    _all_lists(album, progress.results, k, shown)
+    if shown:
+        _exposure(album, phase.split, k, shown)
+        with album.picture("accuracy_by_group") as draw:
+            draw(plots.accuracy_intervals, *group_estimates(run.groups, shown, k))
+        with album.picture("accuracy_by_popularity") as draw:
+            draw(plots.accuracy_intervals, *popularity_estimates(phase.split, shown, k))
+    if evaluator is not None:
+        _histories(album, run, phase, evaluator)
+        _trade_off(album, run, phase, evaluator)
+    return album.pictures
 
-    def add(name: str, draw: Callable[..., list[Path]], *numbers, words: Mapping[str, Any] = {}, **options) -> None:
-        title, caption = (text.format_map(words) for text in TEXTS[name])
-        pictures[name] = Picture(title, caption, tuple(draw(*numbers, directory / name, **options)))
 
-    if rows:
-        adversary = ADVERSARY if any("train/adversary/user" in row for row in rows) else ""
-        marks = {"metric": f"valid/{phase.metric}", "selected_epoch": origin["epoch"]}
-        selector = "the protocol" if phase.valid is None else f"validation {phase.metric}"
-        add("training", plots.training_curves, rows, words={"selector": selector, "adversary": adversary}, **marks)
-    roots = roots_of(progress.results, k)
-    if not is_one(roots):
-        points = {root.partition("/")[2]: under(progress.results, root, roots) for root in roots}
-        first = TestedList.of(keys["this run"], run.protocol)
-        names = {"phase": first.phase, "task": first.task, "control": first.control}
-        words = {"first": ", ".join(f"{level} {name}" for level, name in names.items() if name)}
-        if fairness_metrics(points, f"ndcg@{k}"):
-            add("settings", accuracy_against_fairness, points, words=words, accuracy=f"ndcg@{k}")
+class Album:
+    """The pictures of a run that could be drawn, by name."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.pictures = directory, {}
+
+    @contextlib.contextmanager
+    def picture(self, name: str, **words: Any) -> Iterator[Callable]:
+        """Give a function that draws the picture; a failure while its numbers are made or drawn is a warning.
+
+        `words` fill its text.
+        """
+
+        def draw(plot: Callable[..., list[Path]], *numbers: Any, **options: Any) -> None:
+            title, caption = (text.format_map(words) for text in TEXTS[name])
+            self.pictures[name] = Picture(title, caption, tuple(plot(*numbers, self.directory / name, **options)))
+
+        with attempt(f"the picture {name}"):
+            yield draw
+
+
+def _training(album: Album, rows: Sequence[Mapping], phase: Phase, origin: Mapping[str, Any]) -> None:
+    if not rows:
+        return
+    adversary = ADVERSARY if any("train/adversary/user" in row for row in rows) else ""
+    selector = "the protocol" if phase.valid is None else f"validation {phase.metric}"
+    with album.picture("training", selector=selector, adversary=adversary) as draw:
+        metric = validation_key(phase.metric)
+        draw(plots.training_curves, rows, metric=metric, selected_epoch=origin["epoch"])
+
+
+def _all_lists(album: Album, results: Mapping[str, Mapping[str, float]], k: int, shown: Mapping[str, Answer]) -> None:
+    names = run_lists(results)
+    if is_one(names) or not shown:
+        return
+    key, accuracy = shown["this run"].key, str(MetricKey("ndcg", k))
+    levels = {"phase": key.phase, "task": key.task, "control": key.control}
+    first = ", ".join(f"{level} {name}" for level, name in levels.items() if name)
+    points = {short_name(name): results[name] for name in names}
+    if fairness_metrics(points, accuracy):
+        with album.picture("settings", first=first) as draw:
+            draw(accuracy_against_fairness, points, accuracy=accuracy)
+
+
+def _exposure(album: Album, split: Split, k: int, shown: Mapping[str, Answer]) -> None:
     exposures = {
-        name: exposure(ranking.topk[:, :k], split.num_items, position_weights(k))
-        for name, ranking in shown.items()
-        if name != "random"
+        name: exposure(answer.ranking.topk[:, :k], split.num_items, position_weights(k))
+        for name, answer in shown.items()
+        if name != YARDSTICKS["random"]
     }
-    add("exposure", plots.exposure_lorenz, exposures)
-    buckets = popularity_buckets(split.degree)
-    shares = {name: bucket_shares(values, buckets) for name, values in exposures.items()}
-    due = [bucket_shares(values, buckets) for values in (np.ones(split.num_items), split.degree)]
-    add("exposure_by_popularity", plots.exposure_by_popularity, shares, *due, words={"k": k})
-    add("accuracy_by_group", plots.accuracy_intervals, *group_estimates(run.groups, shown, per_user, k, keys))
-    add("accuracy_by_popularity", plots.accuracy_intervals, *popularity_estimates(split, shown, k))
-    if evaluator is not None and evaluator.backbone.history_kind == "sampled":
-        group = run.groups[config.attribute]
-        largest = np.sort(np.argsort(-group.counts(), kind="stable")[:GROUPS_SHOWN])
-        some = f" (drawn for the {GROUPS_SHOWN} largest of {group.num_groups} groups)"
-        words = {"group": group.name, "some": some if group.num_groups > GROUPS_SHOWN else ""}
-        ways = sampled_histories(evaluator, split, group, buckets)
+    with album.picture("exposure") as draw:
+        draw(plots.exposure_lorenz, exposures)
+    with album.picture("exposure_by_popularity", k=k) as draw:
+        buckets = popularity_buckets(split.degree)
+        shares = {name: bucket_shares(values, buckets) for name, values in exposures.items()}
+        due = [bucket_shares(values, buckets) for values in (np.ones(split.num_items), split.degree)]
+        draw(plots.exposure_by_popularity, shares, *due)
+
+
+def _histories(album: Album, run: Run, phase: Phase, evaluator: Evaluator) -> None:
+    if evaluator.backbone.history_kind != "sampled":
+        return
+    group = run.groups[run.config.attribute]
+    largest = np.sort(np.argsort(-group.counts(), kind="stable")[:GROUPS_SHOWN])
+    some = f" (drawn for the {GROUPS_SHOWN} largest of {group.num_groups} groups)"
+    with album.picture("histories", group=group.name, some=some if group.num_groups > GROUPS_SHOWN else "") as draw:
+        ways = sampled_histories(evaluator, phase.split, group, popularity_buckets(phase.split.degree))
         drawn = {title: values[largest] for title, values in ways.items()}
-        labels = [group.labels[code] for code in largest]
-        add("histories", plots.history_distributions, drawn, labels, words=words, group=group.name)
-    if evaluator is not None and config.rerank_fair and phase.valid is not None:
-        chosen, tail = (config.exposure_floor, config.rerank_alpha), evaluator.target(split)[_tail_code(split)]
-        curves = trade_off(evaluator, phase)
-        add("rerank_trade_off", plots.rerank_trade_off, curves, f"NDCG@{k}", chosen, due=float(tail))
-    return pictures
+        draw(plots.history_distributions, drawn, [group.labels[code] for code in largest], group=group.name)
 
 
-def shown_keys(rankings: Mapping[str, Ranking]) -> dict[str, str]:
-    """What pictures call a ranking -> its key: of several, those of the first task, under the first control."""
-    own = next(key for key in rankings if key.partition("/")[0] == "test")
-    wanted = {"this run": own, "re-ranked": f"{own}/reranked"}
-    for name in ("most popular", "random"):
-        wanted[name] = next((key for key in rankings if key.startswith(RANKINGS[name])), "")
-    return {name: key for name, key in wanted.items() if key in rankings}
+def _trade_off(album: Album, run: Run, phase: Phase, evaluator: Evaluator) -> None:
+    config = run.config
+    if not config.rerank_fair or phase.valid is None:
+        return
+    with album.picture("rerank_trade_off") as draw:
+        chosen, tail = (
+            (config.exposure_floor, config.rerank_alpha),
+            evaluator.target(phase.split)[_tail_code(phase.split)],
+        )
+        name = name_of(MetricKey("ndcg", config.eval_k[0]))
+        draw(plots.rerank_trade_off, trade_off(evaluator, phase), name, chosen, due=float(tail))
+
+
+def shown_answers(answers: Sequence[Answer]) -> dict[str, Answer]:
+    """What pictures call a list -> its answer: of several, those of the first task, under the first control."""
+    by_key = {answer.key: answer for answer in answers}
+    first = next((key for key in by_key if key.source == TEST), None)
+    if first is None:
+        return {}
+    wanted = {"this run": first, "re-ranked": first.after_reranking()}
+    wanted |= {shown: first.beside(name) for name, shown in YARDSTICKS.items()}
+    return {name: by_key[key] for name, key in wanted.items() if key in by_key}
 
 
 def _tail_code(split: Split) -> int:
@@ -195,32 +241,22 @@ def mean_interval(values: np.ndarray) -> np.ndarray:
     mean, count = mean_defined(values), len(values)
     if count < 2 or np.ptp(values) == 0:
         return np.array([mean, np.nan, np.nan])
-    half = student_t.ppf((1 + LEVEL) / 2, count - 1) * values.std(ddof=1) / np.sqrt(count)
+    half = stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(count)
     return np.array([mean, max(mean - half, 0.0), min(mean + half, 1.0)])
 
 
 Estimates = tuple[dict[str, dict[str, np.ndarray]], dict[str, list[str]]]
 
 
-def group_estimates(
-    groups: Mapping[str, Group],
-    rankings: Mapping[str, Ranking],
-    per_user: Mapping[str, np.ndarray],
-    k: int,
-    keys: Mapping[str, str] = RANKINGS,
-) -> Estimates:
-    """NDCG and HR at `k` of everyone and of each user group, for this run and re-ranked.
-
-    `per_user` has the values by key (`test/ndcg@10`; `keys` names each ranking's root), `[T]` each, in the order of the
-    rankings' users.
-    """
+def group_estimates(groups: Mapping[str, Group], answers: Mapping[str, Answer], k: int) -> Estimates:
+    """NDCG and HR at `k` of everyone and of each user group, for this run and re-ranked."""
     estimates = {}
-    for base in ("ndcg", "hr"):
-        estimates[f"{ACCURACY[base]}@{k}"] = rows = {}
+    for key in (MetricKey("ndcg", k), MetricKey("hr", k)):
+        estimates[name_of(key)] = rows = {}
         for name in ("this run", "re-ranked"):
-            if name not in rankings:
+            if name not in answers:
                 continue
-            values, users = per_user[f"{keys[name]}/{base}@{k}"], rankings[name].users
+            values, users = answers[name].per_user[str(key)], answers[name].ranking.users
             own = {"": {f"everyone (n = {np.sum(~np.isnan(values)):,})": mean_interval(values)}}
             for group in groups.values():
                 parts = [values[group.codes[users] == code] for code in range(group.num_groups)]
@@ -232,20 +268,21 @@ def group_estimates(
     return estimates, {block: list(labels) for block, labels in own.items()}
 
 
-def popularity_estimates(split: Split, rankings: Mapping[str, Ranking], k: int) -> Estimates:
-    """NDCG and HR at `k` on all relevant items and on those of the head and the tail, for every ranking."""
+def popularity_estimates(split: Split, answers: Mapping[str, Answer], k: int) -> Estimates:
+    """NDCG and HR at `k` on all relevant items and on those of the head and the tail, for every list."""
     popularity = split.item_groups["popularity"]
     among = {"all items": None} | {
         f"{label} items": popularity.codes == code for code, label in enumerate(popularity.labels)
     }
     values = {
-        name: [per_user_accuracy(ranking, k, items) for items in among.values()] for name, ranking in rankings.items()
+        name: [per_user_accuracy(answer.ranking, k, items) for items in among.values()]
+        for name, answer in answers.items()
     }
     estimates = {
-        f"{ACCURACY[base]}@{k}": {
-            name: np.stack([mean_interval(part[base]) for part in parts]) for name, parts in values.items()
+        name_of(key): {
+            name: np.stack([mean_interval(part[key.name]) for part in parts]) for name, parts in values.items()
         }
-        for base in ("ndcg", "hr")
+        for key in (MetricKey("ndcg", k), MetricKey("hr", k))
     }
     counts = [np.sum(~np.isnan(part["ndcg"])) for part in values["this run"]]
     labels = [f"{label} (n = {count:,})" for label, count in zip(among, counts, strict=True)]

@@ -6,15 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from model.runs.files import atomic_path
+from model.results.drawing import new_figure, own_style, save
 
-DPI = 150
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 # A curve needs no more points than this, and a catalogue may have hundreds of thousands of items.
 CURVE_POINTS = 501
@@ -56,6 +52,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     }
 
 
+@own_style()
 def training_curves(
     rows: Sequence[Mapping],
     path_stem: Path | str,
@@ -68,11 +65,13 @@ def training_curves(
     A row without one of them, or where it is undefined (None or NaN), has no point on that curve. Where epochs count
     anew (stages, phases) they are drawn one after the other, and `selected_epoch` is one of the last stage.
     """
+    from matplotlib.ticker import MaxNLocator
+
     epochs, starts = _positions(rows)
     others = dict.fromkeys(key for row in rows for key in row if key.startswith("train/") and key != loss)
     parts = {"training loss": [loss], "adversaries and\nother losses": list(others), "validation": [metric]}
     parts = {title: keys for title, keys in parts.items() if keys}
-    figure = Figure(figsize=(6.4, 1.9 * len(parts) + 0.5), layout="constrained")
+    figure = new_figure(6.4, 1.9 * len(parts) + 0.5)
     panels = figure.subplots(len(parts), 1, sharex=True)
     for panel, (title, keys) in zip(panels, parts.items(), strict=True):
         for place, key in enumerate(keys):
@@ -103,9 +102,10 @@ def training_curves(
     return save(figure, path_stem)
 
 
+@own_style()
 def exposure_lorenz(exposures: Mapping[str, np.ndarray], path_stem: Path | str) -> list[Path]:
     """Draw the Lorenz curve of each list's exposure `[I]` over the whole catalogue, its Gini index in the legend."""
-    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    figure = new_figure(5.2, 4.8)
     panel = figure.subplots()
     panel.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="equal exposure (Gini 0)")
     for name, style in styles(exposures).items():
@@ -123,6 +123,7 @@ def exposure_lorenz(exposures: Mapping[str, np.ndarray], path_stem: Path | str) 
     return save(figure, path_stem)
 
 
+@own_style()
 def exposure_by_popularity(
     shares: Mapping[str, np.ndarray], catalogue: np.ndarray, train: np.ndarray, path_stem: Path | str
 ) -> list[Path]:
@@ -131,7 +132,7 @@ def exposure_by_popularity(
     Beside them the bucket's share of the `catalogue [B]` as a line and of `train [B]` interactions as a mark.
     """
     buckets, width = np.arange(1, len(catalogue) + 1), 0.8 / len(shares)
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = new_figure(6.4, 3.8)
     panel = figure.subplots()
     for place, (name, style) in enumerate(styles(shares).items()):
         left = buckets - 0.4 + width * place
@@ -155,6 +156,7 @@ def exposure_by_popularity(
     return save(figure, path_stem)
 
 
+@own_style()
 def accuracy_intervals(
     estimates: Mapping[str, Mapping[str, np.ndarray]], blocks: Mapping[str, Sequence[str]], path_stem: Path | str
 ) -> list[Path]:
@@ -168,7 +170,7 @@ def accuracy_intervals(
     step = 0.7 / len(rankings)
     height = max(0.3, 0.17 * len(rankings)) * len(labels) + 1.2
     width = 4.8 + 0.08 * max(map(len, labels))
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     panels = figure.subplots(1, len(estimates), sharey=True, squeeze=False)[0]
     for panel, (metric, values) in zip(panels, estimates.items(), strict=True):
         for place, (name, style) in enumerate(styles(rankings).items()):
@@ -193,6 +195,7 @@ def accuracy_intervals(
     return save(figure, path_stem)
 
 
+@own_style()
 def history_distributions(
     shares: Mapping[str, np.ndarray], labels: Sequence[str], path_stem: Path | str, group: str = ""
 ) -> list[Path]:
@@ -200,7 +203,7 @@ def history_distributions(
 
     `labels` name the G rows, the groups of the attribute `group`.
     """
-    figure = Figure(figsize=(2.5 * len(shares) + 0.8, 3.7), layout="constrained")
+    figure = new_figure(2.5 * len(shares) + 0.8, 3.7)
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     for panel, (title, values) in zip(panels, shares.items(), strict=True):
         buckets = np.arange(1, values.shape[1] + 1)
@@ -222,6 +225,7 @@ def history_distributions(
     return save(figure, path_stem)
 
 
+@own_style()
 def rerank_trade_off(
     curves: pd.DataFrame, metric: str, chosen: tuple[float, float], path_stem: Path | str, due: float | None = None
 ) -> list[Path]:
@@ -230,7 +234,7 @@ def rerank_trade_off(
     `curves` has a row per setting: `floor`, `alpha`, `accuracy` and `tail_share` (fractions); `chosen` is the (floor,
     alpha) to mark, `due` the tail's target share of exposure.
     """
-    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    figure = new_figure(6.0, 4.2)
     panel = figure.subplots()
     floors = list(dict.fromkeys(curves["floor"]))
     for place, (floor, style) in enumerate(zip(floors, STYLES, strict=False)):
@@ -282,22 +286,3 @@ def _lorenz(exposure: np.ndarray) -> tuple[np.ndarray, float]:
     share = np.concatenate([[0.0], np.cumsum(np.sort(exposure)) / total])
     area = (share.sum() - (share[0] + share[-1]) / 2) / (len(share) - 1)
     return share, float(1 - 2 * area)
-
-
-def save(figure: Figure, path_stem: Path | str) -> list[Path]:
-    """Write a figure as PNG and SVG: `path_stem` and those suffixes."""
-    stem = Path(path_stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
-    # The salt and the empty metadata keep random ids, dates and versions out of the files.
-    settings = {"svg.hashsalt": "fabuhs", "figure.autolayout": False, "figure.constrained_layout.use": False}
-    with matplotlib.rc_context(settings):
-        # a layout engine would work, and draw, anew for each file
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine(None)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            path = stem.with_name(f"{stem.name}.{kind}")
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
-            paths.append(path)
-    return paths

@@ -1,44 +1,22 @@
-"""Tables of one run's metrics, as the console and the report show them."""
+"""Tables of one run, as the console and the report show them: of one list, or of several with a line for each."""
 
 from __future__ import annotations
 
-import math
-import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from tabulate import tabulate
+from model.evaluation.keys import TEST, YARDSTICKS, ListKey, MetricKey
+from model.evaluation.metric_table import ACCURACY, COUNT, METRICS, RUN, of_kind
+from model.results.metric_text import ARROWS, LEGEND, arrow, cell_of, name_of, parsed
 
 WIDTH = 120
-UNDEFINED = "\N{EN DASH}"
-ARROWS = {"lower": "↓", "higher": "↑", "zero": "→0", "one": "→1"}
-REFERENCES = {"most popular": "reference/popular", "random": "reference/random"}
-ACCURACY = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
-EXPOSURE_AND_PARITY = {
-    "gini": "Gini of exposure",
-    "gini_count": "Gini of counts",
-    "coverage": "Catalogue coverage",
-    "arp": "Average popularity (train interactions)",
-    "aplt": "Tail share of the list",
-    "exposure_gap": "Tail's exposure share less its catalogue share",
-    "dtr": "Exposure per train interaction, tail / head",
-    "dp_code": "DP as FDA's code computes it",
-    "eo_code": "EO as FDA's code computes it",
-    "dp": "Demographic parity, raw counts",
-    "eo": "Equal opportunity, raw counts",
-    "dp_rate": "Demographic parity, rates",
-    "eo_rate": "Equal opportunity, rates",
-    "dp_js": "Demographic parity, JS distance",
-    "eo_js": "Equal opportunity, JS distance",
-    "leakage_auc": "Leakage AUC, strongest attacker (0.5: none)",
-    "leakage_auc_erased": "Leakage AUC after linear erasure",
-}
 # More groups than this, or longer labels, get a table of their own with one group a row.
 GROUP_COLUMNS, GROUP_COLUMNS_WIDTH = 4, 36
-KEY = re.compile(r"(?P<base>[^@/]+)(@(?P<k>\d+))?(/(?P<tail>.+))?")
 
 Row = list[str]
+# metrics of one list: metric key -> value
+Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -53,48 +31,20 @@ class Table:
 
     def text(self) -> str:
         """The table as the console shows it."""
-        alignment = ["left"] * self.left + ["right"] * (len(self.headers) - self.left)
-        body = tabulate(self.rows, self.headers, tablefmt="simple", disable_numparse=True, colalign=alignment)
-        return "\n".join(part for part in (self.caption, body, self.note) if part)
+        return "\n".join(part for part in (self.caption, grid(self.headers, self.rows, self.left), self.note) if part)
+
+
+def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
+    """Cells in aligned columns, the first `left` of them aligned left and the others right."""
+    from tabulate import tabulate
+
+    alignment = ["left"] * left + ["right"] * (len(headers) - left)
+    return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=alignment)
 
 
 def result_text(header: Mapping[str, str], tables: Sequence[Table]) -> str:
     """The `header` lines and `tables` as text that a reader takes in at a glance."""
     return "\n\n".join(block for block in (_header_lines(header), *(table.text() for table in tables)) if block)
-
-
-def result_tables(
-    results: Mapping[str, float],
-    groups: Mapping[str, Sequence[str]],
-    k: int,
-    directions: Mapping[str, str],
-    prefix: str = "test",
-    references: Mapping[str, str] = REFERENCES,
-) -> list[Table]:
-    """Lay out one evaluation's `results` (flat keys, fractions) as tables.
-
-    Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute shares the main table when it
-    is small), then exposure and parity with an arrow from `directions` (base name -> lower, higher, zero or one) for
-    the better side; a metric that has neither a name here nor a direction is left out. `references` gives each
-    yardstick column its key prefix; a column without any value is left out. A dash is an undefined value (NaN), a
-    blank one that was not measured.
-    """
-    runs = {"": prefix}
-    if any(name.startswith(f"{prefix}/reranked/") for name in results):
-        runs["re-ranked"] = f"{prefix}/reranked"
-    yardsticks = {name: root for name, root in references.items() if any(key.startswith(f"{root}/") for key in results)}
-    first = next(iter(groups), None)
-    inline = first if first is not None and fits_columns(groups[first]) else None
-    tables = [_accuracy_table(results, runs, yardsticks, k, inline, groups)]
-    tables += [_group_table(results, runs, k, name, groups[name]) for name in groups if name != inline]
-    columns = {"this run": prefix, **{name: root for name, root in runs.items() if name}, **yardsticks}
-    tables.append(_exposure_table(results, columns, k, directions))
-    return [table for table in tables if table.rows]
-
-
-def fits_columns(labels: Sequence[str]) -> bool:
-    """Whether groups of these labels share a table with the rest."""
-    return len(labels) <= GROUP_COLUMNS and sum(len(label) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
 
 
 def _header_lines(header: Mapping[str, str]) -> str:
@@ -105,59 +55,184 @@ def _header_lines(header: Mapping[str, str]) -> str:
     )
 
 
-def cell(results: Mapping[str, float], key: str, scale: float = 100, digits: int = 2) -> str:
-    """A metric as text: `scale` times it, a dash where it is undefined, nothing where it was not measured."""
-    if key not in results:
-        return ""
-    value = results[key]
-    return UNDEFINED if value is None or math.isnan(value) else f"{scale * value:.{digits}f}"
+def fits_columns(labels: Sequence[str]) -> bool:
+    """Whether groups of these labels share a table with the rest."""
+    return len(labels) <= GROUP_COLUMNS and sum(len(label) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
 
 
-def _accuracy_table(results, runs, yardsticks, k, attribute, groups) -> Table:
-    tails = {"overall": "", "head": "/head", "tail": "/tail"}
+# --- One list ---
+
+
+def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[str]], k: int) -> list[Table]:
+    """Lay out the metrics of the one list of a run (list -> metric -> fraction), its re-ranked form and yardsticks.
+
+    Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute shares the main table when it
+    is small), then exposure and parity with an arrow to the better side. A column without any value is left out. A
+    dash is an undefined value (NaN), a blank one that was not measured. ValueError for a metric that the metric table
+    does not have.
+    """
+    run = ListKey(TEST)
+    runs = {"": results[str(run)]}
+    if str(run.after_reranking()) in results:
+        runs["re-ranked"] = results[str(run.after_reranking())]
+    yardsticks = {
+        shown: results[str(run.beside(name))] for name, shown in YARDSTICKS.items() if str(run.beside(name)) in results
+    }
+    first = next(iter(groups), None)
+    inline = first if first is not None and fits_columns(groups[first]) else None
+    tables = [_accuracy_table(runs, yardsticks, k, inline, groups)]
+    tables += [_group_table(runs, k, name, groups[name]) for name in groups if name != inline]
+    tables.append(_exposure_table({name or "this run": metrics for name, metrics in runs.items()} | yardsticks, k))
+    return [table for table in tables if table.rows]
+
+
+def _accuracy_table(runs, yardsticks, k: int, attribute: str | None, groups) -> Table:
+    parts = {"overall": {}, "head": {"group": "head"}, "tail": {"group": "tail"}}
     if attribute is not None:
-        tails |= {label: f"/{attribute}/{label}" for label in groups[attribute]}
+        parts |= {label: {"group": attribute, "label": label} for label in groups[attribute]}
     first = next(iter(groups), None)
     if first is not None:
-        tails["gap" if attribute is not None else f"gap {first}"] = f"/gap/{first}"
+        parts["gap" if attribute is not None else f"gap {first}"] = {"group": first, "spread": "gap"}
     rows = []
-    for base, name in ACCURACY.items():
-        for run, root in runs.items():
-            row = [f"{name}@{k}{', ' if run else ''}{run}"]
-            row += [cell(results, f"{root}/{base}@{k}{tail}") for tail in tails.values()]
-            row += ["" if run else cell(results, f"{other}/{base}@{k}") for other in yardsticks.values()]
+    for metric in of_kind(ACCURACY):
+        for run, metrics in runs.items():
+            row = [f"{metric.title}@{k}{', ' if run else ''}{run}"]
+            row += [cell_of(metrics, MetricKey(metric.name, k, **part)) for part in parts.values()]
+            row += ["" if run else cell_of(other, MetricKey(metric.name, k)) for other in yardsticks.values()]
             rows.append(row)
     of_whom = f"; groups and gap by {attribute}" if attribute is not None else ""
-    return Table(f"Accuracy, in percent{of_whom}", ["", *tails, *yardsticks], rows)
+    return Table(f"Accuracy, in percent{of_whom}", ["", *parts, *yardsticks], rows)
 
 
-def _group_table(results, runs, k, attribute, labels) -> Table:
-    columns = [(base, run) for run in runs for base in ACCURACY]
-    headers = [attribute] + [f"{ACCURACY[base]}@{k}{', ' if run else ''}{run}" for base, run in columns]
-    tails = {**{label: f"{attribute}/{label}" for label in labels}, "gap": f"gap/{attribute}"}
+def _group_table(runs, k: int, attribute: str, labels: Sequence[str]) -> Table:
+    columns = [(metric, run) for run in runs for metric in of_kind(ACCURACY)]
+    headers = [attribute] + [f"{metric.title}@{k}{', ' if run else ''}{run}" for metric, run in columns]
+    parts = {**{label: {"label": label} for label in labels}, "gap": {"spread": "gap"}}
     rows = [
-        [label] + [cell(results, f"{runs[run]}/{base}@{k}/{tail}") for base, run in columns]
-        for label, tail in tails.items()
+        [label] + [cell_of(runs[run], MetricKey(metric.name, k, attribute, **part)) for metric, run in columns]
+        for label, part in parts.items()
     ]
     return Table(f"Accuracy by {attribute}, in percent", headers, rows)
 
 
-def _exposure_table(results, columns, k, directions) -> Table:
-    # Any other name under the prefix is a phase, a task or a control with a table of its own.
-    known = (set(directions) | set(EXPOSURE_AND_PARITY)) - set(ACCURACY)
-    found = {}
-    for root in columns.values():
-        for key in results:
-            match = KEY.fullmatch(key[len(root) + 1 :]) if key.startswith(f"{root}/") else None
-            if match and match["base"] in known and match["k"] in (None, str(k)):
-                found[match.group()] = (match["base"], match["tail"] or "")
-    order = {base: place for place, base in enumerate(EXPOSURE_AND_PARITY)}
-    rows = []
-    for tail, (base, of_whom) in sorted(found.items(), key=lambda e: (order.get(e[1][0], len(order)), e[1])):
-        name = EXPOSURE_AND_PARITY.get(base, base) + (f", {of_whom}" if of_whom else "")
-        digits = 1 if base == "arp" else 4
-        cells = [cell(results, f"{root}/{tail}", 1, digits) for root in columns.values()]
-        rows.append([name, ARROWS.get(directions.get(base), ""), *cells])
+def _whole_list_keys(lists: Iterable[Metrics], k: int) -> list[MetricKey]:
+    """What the tables show of whole lists (all but accuracy) at cut-off `k`, in the order of the metric table."""
+    order = list(METRICS)
+    keys = {key for metrics in lists for key in parsed(metrics)}
+    shown = [
+        key
+        for key in keys
+        if key.metric.kind not in (ACCURACY, COUNT) and RUN in key.metric.places and key.k in (None, k)
+    ]
+    return sorted(shown, key=lambda key: (order.index(key.name), key.group))
+
+
+def _exposure_table(columns: Mapping[str, Metrics], k: int) -> Table:
+    rows = [
+        [name_of(key), arrow(key), *(cell_of(metrics, key) for metrics in columns.values())]
+        for key in _whole_list_keys(columns.values(), k)
+    ]
     caption = f"Exposure and parity of the top {k}, as fractions unless a unit is given"
-    legend = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED} undefined."
-    return Table(caption, ["", "better", *columns], rows, left=2, note=legend)
+    return Table(caption, ["", "better", *columns], rows, left=2, note=f"{LEGEND}.")
+
+
+# --- Several lists ---
+
+
+def tables_of_several(
+    results: Mapping[str, Metrics], lists: Sequence[ListKey], groups: Mapping[str, Sequence[str]], k: int
+) -> list[Table]:
+    """Lay out `results` with a line for each of `lists` and its yardsticks, each task in tables of its own.
+
+    Accuracy in percent comes first, then exposure, then parity and leakage by attribute; see `tables_of_one`.
+    """
+    tables = []
+    for task in dict.fromkeys(key.task for key in lists):
+        of_task = f" of task {task}" if task else ""
+        lines = _lines([key for key in lists if key.task == task], results)
+        tables += [_accuracy_lines(lines, groups, k, of_task), *_group_lines(lines, groups, k, of_task)]
+        tables += _whole_list_lines(lines, k, of_task)
+    # a protocol's summary need not have everything
+    tables = [replace(table, rows=[row for row in table.rows if any(row[1:])]) for table in tables]
+    return [part for table in tables if table.rows for part in _fitting(table)]
+
+
+def _lines(lists: Sequence[ListKey], results: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """What stands at the beginning of each line -> metrics; yardsticks follow the last list of their phase."""
+    lines = {}
+    for phase in dict.fromkeys(key.phase for key in lists):
+        of_phase = [key for key in lists if key.phase == phase]
+        lines |= {key.label: results[str(key)] for key in of_phase}
+        for name, shown in YARDSTICKS.items():
+            beside = str(of_phase[0].beside(name))
+            if beside in results:
+                lines[f"{phase}, {shown}" if phase else shown] = results[beside]
+    return lines
+
+
+def _accuracy_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> Table:
+    columns = {f"{metric.title}@{k}": MetricKey(metric.name, k) for metric in of_kind(ACCURACY)}
+    columns |= {part: MetricKey("ndcg", k, part) for part in ("head", "tail")}
+    first = next(iter(groups), None)
+    if first is not None and fits_columns(groups[first]):
+        columns |= {label: MetricKey("ndcg", k, first, label) for label in groups[first]}
+    columns |= {f"gap, {name}": MetricKey("ndcg", k, name, spread="gap") for name in groups}
+    rows = [[name, *(cell_of(metrics, key) for key in columns.values())] for name, metrics in lines.items()]
+    return Table(f"Accuracy{of_task}, in percent; from head on, parts of NDCG@{k}", ["", *columns], rows)
+
+
+def _group_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> list[Table]:
+    tables = []
+    for place, (name, labels) in enumerate(groups.items()):
+        if place == 0 and fits_columns(labels):
+            continue
+        rows = [
+            [label, *(cell_of(metrics, MetricKey("ndcg", k, name, label)) for metrics in lines.values())]
+            for label in labels
+        ]
+        tables.append(Table(f"Accuracy{of_task} by {name}, NDCG@{k} in percent", [name, *lines], rows))
+    return tables
+
+
+def _whole_list_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> list[Table]:
+    """Exposure, and parity and leakage by attribute."""
+    keys = _whole_list_keys(lines.values(), k)
+    # attributes in the order that results have them, behind what has none
+    found = dict.fromkeys(key.group for metrics in lines.values() for key in parsed(metrics) if key in keys)
+    tables = []
+    for attribute in sorted(found, key=bool):
+        columns = [key for key in keys if key.group == attribute]
+        headers = [f"{key.metric.head} {ARROWS[key.metric.better]}" for key in columns]
+        rows = [[name, *(cell_of(metrics, key) for key in columns)] for name, metrics in lines.items()]
+        what = f"Parity and leakage{of_task} by {attribute}" if attribute else f"Exposure{of_task}"
+        tables.append(Table(f"{what}, top {k}", ["", *headers], rows))
+    note = f"AUC: leakage by the strongest attacker, 0.5 is none.\n{LEGEND}."
+    return [*tables[:-1], replace(tables[-1], note=note)] if tables else []
+
+
+def _fitting(table: Table) -> list[Table]:
+    """The table cut into parts that are no wider than the console, each with the first column."""
+    widths = [
+        # tabulate gives heads room
+        max(len(head) + 2, *(len(text) for text in column))
+        for head, column in zip(table.headers, zip(*table.rows, strict=True), strict=True)
+    ]
+    parts, used = [[]], widths[0]
+    for place, width in enumerate(widths[1:], 1):
+        if parts[-1] and used + 2 + width > WIDTH:
+            parts.append([])
+            used = widths[0]
+        parts[-1].append(place)
+        used += 2 + width
+    if len(parts) == 1:
+        return [table]
+    head, comma, rest = table.caption.partition(",")
+    return [
+        Table(
+            f"{head} ({number}){comma}{rest}",
+            [table.headers[0], *(table.headers[place] for place in part)],
+            [[row[0], *(row[place] for place in part)] for row in table.rows],
+            note=table.note if number == len(parts) else "",
+        )
+        for number, part in enumerate(parts, 1)
+    ]

@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data.structs import Group, Ranking
+from model.evaluation.keys import ListKey, is_result, key, split_key
+from model.evaluation.questions import Answer
 from model.runs.files import write_frame
+
+# columns that tell lists of several phases, tasks and controls apart
+LEVELS = ("phase", "task", "control")
+
+
+def values_by_user(answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Everybody whom a list is for (`users [T]`, ascending), and all values by key: `[T]`, NaN for whom it is not."""
+    users = np.unique(np.concatenate([answer.ranking.users for answer in answers]))
+    values = {}
+    for answer in answers:
+        for name, own in answer.per_user.items():
+            values[key(answer.key, name)] = _spread(users, answer.ranking.users, own)
+    return users, values
+
+
+def _spread(users: np.ndarray, owners: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`values` of `owners` among all `users` (ascending), NaN for the others."""
+    if np.array_equal(owners, users):
+        return values
+    whole = np.full(len(users), np.nan)
+    whole[np.searchsorted(users, owners)] = values
+    return whole
+
+
+def with_earlier(
+    frame: pd.DataFrame,
+    users: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    originals: np.ndarray,
+    phases: set[str],
+    many_tasks: bool = False,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """`values_by_user` with the columns of earlier `phases` of a written `frame` in front."""
+    measured = {name: split_key(name)[0] for name in frame if is_result(name)}
+    kept = [name for name, owner in measured.items() if ListKey.parse(owner, True, many_tasks).phase in phases]
+    before = pd.Index(originals).get_indexer(frame["user"])
+    everybody = np.union1d(before, users)
+    old = {name: _spread(everybody, before, frame[name].to_numpy()) for name in kept}
+    return everybody, old | {name: _spread(everybody, users, own) for name, own in values.items()}
+
+
+def label_rows(frame: pd.DataFrame, list_key: ListKey, levels: Sequence[str]) -> pd.DataFrame:
+    """A list's table with columns in front that say which of several lists it is."""
+    labels = {level: [getattr(list_key, level)] * len(frame) for level in levels}
+    return pd.concat([pd.DataFrame(labels), frame], axis=1)
 
 
 def write_per_user(

@@ -1,4 +1,4 @@
-"""Write what a run leaves: lists, per-user values, pictures, report, cost and result."""
+"""Write what a run leaves: first lists, values per user, cost and result; then pictures, report and console table."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from data.protocols.base import Phase
-from data.structs import Ranking
-from fairness_utils import DIRECTIONS
 from model.evaluation.evaluator import Evaluator
-from model.results.pages import run_sections, typed_command, write_page
+from model.evaluation.keys import TEST, ListKey, flat, is_one, run_lists
+from model.evaluation.questions import Answer
+from model.results.drawing import attempt
+from model.results.pages import typed_command, write_page
 from model.results.pictures import draw_run
-from model.results.side_by_side import (
+from model.results.run_page import run_sections
+from model.results.tables import Table, result_text, tables_of_one, tables_of_several
+from model.results.user_tables import (
     LEVELS,
-    TestedList,
-    is_one,
     label_rows,
-    roots_of,
-    tables_side_by_side,
+    recommendation_frame,
     values_by_user,
     with_earlier,
+    write_per_user,
 )
-from model.results.tables import Table, result_tables, result_text
-from model.results.user_tables import recommendation_frame, write_per_user
 from model.runs.config import Config, shown_network
 from model.runs.files import write_frame, write_json
 from model.runs.run import Run
@@ -63,33 +61,31 @@ def origin_of(config: Config, metric: str, epoch: int, validation: float) -> dic
     return origin | {"selected_by": metric, "validation": validation}
 
 
-def write_lists(
-    run: Run,
-    directory: Path,
-    phase: Phase,
-    rankings: Mapping[str, Ranking],
-    per_user: Mapping[str, np.ndarray],
-) -> None:
+def write_lists(run: Run, directory: Path, phase: Phase, answers: Sequence[Answer]) -> None:
     """Write each user's metrics and lists, `per_user.parquet` and `recommendations.parquet`, as `phase` found them.
 
-    Of several phases those before are kept: a run that was cut off in between asks them no more. Lists of several
-    phases, tasks and controls are told apart by columns of these names.
+    What earlier phases wrote is kept: a run that was cut off in between asks them no more. Lists of several phases,
+    tasks and controls are told apart by columns of these names. A phase without `answers` has nothing to add.
     """
+    if not answers:
+        return
     config, data, protocol = run.config, run.data, run.protocol
-    originals = data.original_user_ids, data.original_item_ids
+    original_ids = data.original_user_ids, data.original_item_ids
     names = [one.name for one in protocol.phases]
     before = set(names[: names.index(phase.name)])
-    users, values = values_by_user(rankings, per_user)
+    users, values = values_by_user(answers)
     path = directory / "per_user.parquet"
     # a checkpoint that is judged anew has a folder without them
     if before and path.exists():
-        users, values = with_earlier(pd.read_parquet(path), users, values, originals[0], before)
-    write_per_user(path, users, originals[0], values, run.groups)
-    lists = [TestedList.of(root, protocol) for root in rankings if root.partition("/")[0] == "test"]
-    lists = [one for one in lists if one.reranked == config.rerank_fair]
-    levels = [level for level in LEVELS if any(getattr(one, level) for one in lists)]
-    frames = [recommendation_frame(rankings[one.root], *originals, data.item_titles, config.eval_k[0]) for one in lists]
-    frames = [label_rows(frame, one, levels) for frame, one in zip(frames, lists, strict=True)] if levels else frames
+        users, values = with_earlier(pd.read_parquet(path), users, values, original_ids[0], before, protocol.many_tasks)
+    write_per_user(path, users, original_ids[0], values, run.groups)
+    tested = [answer for answer in answers if answer.key.source == TEST and answer.key.reranked == config.rerank_fair]
+    levels = [level for level in LEVELS if any(getattr(answer.key, level) for answer in tested)]
+    frames = [
+        recommendation_frame(answer.ranking, *original_ids, data.item_titles, config.eval_k[0]) for answer in tested
+    ]
+    if levels:
+        frames = [label_rows(frame, answer.key, levels) for frame, answer in zip(frames, tested, strict=True)]
     path = directory / "recommendations.parquet"
     if before and path.exists():
         old = pd.read_parquet(path)
@@ -102,63 +98,66 @@ def write_results(
     directory: Path,
     progress: Progress,
     origin: Mapping[str, Any],
-    rankings: Mapping[str, Ranking],
-    per_user: Mapping[str, np.ndarray],
+    answers: Sequence[Answer],
     evaluator: Evaluator | None = None,
     command: str | None = None,
 ) -> dict[str, Path]:
     """Write every result file and print the table of `progress.results`; give pictures and report by name.
 
-    `origin` says what was judged (`origin_of`; epoch is None where this program trained nothing), `evaluator` holds the
-    selected weights, where there are any, `command` is what the report says was called (default: this program's
-    arguments). `result.json` comes last: a folder that holds it is a finished run's.
+    `origin` says what was judged (`origin_of`; epoch is None where this program trained nothing), `answers` are those
+    of the last phase, `evaluator` holds the selected weights, where there are any, `command` is what the report says
+    was called (default: this program's arguments). `result.json` is the last of the result files: a folder that holds
+    it is a finished run's. Pictures and report come after it, and one that fails costs a warning.
     """
-    config, data, commit = run.config, run.data, _commit()
-    write_lists(run, directory, run.protocol.phases[-1], rankings, per_user)
-    pictures = draw_run(run, directory, progress, origin, rankings, per_user, evaluator) if run.draws else {}
-    header, tables = _header(run, directory, progress.rows, origin), tables_of(run, progress.results)
-    roots = roots_of(progress.results, config.eval_k[0])
-    write_page(
-        directory / "report.html",
-        f"{config.run_name}: {origin['method']} on {data.name}",
-        typed_command() if command is None else command,
-        run_sections(
-            run,
-            header | {"commit": commit or "unknown"},
-            tables,
-            list(pictures.values()),
-            progress.rows,
-            trained=origin["epoch"] is not None,
-        ),
-    )
+    commit = _commit()
+    write_lists(run, directory, run.protocol.phases[-1], answers)
     progress.spend("write")
     _write_cost(run, directory, progress)
+    names = run_lists(progress.results)
     write_json(
         directory / "result.json",
         {
-            "dataset": data.name,
+            "dataset": run.data.name,
             "protocol": run.protocol.name,
             "description": run.protocol.description,
             "fingerprint": run.fingerprint,
             "commit": commit,
             **origin,
             # keys of JSON are sorted; the order of the lists is the method's and the protocol's
-            **({} if is_one(roots) else {"lists": roots}),
-            "metrics": progress.results,
+            **({} if is_one(names) else {"lists": names}),
+            "metrics": flat(progress.results),
         },
     )
+    header, tables = _header(run, directory, progress.rows, origin), tables_of(run, progress.results)
+    pictures = draw_run(run, directory, progress, origin, answers, evaluator) if run.draws else {}
+    page = directory / "report.html"
+    sections = run_sections(
+        run,
+        header | {"commit": commit or "unknown"},
+        tables,
+        list(pictures.values()),
+        progress.rows,
+        trained=origin["epoch"] is not None,
+    )
+    title = f"{title_of(run, origin)}: {run.config.run_name}"
+    with attempt("report.html"):
+        write_page(page, title, typed_command() if command is None else command, sections)
     print("\n" + result_text(header, tables), flush=True)
-    return {name: picture.paths[0] for name, picture in pictures.items()} | {"report": directory / "report.html"}
+    made = {name: picture.paths[0] for name, picture in pictures.items()}
+    return made | ({"report": page} if page.exists() else {})
 
 
-def tables_of(run: Run, results: Mapping[str, float]) -> list[Table]:
+def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Table]:
     """The tables of a run's `results` at its first K; of several lists, a line for each."""
     labels, k = {name: group.labels for name, group in run.groups.items()}, run.config.eval_k[0]
-    roots = roots_of(results, k)
-    if is_one(roots):
-        return result_tables(results, labels, k, DIRECTIONS)
-    lists = [TestedList.of(root, run.protocol) for root in roots]
-    return tables_side_by_side(results, lists, labels, k, DIRECTIONS)
+    names = run_lists(results)
+    if not names:
+        return []
+    if is_one(names):
+        return tables_of_one(results, labels, k)
+    protocol = run.protocol
+    lists = [ListKey.parse(name, protocol.many_phases, protocol.many_tasks) for name in names]
+    return tables_of_several(results, lists, labels, k)
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
@@ -179,6 +178,14 @@ def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
     )
 
 
+def title_of(run: Run, origin: Mapping[str, Any]) -> str:
+    """What was judged, in words: data set, backbone and method, or whose rankings."""
+    if origin["epoch"] is None:
+        return f"{run.data.name}, {origin['method']}"
+    method = "without a fairness method" if origin["method"] == "none" else f"with {origin['method']}"
+    return f"{run.data.name}, {shown_network(run.config.backbone, run.config.synthesis_type)} {method}"
+
+
 def _header(run: Run, directory: Path, rows: Sequence[Mapping], origin: Mapping[str, Any]) -> dict[str, str]:
     config, data, method = run.config, run.data, origin["method"]
     header = {"data set": f"{data.name}, {data.num_users:,} users, {data.num_items:,} items"}
@@ -189,5 +196,6 @@ def _header(run: Run, directory: Path, rows: Sequence[Mapping], origin: Mapping[
         # of the last stage of the last phase
         epochs = f" of {rows[-1]['epoch']}" if rows else ""
         header["epoch"] = f"{origin['epoch']}{epochs} ({selected(origin)})"
-    header["sampled"] = f"{config.eval_negatives:,} candidates" if config.eval_negatives else "no: full ranking"
+    tasks = [task for phase in run.protocol.phases for task in phase.tests]
+    header["sampled"] = "; ".join(dict.fromkeys(task.sampled for task in tasks))
     return header | {"files": str(directory)}

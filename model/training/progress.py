@@ -18,7 +18,7 @@ class Progress:
     `phase`, `stage` and `turn` (a pass of the epoch) are positions, `epoch` counts from 1, `step` steps of the turn
     are done; `totals` sums each value over the epoch's `counts` of rows that report it, this process's share of it.
     `seconds` are spent by activity, since the run began; `rows` are those of `metrics.jsonl`, `results` the metrics of
-    earlier phases.
+    earlier phases (list -> metric -> value).
     """
 
     phase: int = 0
@@ -28,7 +28,7 @@ class Progress:
     step: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
-    results: dict[str, float] = field(default_factory=dict)
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "train", "test", "write"), 0.0))
     tracker: str | None = None
     totals: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -309,7 +309,7 @@ def test_fda_splits_the_records_above_three_and_no_others(events, seed):
     (test,) = phase.tests
     assert pairs(test.excluded) == parts[0] | parts[1] and pairs(phase.valid.excluded) == parts[0]
     assert test.candidates is None and phase.valid.candidates is None
-    assert phase.metric == "ndcg@20" and protocol.metrics == "fda"
+    assert phase.metric == "ndcg@20" and protocol.definitions.hit_rate == "share"
 
 
 def test_fda_splits_by_its_seed_over_all_users_together():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.structs import Group, ItemLists, Ranking
-from fairness_utils import rerank, rerank_ranking, target_shares
+from fairness_utils import rerank, target_shares
+from model.evaluation.reranking import rerank_ranking
 
 TOLERANCE = 1e-9
 

@@ -22,6 +22,7 @@ from tests.support.runs import TINY
 
 USERS = 30
 NAN = math.nan
+PER_USER = ("hr", "ndcg", "mrr", "arp", "aplt")
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +31,6 @@ def few_resamples(monkeypatch):
         monkeypatch.setattr(module, "RESAMPLES", 200)
     for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
         monkeypatch.setattr(function, "__defaults__", (200,))
-    # statsmodels collects garbage at each call, of which this process has plenty
-    monkeypatch.setattr("gc.collect", lambda: None)
 
 
 def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None, facts=None, attributes=None):
@@ -43,7 +42,7 @@ def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None,
     metrics, groups = {}, [name for name in frame if name != "user"]
     for root in ("reference/popular", "test", *(["test/reranked"] if reranked else [])):
         for k in ks:
-            for metric in compare.PER_USER:
+            for metric in PER_USER:
                 values = generator.random(len(users)) + shift * (root != "reference/popular")
                 frame[f"{root}/{metric}@{k}"] = values
                 metrics[f"{root}/{metric}@{k}"] = values.mean()
@@ -97,7 +96,7 @@ def test_the_numbers_are_those_of_the_users(tmp_path):
     a, b = (pd.read_parquet(tmp_path / name / "per_user.parquet") for name in "ab")
     for k in (5, 10):
         family = []
-        for metric in compare.PER_USER:
+        for metric in PER_USER:
             column = f"test/{metric}@{k}"
             row, differences = row_of(comparison, f"{metric}@{k}"), b[column] - a[column]
             family.append(row)
@@ -117,7 +116,7 @@ def test_the_numbers_are_those_of_the_users(tmp_path):
         adjusted = statistics.holm(np.array([row["p"] for row in family]))
         assert [row["p_holm"] for row in family] == pytest.approx(adjusted)
         groups = comparison.table[comparison.table["family"] == f"user groups @{k}"]
-        assert len(groups) == 2 * len(compare.PER_USER)
+        assert len(groups) == 2 * len(PER_USER)
         assert groups["p_holm"].tolist() == pytest.approx(statistics.holm(groups["p"].to_numpy()))
     row = row_of(comparison, "gini@10")
     assert (row["kind"], row["difference"]) == ("untested", pytest.approx(-0.3))
@@ -332,7 +331,7 @@ def test_two_real_runs_are_compared_end_to_end(tmp_path, capsys):
     assert comparison.k == 5
     for name, root in (("plain", "test"), ("fair", "test"), ("fair:reranked", "test/reranked")):
         result = json.loads((tmp_path / name.partition(":")[0] / "result.json").read_text())["metrics"]
-        for metric in compare.PER_USER:
+        for metric in PER_USER:
             assert comparison.metrics[name][f"{metric}@10"] == result[f"{root}/{metric}@10"]
             if name != "plain":
                 row = row_of(comparison, f"{metric}@10", name)

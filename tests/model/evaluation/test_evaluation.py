@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from data.protocols.base import Protocol
 from data.sampling.sources import history_source
-from fairness_utils import rerank_ranking, target_shares
+from fairness_utils import target_shares
 from model import METHODS
 from model.evaluation import ranker
 from model.evaluation.evaluator import Evaluator
@@ -21,6 +21,7 @@ from model.evaluation.metrics import evaluate
 from model.evaluation.probes import held_out_users
 from model.evaluation.questions import ask_tests
 from model.evaluation.ranking import ENGINE_FLOATS
+from model.evaluation.reranking import rerank_ranking
 from model.runs.environment import Environment
 from model.runs.run import Run
 from model.runs.streams import stream_seeds, torch_generator
@@ -230,14 +231,14 @@ def test_users_are_encoded_once_for_all_controls_and_probes(make_evaluator, tiny
 
     monkeypatch.setattr(evaluator.backbone, "encode_users", counted)
     run = Run(tiny_data, Protocol("toy", "", (TOP,), (tiny_phase,), probe=probe), evaluator.environment)
-    results, rankings, _ = ask_tests(run, tiny_phase, evaluator)
+    answers = {answer.key.control: answer for answer in ask_tests(run, tiny_phase, evaluator)}
     assert encoded == [60], "all users in one block, once"
     split, task = tiny_phase.split, tiny_phase.tests[0]
     for control, vectors in zip(strengths, probed, strict=True):
-        assert results[f"test/{control}/leakage_auc/gender"] == float(vectors.mean())
+        assert answers[control].metrics["leakage_auc/gender"] == float(vectors.mean())
         alone = evaluator.represent(np.arange(60), split.test_histories, split, control)
         np.testing.assert_array_equal(vectors, alone.numpy())
-        assert_same(rankings[f"test/{control}"], evaluator.rank(task, split.test_histories, split, TOP, control))
+        assert_same(answers[control].ranking, evaluator.rank(task, split.test_histories, split, TOP, control))
 
 
 def test_evaluation_puts_every_module_back_into_its_mode(make_evaluator, tiny_phase):

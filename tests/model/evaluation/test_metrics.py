@@ -18,8 +18,12 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import ndcg_score
 
 import fairness_utils as metrics
+from data.protocols.base import Definitions
+from data.protocols.fda import FDA_DEFINITIONS
 from data.structs import Group, Histories, ItemLists, Ranking, Split
-from model.evaluation.metrics import evaluate, per_user_accuracy
+from model.evaluation.keys import MetricKey
+from model.evaluation.metric_table import COUNT, LEAKAGE, METRICS
+from model.evaluation.metrics import Lists, dp_code, eo_code, evaluate, list_metrics, per_user_accuracy
 from tests.support.metric_twins import (
     twin_accuracy,
     twin_dtr,
@@ -95,7 +99,7 @@ def test_list_metrics_equal_literal_loops(seed):
     num_items, k = len(degree), 5
     lists = topk[:, :k]
     discounted, counts = twin_exposure(lists, num_items, True), twin_exposure(lists, num_items, False)
-    result = metrics.list_metrics(topk, item_lists(relevant), {"a": codes}, tail, degree, k)
+    result = list_metrics(Lists(lists, item_lists(relevant), tail, degree), {"a": codes}).summary
     expected = {
         "gini@5": twin_gini(discounted),
         "gini_count@5": twin_gini(counts),
@@ -144,7 +148,7 @@ def test_evaluate_equals_literal_loops(seed):
         close(result.summary[f"{metric}@4/gap/a"], max(means) - min(means))
         spread = math.sqrt(sum((mean - sum(means) / len(means)) ** 2 for mean in means) / len(means))
         close(result.summary[f"{metric}@4/std/a"], spread)
-    listed = metrics.list_metrics(topk, ranking.relevant, {"a": codes}, tail, degree, k)
+    listed = list_metrics(Lists(topk[:, :k], ranking.relevant, tail, degree), {"a": codes}).summary
     assert {name: result.summary[name] for name in listed} == pytest.approx(listed, nan_ok=True)
 
 
@@ -283,9 +287,6 @@ def test_exposure_by_hand():
     assert counts.dtype == np.float64
     assert metrics.coverage(counts) == 0.5
     # The empty list is no list: the mean runs over two users, not three.
-    assert metrics.average_recommendation_popularity(topk, np.array([1, 9, 5, 9])) == pytest.approx((3 + 5) / 2)
-    assert metrics.average_tail_share(topk, np.array([True, True, False, False])) == pytest.approx((1 / 2 + 0) / 2)
-    assert math.isnan(metrics.average_tail_share(topk[2:], np.ones(4, dtype=bool)))
 
 
 def test_exposure_adds_up_over_blocks_of_users_but_gini_does_not():
@@ -444,22 +445,21 @@ def test_popularity_and_tail_share_of_a_list_in_closed_form():
     assert metrics.list_means(topk, tail) == pytest.approx([2 / 3, 1, math.nan], nan_ok=True)
 
 
-def test_every_metric_has_a_direction():
+def test_an_evaluation_has_every_metric_of_the_table_that_is_computed():
     topk, relevant, codes, tail, degree, generator = random_case(2)
     ranking, split = make_ranking(topk, relevant, len(degree), generator), make_split(degree, tail, len(topk))
     # FDA's definitions add to the standard ones
-    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3], "fda").summary
-    bases = {name.split("@")[0] for name in names}
-    bases |= {part for name in names for part in name.split("/")[1:-1] if part != "a"}
-    assert bases | {"leakage_auc", "leakage_auc_erased"} == set(metrics.DIRECTIONS)
-    assert set(metrics.DIRECTIONS.values()) == {"lower", "higher", "zero", "one"}
+    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3], FDA_DEFINITIONS).summary
+    keys = [MetricKey.parse(name) for name in names]
+    measured_elsewhere = {name for name, row in METRICS.items() if row.kind in (LEAKAGE, COUNT)}
+    assert {key.name for key in keys} | {key.spread for key in keys} - {""} | measured_elsewhere == set(METRICS)
 
 
 # Properties that need no oracle.
 
 
 def every_metric(topk, relevant, codes, tail, degree):
-    return metrics.list_metrics(topk, item_lists(relevant), {"a": codes}, tail, degree, topk.shape[1])
+    return list_metrics(Lists(topk, item_lists(relevant), tail, degree), {"a": codes}).summary
 
 
 @settings(max_examples=25, deadline=None)
@@ -560,7 +560,7 @@ def fda_case(relevant, ranks, topk, codes, num_items=8):
         np.arange(len(topk)), item_lists(relevant), np.array(ranks), topk, -topk.astype(float), np.full(len(topk), 8)
     )
     split = make_split(np.ones(num_items, dtype=np.int64), np.arange(num_items) > 0, len(topk))
-    return evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [2, 4], "fda")
+    return evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [2, 4], FDA_DEFINITIONS)
 
 
 def test_hit_rate_of_fda_is_hits_over_what_could_be_hit():
@@ -582,7 +582,8 @@ def test_hit_rate_of_fda_is_hits_over_what_could_be_hit():
 def test_parity_of_the_released_code_splits_an_item_into_hit_and_miss():
     topk, codes = np.array([[1, 2], [1, 2], [1, 3], [0, 3]]), np.array([0, 0, 1, 1])
     relevant = [[1], [2], [1], [0, 3]]
-    dp, eo = metrics.released_parity(topk, item_lists(relevant), codes, 8)
+    lists = Lists(topk, item_lists(relevant), np.ones(8, dtype=bool), np.ones(8))
+    dp, eo = dp_code(lists, codes), eo_code(lists, codes)
     # item 1: hit by users 0 and 2 (gap 0), missed by 1 (gap 1); item 2: missed by 0, hit by 1; item 3: missed by 2, hit
     # by 3; item 0: hit by 3
     assert dp == pytest.approx(np.mean([0, 1, 1, 1, 1, 1, 1]))
@@ -611,7 +612,8 @@ def test_released_parity_equals_a_loop_over_twice_as_many_items(seed):
         gaps = [abs(own.count(0) - own.count(1)) / len(own) for own in groups.values()]
         return np.mean(gaps) if gaps else math.nan
 
-    found = metrics.released_parity(topk, item_lists(relevant), codes, size)
+    lists = Lists(topk, item_lists(relevant), degree > 0, degree)
+    found = (dp_code(lists, codes), eo_code(lists, codes))
     assert found == pytest.approx((gap(entries), gap(hits)), nan_ok=True)
 
 
@@ -625,5 +627,11 @@ def test_definitions_are_never_mixed():
     topk = np.array([[1, 2, 3, 4], [1, 2, 3, 4]])
     found = fda_case([[1, 5], [2]], [1, 6, 2], topk, np.array([0, 1])).summary
     assert {"dp_code@4/a", "eo_code@4/a", "dp@4/a", "eo@4/a"} <= set(found)
-    with pytest.raises(ValueError, match="allowed is one of standard, fda"):
-        evaluate(None, None, {}, [1], "paper")
+    ranking = Ranking(
+        np.arange(2), item_lists([[1, 5], [2]]), np.array([1, 6, 2]), topk, -topk.astype(float), np.full(2, 8)
+    )
+    split = make_split(np.ones(8, dtype=np.int64), np.arange(8) > 0, 2)
+    plain = evaluate(ranking, split, {"a": Group("a", np.array([0, 1]), ("x", "y"))}, [2, 4]).summary
+    assert not {"dp_code@4/a", "eo_code@4/a"} & set(plain) and plain["hr@4"] == 1 != found["hr@4"]
+    with pytest.raises(ValueError, match="hit_rate 'paper'; allowed is one of any, share"):
+        Definitions(hit_rate="paper")

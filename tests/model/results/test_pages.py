@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from model.results.pages import Picture, Section, epoch_frame, write_page
-from model.results.tables import UNDEFINED, Table
+from model.results.metric_text import UNDEFINED
+from model.results.pages import Picture, Section, write_page
+from model.results.run_page import epoch_frame
+from model.results.tables import Table
 from tests.support.pages import read_page
 
 NAN = float("nan")

@@ -8,6 +8,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,10 @@ from data.structs import Group, Histories, HistoryWeights, ItemLists, Ranking
 from fairness_utils import exposure, position_weights
 from model import METHODS
 from model.evaluation.evaluator import Evaluator
+from model.evaluation.keys import ListKey
 from model.evaluation.metrics import evaluate, per_user_accuracy
 from model.evaluation.probes import held_out_users
+from model.evaluation.questions import Answer
 from model.modes.serving import evaluate_checkpoint
 from model.results import pictures, plots, writer
 from model.results.pictures import bucket_shares, expected_histories, mean_interval, popularity_buckets
@@ -87,8 +90,9 @@ def small_ranking():
 def test_estimates_of_groups_are_means_of_their_users_and_say_how_many():
     ranking = small_ranking()
     group = Group("gender", np.array([0, 1, 1, -1]), ("F", "M", "X"))
-    per_user = {f"test/{name}@3": values for name, values in per_user_accuracy(ranking, 3).items()}
-    estimates, blocks = pictures.group_estimates({"gender": group}, {"this run": ranking}, per_user, 3)
+    per_user = {f"{name}@3": values for name, values in per_user_accuracy(ranking, 3).items()}
+    answer = Answer(ListKey(), ranking, {}, per_user)
+    estimates, blocks = pictures.group_estimates({"gender": group}, {"this run": answer}, 3)
     assert blocks == {
         "": ["everyone (n = 4)"],
         "gender": ["gender F (n = 1)", "gender M (n = 2)", "gender X (n = 0)"],
@@ -104,7 +108,8 @@ def test_estimates_by_popularity_are_those_of_the_summary():
     ranking = small_ranking()
     popularity = Group("popularity", np.array([0, 0, 1, 1, 1, 1]), ("head", "tail"))
     split = SimpleNamespace(item_groups={"popularity": popularity}, degree=np.array([4, 3, 1, 1, 1, 1]))
-    estimates, blocks = pictures.popularity_estimates(split, {"this run": ranking, "random": ranking}, 3)
+    answer = Answer(ListKey(), ranking, {}, {})
+    estimates, blocks = pictures.popularity_estimates(split, {"this run": answer, "random": answer}, 3)
     summary = evaluate(ranking, split, {}, (3,)).summary
     for name, base in (("NDCG@3", "ndcg@3"), ("HR@3", "hr@3")):
         expected = [summary[base + part] for part in ("", "/head", "/tail")]
@@ -271,12 +276,13 @@ def test_pictures_change_no_result(finished, tmp_path, monkeypatch):
 
 
 def test_the_trade_off_of_a_run_starts_at_its_validation_and_the_deciles_at_its_exposure(finished):
-    _, result, (of_run, _, _, _, rankings, _, evaluator) = finished
+    _, result, (of_run, _, _, _, answers, evaluator) = finished
+    (ranking,) = (answer.ranking for answer in answers if answer.key == ListKey())
     curves = pictures.trade_off(evaluator, of_run.protocol.phases[-1]).set_index(["floor", "alpha"])
     assert curves.loc[(0.0, 0.0), "accuracy"] == pytest.approx(result["validation"], abs=1e-12)
     split = of_run.protocol.phases[-1].split
     shares = bucket_shares(
-        exposure(rankings["test"].topk[:, :5], split.num_items, position_weights(5)), popularity_buckets(split.degree)
+        exposure(ranking.topk[:, :5], split.num_items, position_weights(5)), popularity_buckets(split.degree)
     )
     assert shares.sum() == pytest.approx(1)
     # the tail is the first eight tenths of the catalogue
@@ -286,7 +292,7 @@ def test_the_trade_off_of_a_run_starts_at_its_validation_and_the_deciles_at_its_
 def test_the_page_of_a_run_says_all_and_needs_nothing_else(finished):
     folder, result, _ = finished
     page = read_page(folder / "report.html")
-    assert page.title == "run: fabuhs on synthetic"
+    assert page.title == "synthetic, sparsenn (mean) with fabuhs: run"
     assert page.images == len(OF_THIS_RUN)
     text = page.text
     assert """python main.py '--run_name=a '"'"'b'"'"' & c'""" in text
@@ -323,17 +329,74 @@ def test_an_evaluated_checkpoint_has_its_pictures_too(finished, tmp_path):
 
 
 def test_rankings_from_elsewhere_have_what_needs_no_weights(finished, tmp_path, capsys):
-    _, _, (of_run, _, _, _, rankings, per_user, _) = finished
+    _, _, (of_run, _, _, _, answers, _) = finished
     of_run = dataclasses.replace(of_run, config=dataclasses.replace(of_run.config, rerank_fair=False))
-    rankings = {name: ranking for name, ranking in rankings.items() if name != "test/reranked"}
-    per_user = {name: values for name, values in per_user.items() if not name.startswith("test/reranked/")}
+    answers = [answer for answer in answers if not answer.key.reranked]
     progress = Progress.of(None, 0.0)
-    progress.results = {"test/ndcg@5": 0.25}
+    progress.results = {"test": {"ndcg@5": 0.25}}
     origin = {"method": "other program", "seed": 0, "epoch": None}
-    images = writer.write_results(of_run, tmp_path, progress, origin, rankings, per_user, command="other --x")
+    images = writer.write_results(of_run, tmp_path, progress, origin, answers, command="other --x")
     assert set(images) == OF_EVERY_RUN | {"report"}
     assert all(path.exists() for path in images.values())
     page = read_page(images["report"])
     assert page.images == len(OF_EVERY_RUN) and "other --x" in page.text and "25.00" in page.text
     assert "--lr" not in page.text and "--eval_k" in page.text
     assert json.loads((tmp_path / "result.json").read_text())["epoch"] is None
+
+
+# --- The outside world ---
+
+
+def blank(*arguments, **options):
+    """Stand for a picture that takes long to draw."""
+    path = arguments[-1].with_suffix(".png")
+    path.write_bytes(b"\x89PNG")
+    return [path]
+
+
+@pytest.mark.parametrize("broken", ["picture", "page", "font"])
+def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, capsys, broken):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
+    if broken != "font":
+        for name in ("exposure_by_popularity", "accuracy_intervals", "training_curves", "exposure_lorenz"):
+            monkeypatch.setattr(plots, name, blank)
+    if broken == "picture":
+        monkeypatch.setattr(plots, "exposure_lorenz", fail)
+    elif broken == "page":
+        monkeypatch.setattr("jinja2.Template.render", fail)
+    else:
+        monkeypatch.setattr("matplotlib.font_manager.FontManager.findfont", fail)
+    result = run_main(tmp_path, backbone="bprmf", embedding_dim=8, user_hidden=None, item_hidden=None, epochs=1)
+    text = capsys.readouterr()
+    assert "test/ndcg@5" in result["metrics"] and "Gini of exposure" in text.out
+    warnings = [line for line in text.err.splitlines() if line.startswith("warning: ")]
+    assert warnings and all("is left out" in line for line in warnings)
+    assert "No space left on device" in warnings[0]
+    if broken == "picture":
+        assert len(warnings) == 1 and (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_matplotlibrc_of_the_user_does_not_reach_in(tmp_path, finished):
+    """No LaTeX is installed here, so a rc file that asks for it ends a picture that reads it."""
+    folder, _, (of_run, _, *rest) = finished
+    settings = {"text.usetex": True, "font.family": "no such font", "figure.figsize": (1, 1), "lines.linewidth": 9}
+    with matplotlib.rc_context(settings):
+        drawn = pictures.draw_run(of_run, tmp_path, *rest)
+    assert set(drawn) == OF_THIS_RUN
+    for picture in drawn.values():
+        assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in picture.paths)
+
+
+def test_results_are_on_disk_before_anything_is_drawn(tmp_path, monkeypatch):
+    seen = []
+
+    def draw(of_run, directory, *arguments):
+        seen.append({path.name for path in directory.iterdir()})
+        return {}
+
+    monkeypatch.setattr(writer, "draw_run", draw)
+    run_main(tmp_path, epochs=1)
+    assert seen[0] >= {"result.json", "cost.json", "per_user.parquet", "recommendations.parquet"}

@@ -1,0 +1,164 @@
+"""Result keys such as `test/<phase>/<task>/<control>/reranked/ndcg@10/gap/gender`: the one place that makes and reads
+them.
+
+A key is the name of a list (`ListKey`) and of a metric of it (`MetricKey`). Results are kept as list -> metric ->
+value; `flat` makes the keys that files hold, and `by_list` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from model.evaluation.metric_table import METRICS, SPREAD, Metric, metric
+
+TEST, REFERENCE, VALID, RERANKED = "test", "reference", "valid", "reranked"
+# rankings that a run's own stand beside: name in keys -> name in tables
+YARDSTICKS = {"popular": "most popular", "random": "random"}
+
+
+@dataclass(frozen=True)
+class MetricKey:
+    """A metric of one list: its name, cut-off K (None: it has none), and of whom.
+
+    `group` is a user attribute, or head or tail items; `label` is one of the attribute's groups; `spread` (gap or std)
+    says that the value is one between these groups.
+    """
+
+    name: str
+    k: int | None = None
+    group: str = ""
+    label: str = ""
+    spread: str = ""
+
+    def __str__(self) -> str:
+        name = self.name if self.k is None else f"{self.name}@{self.k}"
+        return "/".join(part for part in (name, self.spread, self.group, self.label) if part)
+
+    @classmethod
+    def parse(cls, text: str) -> MetricKey:
+        """Read what `str` writes; ValueError where the metric table has no such metric."""
+        name, _, of_whom = text.partition("/")
+        name, _, k = name.partition("@")
+        metric(name)
+        first, _, rest = of_whom.partition("/")
+        if first in METRICS and METRICS[first].kind == SPREAD and rest:
+            return cls(name, int(k) if k else None, rest, spread=first)
+        return cls(name, int(k) if k else None, first, rest)
+
+    @property
+    def metric(self) -> Metric:
+        """The row of the metric."""
+        return metric(self.name)
+
+    @property
+    def judged_by(self) -> Metric:
+        """The row that says which way the value is better: that of the spread, where it is one."""
+        return metric(self.spread or self.name)
+
+
+@dataclass(frozen=True)
+class ListKey:
+    """One evaluated list: `source` is the test or, with the name of a `yardstick`, the reference.
+
+    `phase`, `task` and `control` are "" where there is only one; `reranked` says whether the list is re-ranked.
+    """
+
+    source: str = TEST
+    yardstick: str = ""
+    phase: str = ""
+    task: str = ""
+    control: str = ""
+    reranked: bool = False
+
+    def __str__(self) -> str:
+        parts = (self.source, self.yardstick, self.phase, self.task, self.control, RERANKED * self.reranked)
+        return "/".join(part for part in parts if part)
+
+    @classmethod
+    def parse(cls, text: str, many_phases: bool = False, many_tasks: bool = False) -> ListKey:
+        """Read what `str` writes; whether a protocol has several phases and tasks says what the parts are."""
+        source, *parts = text.split("/")
+        yardstick = parts.pop(0) if source == REFERENCE else ""
+        reranked = parts[-1:] == [RERANKED]
+        parts = parts[:-1] if reranked else parts
+        phase = parts.pop(0) if parts and many_phases else ""
+        task = parts.pop(0) if parts and many_tasks else ""
+        return cls(source, yardstick, phase, task, "/".join(parts), reranked)
+
+    def beside(self, yardstick: str) -> ListKey:
+        """The yardstick that this list stands beside."""
+        return ListKey(REFERENCE, yardstick, self.phase, self.task)
+
+    def after_reranking(self) -> ListKey:
+        """The same list re-ranked."""
+        return replace(self, reranked=True)
+
+    @property
+    def label(self) -> str:
+        """What a line of a table calls it, where the task is said elsewhere."""
+        return ", ".join(part for part in (self.phase, self.control, "re-ranked" * self.reranked) if part) or "this run"
+
+
+def key(list_name: str | ListKey, metric_key: str | MetricKey) -> str:
+    """The key of a metric of a list."""
+    return f"{list_name}/{metric_key}"
+
+
+def validation_key(metric_key: str | MetricKey) -> str:
+    """The key of a validation metric in a row of metrics.jsonl."""
+    return f"{VALID}/{metric_key}"
+
+
+def validation_metrics(names: Iterable[str]) -> list[str]:
+    """The validation metrics among the names in a row of metrics.jsonl."""
+    start = f"{VALID}/"
+    return [name.removeprefix(start) for name in names if name.startswith(start)]
+
+
+def split_key(text: str) -> tuple[str, str]:
+    """Take a key apart into list and metric; ValueError where no part of it is in the metric table."""
+    parts = text.split("/")
+    for place in range(1, len(parts)):
+        name, at, _ = parts[place].partition("@")
+        if name in METRICS and METRICS[name].at_k == bool(at):
+            return "/".join(parts[:place]), "/".join(parts[place:])
+    asked = next((part for part in parts if "@" in part), parts[-1])
+    metric(asked.partition("@")[0])
+    raise ValueError(f"result key {text!r} names no metric of the metric table")
+
+
+def flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Results by key, as files hold them."""
+    return {key(name, metric_key): value for name, metrics in results.items() for metric_key, value in metrics.items()}
+
+
+def by_list(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Results as list -> metric -> value, in the order of the keys."""
+    results: dict[str, dict[str, Any]] = {}
+    for text, value in values.items():
+        name, metric_key = split_key(text)
+        results.setdefault(name, {})[metric_key] = value
+    return results
+
+
+def is_result(column: str) -> bool:
+    """Whether a column of per-user values is a metric of a list, and not the user or a group."""
+    return column.startswith((f"{TEST}/", f"{REFERENCE}/"))
+
+
+def run_lists(results: Mapping[str, Any]) -> list[str]:
+    """The lists of the run itself among those of `results`, in order; the others are yardsticks."""
+    return [name for name in results if ListKey.parse(name).source == TEST]
+
+
+def is_one(names: list[str]) -> bool:
+    """Whether there is no list but that of the one task under the one control, and its re-ranked form."""
+    plain = ListKey()
+    return set(names) <= {str(plain), str(plain.after_reranking())}
+
+
+def short_name(list_name: str) -> str:
+    """A list's name without `test` or `reference` in front; "" for the one list of a run."""
+    return list_name.partition("/")[2]

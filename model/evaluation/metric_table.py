@@ -1,0 +1,302 @@
+"""The metric table: every metric of the program, described once; tables, pictures and METRICS.md are derived from it.
+
+To add a metric, add a row to `METRICS`. `python -m model.evaluation.metric_table > model/results/METRICS.md` prints it.
+The module stays light (no torch, no matplotlib): what computes a metric is named as "module:name" and loaded on use.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# Kinds, by what `Metric.compute` gets and gives (model/evaluation/metrics.py has the arguments' classes).
+ACCURACY = "accuracy"  # (Found) -> one value per user [T]; reported overall, for head and tail items, and by user group
+EXPOSURE = "exposure"  # (Lists) -> a number of all lists, or one value per user [T] where `per_user`
+PARITY = "parity"  # (Lists, group codes [T]) -> a number for each user attribute
+LEAKAGE = "leakage"  # measured by the protocol's probe, for each user attribute
+SPREAD = "spread"  # between the group means of an accuracy metric
+COUNT = "count"  # counted where it arises
+KINDS = {
+    ACCURACY: "from the ranks of a user's test items; overall, for head and tail items, by user group",
+    EXPOSURE: "from the items that all lists show",
+    PARITY: "from the lists of the groups of a user attribute",
+    LEAKAGE: "from the user vectors, for each user attribute",
+    SPREAD: "between the user groups' means of an accuracy metric",
+    COUNT: "counts",
+}
+
+# Places where a metric is shown.
+RUN = "run"  # the tables of one run, and all rows of a comparison that have no test
+COLUMNS = "columns"  # tables with a line for each run or list
+PARETO = "pareto"  # a panel of accuracy against fairness
+EPOCHS = "epochs"  # the report's table of epochs
+
+BETTER = {
+    "higher": "higher is better",
+    "lower": "lower is better",
+    "zero": "the nearer 0 the better",
+    "one": "the nearer 1 the better",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table.
+
+    `name` is how keys begin (`ndcg` of `ndcg@10/tail`), `title` its long name, `head` its name as a column. `better` is
+    a key of `BETTER`. `definition` is one sentence with its source, `range` and `ideal` are texts. Tables show `scale`
+    times the value with `digits` decimals. `compute` is a function or "module:name" (None: another part measures it).
+    `at_k`: it depends on the cut-off K; `per_user`: it also has one value per user; `further`: it is computed only
+    where a protocol's `Definitions` name it; `places`: where it is shown.
+    """
+
+    name: str
+    title: str
+    head: str
+    kind: str
+    better: str
+    range: str
+    ideal: str
+    definition: str
+    compute: str | Callable | None = None
+    at_k: bool = True
+    per_user: bool = False
+    further: bool = False
+    places: tuple[str, ...] = (RUN,)
+    scale: float = 1
+    digits: int = 4
+
+    def __post_init__(self):
+        if self.kind not in KINDS or self.better not in BETTER:
+            raise ValueError(
+                f"metric {self.name!r} is of kind {self.kind!r} and better {self.better!r}; allowed are "
+                f"{', '.join(KINDS)} and {', '.join(BETTER)}"
+            )
+
+    @property
+    def of_attribute(self) -> bool:
+        """Whether there is one for each user attribute, and none of a list as such."""
+        return self.kind in (PARITY, LEAKAGE)
+
+    @property
+    def function(self) -> Callable:
+        """What computes it."""
+        return pkgutil.resolve_name(self.compute) if isinstance(self.compute, str) else self.compute
+
+
+def _accuracy(name: str, title: str, definition: str, compute: str, places: tuple[str, ...]) -> Metric:
+    return Metric(
+        name, title, title, ACCURACY, "higher", "0 to 1", "1", definition, f"model.evaluation.metrics:{compute}",
+        per_user=True, places=places, scale=100, digits=2,
+    )  # fmt: skip
+
+
+def _exposure(
+    name: str, title: str, head: str, better: str, bounds: str, ideal: str, definition: str, **more: Any
+) -> Metric:
+    return Metric(
+        name, title, head, EXPOSURE, better, bounds, ideal, definition, f"model.evaluation.metrics:{name}", **more
+    )
+
+
+def _parity(name: str, title: str, head: str, bounds: str, definition: str, **more: Any) -> Metric:
+    return Metric(
+        name, title, head, PARITY, "lower", bounds, "0", definition, f"model.evaluation.metrics:{name}", **more
+    )
+
+
+def _leakage(name: str, title: str, head: str, definition: str, places: tuple[str, ...]) -> Metric:
+    return Metric(name, title, head, LEAKAGE, "lower", "0 to 1", "0.5", definition, at_k=False, places=places)
+
+
+_ROWS = (
+    _accuracy(
+        "hr", "HR",
+        "Share of users with a test item among the first K; by FDA's definition a user's hits over min(K, test items).",
+        "hit_rate", (RUN, COLUMNS, EPOCHS),
+    ),
+    _accuracy(
+        "ndcg", "NDCG",
+        "Sum of 1/log2(rank + 1) over test items of rank at most K, divided by its largest value; mean over users.",
+        "ndcg", (RUN, COLUMNS, EPOCHS),
+    ),
+    _accuracy(
+        "mrr", "MRR",
+        "1/rank of the user's best-ranked test item, 0 where that rank is above K; mean over users.",
+        "mrr", (RUN, COLUMNS),
+    ),
+    _exposure(
+        "gini", "Gini of exposure", "Gini", "lower", "0 to (I - 1)/I", "0",
+        "Gini index of the exposure (sum of 1/log2(position + 1)) that each of the I items gets, zeros included.",
+        places=(RUN, COLUMNS, PARETO, EPOCHS),
+    ),
+    _exposure(
+        "gini_count", "Gini of counts", "Gini, counts", "lower", "0 to (I - 1)/I", "0",
+        "Gini index of how often each of the I items is in a list, zeros included.",
+    ),
+    _exposure(
+        "coverage", "Catalogue coverage", "coverage", "higher", "0 to 1", "1",
+        "Share of the catalogue that is in at least one list.",
+        places=(RUN, COLUMNS, PARETO, EPOCHS),
+    ),
+    _exposure(
+        "arp", "Average popularity (train interactions)", "ARP", "lower", "0 to the largest degree", "no fixed value",
+        "Mean number of train interactions of a list's items, mean over users.",
+        per_user=True, places=(RUN, COLUMNS), digits=1,
+    ),
+    _exposure(
+        "aplt", "Tail share of the list", "APLT", "higher", "0 to 1", "no fixed value",
+        "Share of tail items in a list, mean over users.",
+        per_user=True, places=(RUN, COLUMNS, PARETO, EPOCHS),
+    ),
+    _exposure(
+        "exposure_gap", "Tail's exposure share less its catalogue share", "exposure gap", "zero", "-1 to 1", "0",
+        "The tail's share of exposure minus its share of the catalogue.",
+        places=(RUN, PARETO),
+    ),
+    _exposure(
+        "dtr", "Exposure per train interaction, tail / head", "DTR", "one", "0 upwards", "1",
+        "Disparate treatment ratio: the tail's exposure per train interaction over the head's (Singh and Joachims, KDD "
+        "2018).",
+    ),
+    _parity(
+        "dp_code", "DP as FDA's code computes it", "DP, code", "0 to 1",
+        "DP as the code that FDA's authors released computes it: an item counts as two, one where it is a hit and one "
+        "where it is not (Chen et al., WWW 2023).",
+        further=True,
+    ),
+    _parity(
+        "eo_code", "EO as FDA's code computes it", "EO, code", "0 to 1",
+        "EO as the code that FDA's authors released computes it: hits of item 0 are lost (Chen et al., WWW 2023).",
+        further=True,
+    ),
+    _parity(
+        "dp", "Demographic parity, raw counts", "DP, counts", "0 to 1",
+        "Mean over covered items of |n0 - n1| / (n0 + n1), n_g the users of group g with the item in their list (Chen "
+        "et al., WWW 2023); not 0 for a blind recommender where groups differ in size.",
+    ),
+    _parity(
+        "eo", "Equal opportunity, raw counts", "EO, counts", "0 to 1",
+        "As DP on raw counts, n_g the users of group g for whom the item is a hit (Chen et al., WWW 2023).",
+    ),
+    _parity(
+        "dp_rate", "Demographic parity, rates", "DP rate", "0 to 1",
+        "As DP on raw counts, n_g divided by the size of the group: 0 in the limit for a blind recommender.",
+        places=(RUN, COLUMNS, PARETO),
+    ),
+    _parity(
+        "eo_rate", "Equal opportunity, rates", "EO rate", "0 to 1",
+        "As EO on raw counts, n_g divided by the size of the group.",
+    ),
+    _parity(
+        "dp_js", "Demographic parity, JS distance", "DP JS", "0 to sqrt(ln 2)",
+        "Jensen-Shannon distance (natural logarithm) between the groups' distributions over shown items (Cofair, "
+        "DP@K).",
+        places=(RUN, COLUMNS, PARETO),
+    ),
+    _parity(
+        "eo_js", "Equal opportunity, JS distance", "EO JS", "0 to sqrt(ln 2)",
+        "Jensen-Shannon distance (natural logarithm) between the groups' distributions over hits (Cofair, EOpp@K).",
+    ),
+    Metric(
+        "gap", "Gap", "gap", SPREAD, "lower", "0 to 1", "0",
+        "Largest minus smallest mean of a user group.",
+        places=(RUN, COLUMNS, PARETO),
+    ),
+    Metric(
+        "std", "Standard deviation", "std", SPREAD, "lower", "0 to 1/2", "0",
+        "Population standard deviation of the user groups' means.",
+        places=(),
+    ),
+    _leakage(
+        "leakage_auc", "Leakage AUC, strongest attacker (0.5: none)", "AUC",
+        "AUC of the strongest of three fresh attackers (linear, MLP, within) that read the attribute off the vectors "
+        "of held-out users.",
+        (RUN, COLUMNS, PARETO),
+    ),
+    _leakage(
+        "leakage_auc_erased", "Leakage AUC after linear erasure", "AUC, erased",
+        "Leakage AUC after closed-form linear erasure of the attribute (LEACE; Belrose et al., NeurIPS 2023), a "
+        "yardstick.",
+        (RUN,),
+    ),
+    _leakage(
+        "leakage_auc_linear", "Leakage AUC, logistic regression", "AUC, linear",
+        "AUC of a logistic regression fitted on the users whose attribute training saw (Zhu et al., SIGIR 2024).",
+        (),
+    ),
+    _leakage(
+        "leakage_auc_mlp", "Leakage AUC, MLP", "AUC, MLP",
+        "AUC of a small MLP fitted on the users whose attribute training saw (Zhu et al., SIGIR 2024).",
+        (),
+    ),
+    _leakage(
+        "leakage_auc_within", "Leakage AUC, within held-out users", "AUC, within",
+        "AUC of a logistic regression cross-validated among the held-out users alone.",
+        (),
+    ),
+    Metric(
+        "infeasible_users", "Users whose exposure floor is out of reach", "infeasible", COUNT, "lower", "0 upwards",
+        "0",
+        "Users whose re-ranking pool has too few tail items for --exposure_floor.",
+        at_k=False, places=(),
+    ),
+)  # fmt: skip
+
+# name -> row, in the order of the tables
+METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
+
+
+def metric(name: str) -> Metric:
+    """Look a metric up; ValueError for one that is not in the table."""
+    if name not in METRICS:
+        raise ValueError(
+            f"metric {name!r} is not in the metric table; add a row to METRICS in model/evaluation/metric_table.py "
+            f"(known: {', '.join(METRICS)})"
+        )
+    return METRICS[name]
+
+
+def of_kind(*kinds: str) -> list[Metric]:
+    """The metrics of these kinds, in the order of the table."""
+    return [row for row in METRICS.values() if row.kind in kinds]
+
+
+def shown_in(place: str) -> list[Metric]:
+    """The metrics that are shown in a place, in the order of the table."""
+    return [row for row in METRICS.values() if place in row.places]
+
+
+def markdown() -> str:
+    """The table as a page."""
+    lines = [
+        "# Metrics",
+        "",
+        "Made from the metric table; do not edit. To make it again:",
+        "`python -m model.evaluation.metric_table > model/results/METRICS.md`",
+        "",
+        "All values are fractions unless the range says otherwise. Undefined is NaN (null in JSON), never 0. In keys",
+        "`@K` is the length of the list and `a` a user attribute; accuracy also comes as `.../head` and `.../tail`",
+        "(test items of the head, of the tail) and `.../a/label` (users of a group). With more than two groups parity",
+        "is the mean over pairs of groups and leakage macro one-vs-rest. Users of unknown group are left out of group",
+        "metrics.",
+    ]
+    for kind, meaning in KINDS.items():
+        lines += ["", f"## {kind.capitalize()}: {meaning}", ""]
+        lines += ["| key | name | definition | range | ideal | better |", "|---|---|---|---|---|---|"]
+        for row in of_kind(kind):
+            cells = [f"`{_key_of(row)}`", row.title, row.definition, row.range, row.ideal, BETTER[row.better]]
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _key_of(row: Metric) -> str:
+    if row.kind == SPREAD:
+        return f"(accuracy)@K/{row.name}/a"
+    return row.name + "@K" * row.at_k + "/a" * row.of_attribute
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

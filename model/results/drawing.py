@@ -1,0 +1,64 @@
+"""What pictures share: figures that no configuration of the user reaches, files, and failures that cost a line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from model.runs.files import atomic_path
+
+DPI = 150
+# the salt keeps random ids out of the files
+SETTINGS = {"svg.hashsalt": "fabuhs", "figure.autolayout": False, "figure.constrained_layout.use": False}
+
+
+@contextlib.contextmanager
+def attempt(what: str) -> Iterator[None]:
+    """Turn any failure inside into one warning line that says which picture or page is missing, and why."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: {what} is left out ({reason}); the results are complete", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """Draw with matplotlib's defaults, whatever the user's matplotlibrc says."""
+    # it would tell of fonts that it looks for and of mistakes in a file that is not read here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of this size in inches, whose parts make room for each other."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path_stem: Path | str) -> list[Path]:
+    """Write a figure as PNG and SVG: `path_stem` and those suffixes; the same figure gives the same bytes."""
+    stem = Path(path_stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with own_style():
+        # a layout engine would work, and draw, anew for each file
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)
+        # empty metadata keep dates and versions out of the files
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            path = stem.with_name(f"{stem.name}.{kind}")
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+            paths.append(path)
+    return paths

@@ -1,0 +1,57 @@
+"""What the report page of a run holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from model.evaluation.keys import validation_key, validation_metrics
+from model.evaluation.metric_table import EPOCHS
+from model.results.metric_text import columns
+from model.results.pages import Picture, Section
+from model.results.tables import Table
+from model.runs.config import Config
+from model.runs.run import Run
+from model.runs.setting import declared
+
+
+def run_sections(
+    run: Run,
+    header: Mapping[str, str],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    rows: Sequence[Mapping],
+    trained: bool,
+) -> list[Section]:
+    """What the page of a run holds; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
+    config = run.config
+    mode, values = "train" if trained else "score", config.as_json()
+    names = [name for name, one in declared(Config).items() if mode in one.modes]
+    settings = [(f"--{name}", _setting(values[name])) for name in names]
+    sections = [
+        Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
+        Section("Results", tables=tables),
+        Section("Pictures", images=pictures),
+    ]
+    if rows:
+        text = "Validation at the first K; metrics.jsonl has every value of every epoch."
+        sections.append(Section("Metrics by epoch", text, [epoch_frame(rows, config.eval_k[0])]))
+    data = Section("Data", "\n".join(run.data_lines()))
+    return [*sections, data, Section("Settings", tables=[Table("", ["flag", "value"], settings, left=2)])]
+
+
+def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:
+    """A row per epoch: what training reported, and the main validation metrics at cut-off `k`."""
+    frame = pd.DataFrame(
+        [{key: float("nan") if value is None else value for key, value in row.items()} for row in rows]
+    )
+    validation = columns(EPOCHS, validation_metrics(frame.columns), k)
+    lead = ["epoch"] if frame["epoch"].is_unique else ["phase", "stage", "epoch"]
+    training = [name for name in frame.columns if name.startswith("train/")]
+    return frame[[name for name in (*lead, *training, *map(validation_key, validation)) if name in frame.columns]]
+
+
+def _setting(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)

@@ -1,0 +1,99 @@
+"""The metric table: one row is all that a new metric needs, and one without a row is an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from absl.testing import flagsaver
+
+import main
+from model.comparison import statistics
+from model.evaluation import metric_table
+from model.evaluation.evaluator import Evaluator
+from model.evaluation.metric_table import BETTER, COLUMNS, EXPOSURE, METRICS, PARETO, RUN, Metric, markdown
+from model.results.metric_text import ARROWS
+from tests.support.pages import read_page
+from tests.support.runs import TINY, refused, run_main
+
+ROOT = Path(__file__).parents[3]
+FEW = {"backbone": "bprmf", "embedding_dim": 8, "user_hidden": None, "item_hidden": None, "num_negatives": 1}
+NOVELTY = Metric(
+    name="novelty",
+    title="Mean item number",
+    head="novelty",
+    kind=EXPOSURE,
+    better="higher",
+    range="0 upwards",
+    ideal="none",
+    definition="Mean id of a list's items (a toy).",
+    compute=lambda lists: np.where(lists.topk >= 0, lists.topk, np.nan).mean(axis=1),
+    per_user=True,
+    places=(RUN, COLUMNS, PARETO),
+    digits=1,
+)
+
+
+def test_every_row_is_whole():
+    for name, row in METRICS.items():
+        assert row.name == name and row.definition.endswith(".") and row.title and row.head and row.range and row.ideal
+        assert row.compute is None or callable(row.function)
+    assert set(BETTER) == set(ARROWS)
+    with pytest.raises(ValueError, match="kind 'taste'"):
+        Metric("x", "x", "x", "taste", "lower", "0", "0", "x.")
+
+
+def test_the_page_of_metrics_is_current():
+    text = (ROOT / "model/results/METRICS.md").read_text(encoding="utf-8")
+    assert text == markdown(), "run python -m model.evaluation.metric_table > model/results/METRICS.md"
+
+
+def test_the_table_is_light():
+    """Who asks for a metric's name or definition waits for no network library."""
+    code = (
+        "import sys; import model.evaluation.metric_table; print({'torch', 'matplotlib', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.pictures
+def test_a_metric_is_one_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METRICS, "novelty", NOVELTY)
+    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
+    for name, epochs in (("a", 1), ("b", 2)):
+        metrics = run_main(tmp_path / name, **FEW, epochs=epochs)["metrics"]
+        assert "Mean item number" in capsys.readouterr().out
+        folder = tmp_path / name / "run"
+        per_user = pd.read_parquet(folder / "per_user.parquet")
+        assert per_user["test/novelty@5"].mean() == pytest.approx(metrics["test/novelty@5"])
+        assert "reference/popular/novelty@10" in metrics
+        row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        assert "valid/novelty@5" in row
+        assert f"{metrics['test/novelty@5']:.1f}" in read_page(folder / "report.html").text
+    for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
+        monkeypatch.setattr(function, "__defaults__", (50,))
+    unset = {name: main.FLAGS[name].default for name in TINY}
+    runs = [str(tmp_path / name / "run") for name in "ab"]
+    values = {**unset, "mode": "compare", "runs": runs, "output_dir": str(tmp_path), "run_name": "both"}
+    with flagsaver.flagsaver(**values):
+        main.main(["main.py"])
+    assert "Mean item number ↑" in capsys.readouterr().out
+    kinds = {row["kind"] for row in json.loads((tmp_path / "both/comparison.json").read_text())["rows"]
+             if row["metric"].startswith("novelty@5")}  # fmt: skip
+    assert kinds == {"paired", "gap"}
+    assert "& novelty" in (tmp_path / "both/comparison.tex").read_text()
+    assert "Mean item number" in (tmp_path / "both/accuracy_against_fairness.svg").read_text()
+    assert "| `novelty@K` |" in metric_table.markdown()
+
+
+def test_a_metric_without_a_row_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {"novelty/gender": 0.5})
+    error = refused(capsys, tmp_path, **FEW, epochs=1)
+    assert "metric 'novelty' is not in the metric table; add a row to METRICS" in error
+    assert not (tmp_path / "run" / "result.json").exists()
