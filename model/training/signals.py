@@ -14,7 +14,7 @@ from model.runs.processes import Processes
 
 
 def torchrun_options(environment: Mapping[str, str]) -> list[str]:
-    """What torchrun was told, as far as it tells its processes by the `environment`: machines, and processes on each."""
+    """What torchrun was told, as far as the `environment` of its processes tells: machines, and processes on each."""
     options = [f"--nproc_per_node={environment['LOCAL_WORLD_SIZE']}"]
     if int(environment.get("GROUP_WORLD_SIZE", 1)) > 1:
         told = {"nnodes": "GROUP_WORLD_SIZE", "node_rank": "GROUP_RANK"}

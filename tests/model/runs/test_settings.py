@@ -144,6 +144,8 @@ def test_a_config_that_cannot_be_read_is_one_line(tmp_path, capsys):
     assert "--config=" in refused(capsys, tmp_path, config=str(path))
     path.write_text('{"lr": 0.1, "colour": 2}')
     assert "unknown setting colour" in refused(capsys, tmp_path, config=str(path))
+    path.write_text('{"backbone": "bprfm"}')
+    assert "--backbone=bprfm: allowed is one of" in refused(capsys, tmp_path, config=str(path))
     path.write_text("[1, 2")
     assert "allowed is the config.json of a run" in refused(capsys, tmp_path, config=str(path))
 
@@ -251,7 +253,7 @@ def test_several_seeds_export_the_split_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--dataset=synthtic", "--dataset=synthtic: allowed is one of ml, bx, synthetic; did you mean synthetic?"),
+        ("--dataset=synthtic", "flag --dataset=synthtic: allowed is one of ml, bx, synthetic; did you mean synthetic?"),
         ("--device=cdua", "did you mean cuda?"),
         ("--backbone=lightgnc", "did you mean lightgcn?"),
         ("--dataset=netflix", "allowed is one of ml, bx, synthetic"),
