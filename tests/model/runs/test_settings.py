@@ -283,6 +283,10 @@ def test_warnings_are_plain_lines(capsys):
 
 def test_what_the_program_does_not_load_to_start():
     heavy = "torch numpy pandas pyarrow scipy sklearn matplotlib wandb statsmodels pycountry huggingface_hub jinja2"
-    code = [sys.executable, "-c", "import sys, main; print(*sys.modules)"]
+    later = "sklearn statsmodels wandb pycountry huggingface_hub"
+    text = "import sys, main; print(*sys.modules); import model.modes.train; print(*sys.modules)"
+    code = [sys.executable, "-c", text]
     found = subprocess.run(code, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
-    assert not set(heavy.split()) & set(found.stdout.split())
+    to_start, to_train = found.stdout.splitlines()
+    assert not set(heavy.split()) & set(to_start.split())
+    assert not set(later.split()) & set(to_train.split())
