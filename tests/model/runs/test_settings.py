@@ -24,7 +24,7 @@ from model.runs.manual import FLAGS as PAGE
 from model.runs.manual import flag_tables, flags_page, help_text
 from model.runs.setting import declared, setting, when
 from model.runs.settings import is_read, preset_lines
-from tests.support.runs import TINY, refused, result_bytes, run_main
+from tests.support.runs import FLAGS, TINY, refused, result_bytes, run_main
 from tests.support.settings import SETTINGS
 
 ALL = declared(Request) | declared(Config)
@@ -271,6 +271,16 @@ def test_a_misspelt_choice_gets_a_suggestion(capsys, argument, words):
 def test_a_refusal_shows_lists_as_they_are_typed(tmp_path, capsys):
     values = {"enable_fairness": False, "method_option": ["a=1", "b=2"]}
     assert "--method_option=a=1,b=2 has no effect" in refused(capsys, tmp_path, **values)
+
+
+def test_misspelt_options_and_runs_get_a_suggestion(tmp_path, capsys):
+    option = {"enable_fairness": True, "method_option": ["smothing=2"]}
+    assert refused(capsys, tmp_path, **option).endswith("; did you mean smoothing?")
+    widths = {"enable_fairness": True, "method_option": ["discriminator_widths=4,0"]}
+    assert "--method_option=discriminator_widths=4,0: allowed" in refused(capsys, tmp_path, **widths)
+    (tmp_path / "synthetic-mean").mkdir()
+    compared = {**{name: FLAGS[name].default for name in TINY}, "mode": "compare", "runs": ["sinthetic-mean", "other"]}
+    assert refused(capsys, tmp_path, **compared).endswith("; did you mean synthetic-mean?")
 
 
 def test_warnings_are_plain_lines(capsys):
