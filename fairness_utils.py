@@ -15,7 +15,6 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 from torch import nn
 from torch.nn import functional as F
@@ -441,6 +440,7 @@ def js_distance(topk: np.ndarray, codes: np.ndarray, num_items: int) -> float:
     The square root of the Jensen-Shannon divergence, natural logarithm (Cofair, DP@K; EOpp@K on `keep_hits`).
     Groups as in `demographic_parity`, but a pair is already undefined where one of the two is shown nothing.
     """
+    from scipy.spatial.distance import jensenshannon
 
     def distance(first: np.ndarray, second: np.ndarray) -> float:
         return float(jensenshannon(first, second)) if first.any() and second.any() else float("nan")

@@ -19,7 +19,6 @@ from collections.abc import Iterable
 
 from absl import app, flags, logging
 
-from data.wording import suggestion
 from model import MODES
 from model.runs.config import Config, Request
 from model.runs.manual import help_text
@@ -43,22 +42,22 @@ def define_flags(settings: Iterable[Setting], values: flags.FlagValues = FLAGS) 
             flags.DEFINE_bool(**facts)
         elif one.base.startswith("tuple"):
             (flags.DEFINE_multi_string if one.flag_each else flags.DEFINE_list)(**facts)
+        elif one.choices is not None:
+            flags.DEFINE(ChoiceParser(one), **facts)
         else:
             flags.DEFINE_string(**facts)
-        if one.choices is not None:
-            _limit_choices(one, values)
 
 
-def _limit_choices(one: Setting, values: flags.FlagValues) -> None:
-    """Refuse what is not among the choices at the time of parsing."""
+class ChoiceParser(flags.ArgumentParser):
+    """Reads a flag whose choices are those that the setting has at the time of parsing."""
 
-    def check(value: str | None) -> bool:
-        if value is not None and value not in one.choices:
-            allowed = f"allowed is one of {', '.join(one.choices)}{suggestion(value, one.choices)}"
-            raise flags.ValidationError(f"--{one.name}={value}: {allowed}")
-        return True
+    def __init__(self, one: Setting):
+        self.one = one
 
-    flags.register_validator(one.name, check, flag_values=values)
+    def parse(self, argument: str) -> str:
+        """Give the argument back; one that is no choice is a ValueError."""
+        self.one.check_choice(argument)
+        return argument
 
 
 define_flags((declared(Request) | declared(Config)).values())

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from data.wording import shown, suggestion
+
 
 def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_option") -> Any:
     """Make the options dataclass `kind` from the `name=value` strings of `--flag`.
@@ -19,13 +21,13 @@ def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_op
         if not found or name not in fields:
             names = ", ".join(sorted(fields))
             allowed = f"allowed is name=value with name one of {names}" if fields else "there are no options"
-            raise ValueError(f"--{flag}={assignment}: {allowed}")
+            raise ValueError(f"--{flag}={assignment}: {allowed}{suggestion(name, fields)}")
         default = fields[name].default
         try:
             values[name] = _parse_value(text, default)
         except ValueError as error:
             raise ValueError(
-                f"--{flag}={assignment}: {text!r} is not of the form of the default {default!r}"
+                f"--{flag}={assignment}: {text!r} is not of the form of the default {shown(default)}"
             ) from error
     return kind(**values)
 
@@ -37,7 +39,7 @@ def check_options(options: Any, *rules: tuple[str, bool, str], flag: str = "meth
     """
     for name, holds, allowed in rules:
         if not holds:
-            raise ValueError(f"--{flag}={name}={getattr(options, name)}: allowed is {allowed}")
+            raise ValueError(f"--{flag}={name}={shown(getattr(options, name))}: allowed is {allowed}")
 
 
 def _parse_value(text: str, default: Any) -> Any:

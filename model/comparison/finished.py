@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.wording import suggestion
 from fairness_utils import mean_defined
 from model.evaluation.keys import TEST, ListKey, MetricKey, by_list, is_result, short_name, split_key
 from model.runs.config import shown_network
@@ -80,7 +81,9 @@ def find(spec: str, output_dir: Path) -> tuple[Path, str]:
                     f"--runs: {place} {_lacks(place)}; pass folders of finished runs (one that was cut off goes on "
                     "with --resume)"
                 )
-    raise ValueError(f"--runs: there is no {readings[-1][0]}, neither here nor in {output_dir}")
+    name = readings[-1][0]
+    there = [place.name for place in output_dir.iterdir()] if output_dir.is_dir() else []
+    raise ValueError(f"--runs: there is no {name}, neither here nor in {output_dir}{suggestion(name, there)}")
 
 
 def _lacks(folder: Path) -> str:

@@ -5,13 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils.class_weight import compute_sample_weight
 
 from data.structs import Group
 
@@ -86,6 +79,12 @@ def leakage_auc(
 
 def _within_auc(vectors: np.ndarray, codes: np.ndarray, seed: int) -> float:
     """Cross-validate a strongly regularised logistic regression; NaN with a group smaller than the number of folds."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classes, counts = np.unique(codes, return_counts=True)
     classes = classes[counts >= WITHIN_FOLDS]
     if len(classes) < 2:
@@ -139,6 +138,11 @@ def _checked(vectors: np.ndarray, codes: np.ndarray, mask: np.ndarray) -> tuple[
 
 
 def _attackers(num_users: int, num_classes: int, seed: int) -> dict:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     mlp = MLPClassifier(
         (HIDDEN_WIDTH,),
         early_stopping=True,
@@ -152,6 +156,9 @@ def _attackers(num_users: int, num_classes: int, seed: int) -> dict:
 
 
 def _held_out_auc(attacker, name, vectors, codes, fit, test) -> float:
+    from sklearn.metrics import roc_auc_score
+    from sklearn.utils.class_weight import compute_sample_weight
+
     final_step = attacker.steps[-1][0]
     weights = compute_sample_weight("balanced", codes[fit])
     attacker.fit(vectors[fit], codes[fit], **{f"{final_step}__sample_weight": weights})

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from data.datareader import READERS
 from data.protocols import PROTOCOLS
 from data.protocols.base import Phase
+from data.wording import suggestion
 from model import BACKBONES, METHODS
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import flat
@@ -81,7 +82,7 @@ def _controls(asked: str | None, name: str, method: Method) -> tuple[str, ...]:
     if len(allowed) == 1:
         raise ValueError(f"--control={asked}: --fairness_method={name} has one setting only; leave --control out")
     if asked not in allowed:
-        raise ValueError(f"--control={asked}: allowed is one of {', '.join(allowed)}")
+        raise ValueError(f"--control={asked}: allowed is one of {', '.join(allowed)}{suggestion(asked, allowed)}")
     return (asked,)
 
 

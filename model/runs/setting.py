@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.wording import shown
+from data.wording import shown, suggestion
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ class Setting:
         if self.high is not None:
             return f"in {'[' if self.above is None else '('}{low:g}, {self.high:g}]"
         return "" if low is None else f"{'>=' if self.above is None else '>'} {low:g}"
+
+    def check_choice(self, value: str) -> None:
+        """Raise ValueError for a value that is not among the choices, with the one that is most like it."""
+        if value not in self.choices:
+            raise ValueError(f"allowed is one of {', '.join(self.choices)}{suggestion(value, self.choices)}")
 
     def converted(self, value: Any) -> Any:
         """The value that a flag's `value` stands for; one that is not allowed is a ValueError."""

@@ -56,7 +56,7 @@ class Settings:
         for name in self._given():
             if not self.reads(name):
                 raise ValueError(f"{self._typed(name)} has no effect {self._out_of_mode(name)}")
-            self.declared[name].converted(values[name])
+            _check_value(self.declared[name], values[name])
         for name, one in self.declared.items():
             if one.required and self.reads(name) and not values[name]:
                 raise ValueError(f"--mode={self.mode} needs --{name}")
@@ -193,11 +193,24 @@ def preset_lines(config: Config) -> list[str]:
     return [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="  ")]
 
 
+def _check_value(one: Setting, value: Any) -> None:
+    """Raise ValueError for a `value` of the setting `one` that is not allowed."""
+    if one.choices is not None and value is not None:
+        try:
+            one.check_choice(value)
+        except ValueError as error:
+            raise ValueError(f"--{one.name}={value}: {error}") from error
+    one.converted(value)
+
+
 def _of_file(path: Path, kind: type[Config]) -> dict[str, Any]:
     path = path.expanduser()
     path = path / "config.json" if path.is_dir() else path
     try:
-        return restored_settings(json.loads(path.read_text(encoding="utf-8")), kind)
+        values = restored_settings(json.loads(path.read_text(encoding="utf-8")), kind)
+        for name, value in values.items():
+            _check_value(declared(kind)[name], value)
+        return values
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"--config={path}: {error}; allowed is the config.json of a run") from error
 

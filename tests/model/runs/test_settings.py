@@ -24,7 +24,7 @@ from model.runs.manual import FLAGS as PAGE
 from model.runs.manual import flag_tables, flags_page, help_text
 from model.runs.setting import declared, setting, when
 from model.runs.settings import is_read, preset_lines
-from tests.support.runs import TINY, refused, result_bytes, run_main
+from tests.support.runs import FLAGS, TINY, refused, result_bytes, run_main
 from tests.support.settings import SETTINGS
 
 ALL = declared(Request) | declared(Config)
@@ -144,6 +144,8 @@ def test_a_config_that_cannot_be_read_is_one_line(tmp_path, capsys):
     assert "--config=" in refused(capsys, tmp_path, config=str(path))
     path.write_text('{"lr": 0.1, "colour": 2}')
     assert "unknown setting colour" in refused(capsys, tmp_path, config=str(path))
+    path.write_text('{"backbone": "bprfm"}')
+    assert "--backbone=bprfm: allowed is one of" in refused(capsys, tmp_path, config=str(path))
     path.write_text("[1, 2")
     assert "allowed is the config.json of a run" in refused(capsys, tmp_path, config=str(path))
 
@@ -251,7 +253,7 @@ def test_several_seeds_export_the_split_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--dataset=synthtic", "--dataset=synthtic: allowed is one of ml, bx, synthetic; did you mean synthetic?"),
+        ("--dataset=synthtic", "flag --dataset=synthtic: allowed is one of ml, bx, synthetic; did you mean synthetic?"),
         ("--device=cdua", "did you mean cuda?"),
         ("--backbone=lightgnc", "did you mean lightgcn?"),
         ("--dataset=netflix", "allowed is one of ml, bx, synthetic"),
@@ -271,6 +273,16 @@ def test_a_refusal_shows_lists_as_they_are_typed(tmp_path, capsys):
     assert "--method_option=a=1,b=2 has no effect" in refused(capsys, tmp_path, **values)
 
 
+def test_misspelt_options_and_runs_get_a_suggestion(tmp_path, capsys):
+    option = {"enable_fairness": True, "method_option": ["smothing=2"]}
+    assert refused(capsys, tmp_path, **option).endswith("; did you mean smoothing?")
+    widths = {"enable_fairness": True, "method_option": ["discriminator_widths=4,0"]}
+    assert "--method_option=discriminator_widths=4,0: allowed" in refused(capsys, tmp_path, **widths)
+    (tmp_path / "synthetic-mean").mkdir()
+    compared = {**{name: FLAGS[name].default for name in TINY}, "mode": "compare", "runs": ["sinthetic-mean", "other"]}
+    assert refused(capsys, tmp_path, **compared).endswith("; did you mean synthetic-mean?")
+
+
 def test_warnings_are_plain_lines(capsys):
     record = main.logging.logging.LogRecord("absl", 30, "fabuhs.py", 7, "groups of %d", (3,), None)
     assert main.PlainLines().format(record) == "warning: groups of 3"
@@ -281,6 +293,10 @@ def test_warnings_are_plain_lines(capsys):
 
 def test_what_the_program_does_not_load_to_start():
     heavy = "torch numpy pandas pyarrow scipy sklearn matplotlib wandb statsmodels pycountry huggingface_hub jinja2"
-    code = [sys.executable, "-c", "import sys, main; print(*sys.modules)"]
+    later = "sklearn statsmodels wandb pycountry huggingface_hub"
+    text = "import sys, main; print(*sys.modules); import model.modes.train; print(*sys.modules)"
+    code = [sys.executable, "-c", text]
     found = subprocess.run(code, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
-    assert not set(heavy.split()) & set(found.stdout.split())
+    to_start, to_train = found.stdout.splitlines()
+    assert not set(heavy.split()) & set(to_start.split())
+    assert not set(later.split()) & set(to_train.split())
