@@ -119,7 +119,8 @@ _ROWS = (
     ),
     _accuracy(
         "ndcg", "NDCG",
-        "Sum of 1/log2(rank + 1) over test items of rank at most K, divided by its largest value; mean over users.",
+        "Sum of 1/log2(rank + 1) over test items of rank at most K, divided by its largest value; mean over users (by "
+        "FDA's definition users without a test item count as 0 in the overall value).",
         "ndcg", (RUN, COLUMNS, EPOCHS),
     ),
     _accuracy(

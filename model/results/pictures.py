@@ -1,43 +1,40 @@
-"""Which pictures a run has, and the numbers behind them; `plots` draws."""
+"""Which pictures a run has and how to read them; `picture_numbers` has the numbers, `plots` draws."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.special import stdtrit
 
 from data.protocols.base import Phase
-from data.structs import Group, Histories, HistoryWeights, Split
+from data.structs import Split
 from fairness_utils import (
-    catalogue_log_weights,
-    expected_group_distributions,
     exposure,
-    js_divergence,
-    mean_defined,
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name, validation_key
-from model.evaluation.metrics import per_user_accuracy
 from model.evaluation.questions import Answer
 from model.results import plots
 from model.results.drawing import attempt
 from model.results.metric_text import name_of
 from model.results.pages import Picture
 from model.results.pareto import accuracy_against_fairness, fairness_metrics
+from model.results.picture_numbers import (
+    bucket_shares,
+    group_estimates,
+    popularity_buckets,
+    popularity_estimates,
+    sampled_histories,
+    trade_off,
+)
 from model.runs.run import Run
 from model.training.progress import Progress
 
-BUCKETS = 10
-LEVEL = 0.95
 GROUPS_SHOWN = len(plots.STYLES)
-TRADE_OFF_ALPHAS = tuple(step / 10 for step in range(11))
 INTERVALS = (
     "whiskers are 95 % intervals of the mean over users (Student's t, cut off at 0 and 100 %); a point without one has "
     "too few users, or users who all agree"
@@ -195,7 +192,7 @@ def _trade_off(album: Album, run: Run, phase: Phase, evaluator: Evaluator) -> No
     with album.picture("rerank_trade_off") as draw:
         chosen, tail = (
             (config.exposure_floor, config.rerank_alpha),
-            evaluator.target(phase.split)[_tail_code(phase.split)],
+            evaluator.target(phase.split)[phase.split.item_groups["popularity"].labels.index("tail")],
         )
         name = name_of(MetricKey("ndcg", config.eval_k[0]))
         draw(plots.rerank_trade_off, trade_off(evaluator, phase), name, chosen, due=float(tail))
@@ -210,137 +207,3 @@ def shown_answers(answers: Sequence[Answer]) -> dict[str, Answer]:
     wanted = {"this run": first, "re-ranked": first.after_reranking()}
     wanted |= {shown: first.beside(name) for name, shown in YARDSTICKS.items()}
     return {name: by_key[key] for name, key in wanted.items() if key in by_key}
-
-
-def _tail_code(split: Split) -> int:
-    return split.item_groups["popularity"].labels.index("tail")
-
-
-def popularity_buckets(degree: np.ndarray, count: int = BUCKETS) -> np.ndarray:
-    """Cut the catalogue into `count` parts of equal size (to within one item) by train degree `[I]`: codes `[I]`.
-
-    Bucket 0 is the least popular; equal degrees go by item id. A catalogue smaller than `count` has a bucket an item.
-    """
-    codes = np.empty(len(degree), dtype=np.int64)
-    codes[np.argsort(degree, kind="stable")] = np.arange(len(degree)) * min(count, len(degree)) // len(degree)
-    return codes
-
-
-def bucket_shares(values: np.ndarray, buckets: np.ndarray) -> np.ndarray:
-    """Share of the total of `values [I]` that falls to each bucket; NaN where the total is 0."""
-    total = np.sum(values)
-    return np.bincount(buckets, weights=values) / (total if total > 0 else np.nan)
-
-
-def mean_interval(values: np.ndarray) -> np.ndarray:
-    """Mean of fractions `[T]` and its 95 % interval by Student's t, cut off at 0 and 1: `[3]` (mean, low, high).
-
-    NaN values are left out; the interval of fewer than two, or of equal ones, is NaN.
-    """
-    values = values[~np.isnan(values)]
-    mean, count = mean_defined(values), len(values)
-    if count < 2 or np.ptp(values) == 0:
-        return np.array([mean, np.nan, np.nan])
-    half = stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(count)
-    return np.array([mean, max(mean - half, 0.0), min(mean + half, 1.0)])
-
-
-Estimates = tuple[dict[str, dict[str, np.ndarray]], dict[str, list[str]]]
-
-
-def group_estimates(groups: Mapping[str, Group], answers: Mapping[str, Answer], k: int) -> Estimates:
-    """NDCG and HR at `k` of everyone and of each user group, for this run and re-ranked."""
-    estimates = {}
-    for key in (MetricKey("ndcg", k), MetricKey("hr", k)):
-        estimates[name_of(key)] = rows = {}
-        for name in ("this run", "re-ranked"):
-            if name not in answers:
-                continue
-            values, users = answers[name].per_user[str(key)], answers[name].ranking.users
-            own = {"": {f"everyone (n = {np.sum(~np.isnan(values)):,})": mean_interval(values)}}
-            for group in groups.values():
-                parts = [values[group.codes[users] == code] for code in range(group.num_groups)]
-                own[group.name] = {
-                    f"{group.name} {label} (n = {np.sum(~np.isnan(part)):,})": mean_interval(part)
-                    for label, part in zip(group.labels, parts, strict=True)
-                }
-            rows[name] = np.stack([interval for block in own.values() for interval in block.values()])
-    return estimates, {block: list(labels) for block, labels in own.items()}
-
-
-def popularity_estimates(split: Split, answers: Mapping[str, Answer], k: int) -> Estimates:
-    """NDCG and HR at `k` on all relevant items and on those of the head and the tail, for every list."""
-    popularity = split.item_groups["popularity"]
-    among = {"all items": None} | {
-        f"{label} items": popularity.codes == code for code, label in enumerate(popularity.labels)
-    }
-    values = {
-        name: [per_user_accuracy(answer.ranking, k, items) for items in among.values()]
-        for name, answer in answers.items()
-    }
-    estimates = {
-        name_of(key): {
-            name: np.stack([mean_interval(part[key.name]) for part in parts]) for name, parts in values.items()
-        }
-        for key in (MetricKey("ndcg", k), MetricKey("hr", k))
-    }
-    counts = [np.sum(~np.isnan(part["ndcg"])) for part in values["this run"]]
-    labels = [f"{label} (n = {count:,})" for label, count in zip(among, counts, strict=True)]
-    return estimates, {"": labels[:1], "popularity": labels[1:]}
-
-
-def sampled_histories(evaluator: Evaluator, split: Split, group: Group, buckets: np.ndarray) -> dict[str, np.ndarray]:
-    """Each group's expected share of the first draw per popularity bucket, by way of sampling: `[G, B]`.
-
-    Ways are uniform, tail-biased (BUHS) and, where it differs, this run's; each title ends with the groups' divergence.
-    """
-    histories, config = split.histories, evaluator.config
-    own = evaluator.method.history_weights(histories, split)
-    biased = catalogue_log_weights(histories, split.degree, config.sampling_softmax_temp)[None]
-    ways = {"uniform": HistoryWeights(np.zeros(1), np.zeros((1, len(histories.item))))}
-    same = own.log_weights.shape == biased.shape and np.array_equal(own.log_weights, biased)
-    ways["tail-biased (BUHS)" + ", this run" * same] = HistoryWeights(np.zeros(1), biased)
-    if not same:
-        name = f"this run ({plots.ALPHA} = {config.fairness_weight:g})" if config.fairness_sampling else "this run"
-        ways[name] = own
-    inside = buckets[:, None] == np.arange(buckets.max() + 1)
-    shares = {}
-    for name, weights in ways.items():
-        expected, divergence = expected_histories(histories, weights, group, split.num_items)
-        shares[f"{name}\nJS {divergence:.4f}"] = expected @ inside
-    return shares
-
-
-def expected_histories(
-    histories: Histories, weights: HistoryWeights, group: Group, num_items: int
-) -> tuple[np.ndarray, float]:
-    """Each group's expected item distribution of a first draw `[G, I]`, and their mean pairwise JS divergence."""
-    expected = expected_group_distributions(histories, weights, group, num_items)
-    defined = expected[~np.isnan(expected).any(axis=1)]
-    pairs = [float(js_divergence(first, second)) for first, second in combinations(defined, 2)]
-    return expected, mean_defined(np.array(pairs))
-
-
-def trade_off(evaluator: Evaluator, phase: Phase) -> pd.DataFrame:
-    """Re-rank the validation ranking under every weight: a row per floor and alpha with accuracy and tail share.
-
-    Floors are the run's and 0; its own alpha is among those tried.
-    """
-    config, split, k = evaluator.config, phase.split, evaluator.config.eval_k[0]
-    top = max(k, config.rerank_pool)
-    control = evaluator.method.controls()[0]
-    ranking = evaluator.alone().rank(phase.valid, split.histories, split, top, control, progress="trade-off")
-    tail, rows = split.is_tail, []
-    for floor in dict.fromkeys((config.exposure_floor, 0.0)):
-        for alpha in sorted({*TRADE_OFF_ALPHAS, config.rerank_alpha}):
-            reranked, _ = evaluator.rerank(ranking, split, alpha, floor)
-            exposures = exposure(reranked.topk[:, :k], split.num_items, position_weights(k))
-            rows.append(
-                {
-                    "floor": floor,
-                    "alpha": alpha,
-                    "accuracy": mean_defined(per_user_accuracy(reranked, k)["ndcg"]),
-                    "tail_share": float(exposures[tail].sum() / exposures.sum()),
-                }
-            )
-    return pd.DataFrame(rows)

@@ -113,6 +113,14 @@ def test_holm_equals_a_naive_twin_and_leaves_what_was_not_tested(p, untested):
     assert np.isnan(found[len(p) :]).all()
 
 
+def test_holm_in_closed_form():
+    # times 3, 2 and 1 in ascending order, and never below the one before
+    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([0.02, NAN, 0.02])) == pytest.approx([0.04, NAN, 0.04], nan_ok=True)
+    assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+    assert holm(np.array([])).tolist() == [] and np.isnan(holm(np.array([NAN]))).all()
+
+
 def pairs(seed=0, metrics=3, users=40):
     generator = np.random.default_rng(seed)
     baseline = generator.random((metrics, users))

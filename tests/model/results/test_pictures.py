@@ -27,8 +27,8 @@ from model.evaluation.metrics import evaluate, per_user_accuracy
 from model.evaluation.probes import held_out_users
 from model.evaluation.questions import Answer
 from model.modes.serving import evaluate_checkpoint
-from model.results import pictures, plots, writer
-from model.results.pictures import bucket_shares, expected_histories, mean_interval, popularity_buckets
+from model.results import picture_numbers, pictures, plots, writer
+from model.results.picture_numbers import bucket_shares, expected_histories, mean_interval, popularity_buckets
 from model.runs.environment import Environment
 from model.runs.processes import ALONE
 from model.runs.streams import stream_seeds
@@ -92,7 +92,7 @@ def test_estimates_of_groups_are_means_of_their_users_and_say_how_many():
     group = Group("gender", np.array([0, 1, 1, -1]), ("F", "M", "X"))
     per_user = {f"{name}@3": values for name, values in per_user_accuracy(ranking, 3).items()}
     answer = Answer(ListKey(), ranking, {}, per_user)
-    estimates, blocks = pictures.group_estimates({"gender": group}, {"this run": answer}, 3)
+    estimates, blocks = picture_numbers.group_estimates({"gender": group}, {"this run": answer}, 3)
     assert blocks == {
         "": ["everyone (n = 4)"],
         "gender": ["gender F (n = 1)", "gender M (n = 2)", "gender X (n = 0)"],
@@ -109,7 +109,7 @@ def test_estimates_by_popularity_are_those_of_the_summary():
     popularity = Group("popularity", np.array([0, 0, 1, 1, 1, 1]), ("head", "tail"))
     split = SimpleNamespace(item_groups={"popularity": popularity}, degree=np.array([4, 3, 1, 1, 1, 1]))
     answer = Answer(ListKey(), ranking, {}, {})
-    estimates, blocks = pictures.popularity_estimates(split, {"this run": answer, "random": answer}, 3)
+    estimates, blocks = picture_numbers.popularity_estimates(split, {"this run": answer, "random": answer}, 3)
     summary = evaluate(ranking, split, {}, (3,)).summary
     for name, base in (("NDCG@3", "ndcg@3"), ("HR@3", "hr@3")):
         expected = [summary[base + part] for part in ("", "/head", "/tail")]
@@ -151,7 +151,7 @@ def divergences(ways):
 def test_sampled_histories_by_way_of_sampling(tiny_data, tiny_phase, make_evaluator):
     split, group = tiny_phase.split, tiny_data.user_groups["gender"]
     buckets = popularity_buckets(split.degree)
-    plain = pictures.sampled_histories(make_evaluator(), split, group, buckets)
+    plain = picture_numbers.sampled_histories(make_evaluator(), split, group, buckets)
     assert list(divergences(plain)) == ["uniform", "tail-biased (BUHS), this run"]
     for values in plain.values():
         assert values.shape == (2, 10)
@@ -159,7 +159,7 @@ def test_sampled_histories_by_way_of_sampling(tiny_data, tiny_phase, make_evalua
     found = {}
     for weight in (0.0, 0.5, 1.0):
         evaluator = make_evaluator(fairness_sampling=True, fairness_weight=weight)
-        found[weight] = divergences(pictures.sampled_histories(evaluator, split, group, buckets))
+        found[weight] = divergences(picture_numbers.sampled_histories(evaluator, split, group, buckets))
     assert list(found[1.0]) == list(divergences(plain))
     own = [found[weight][f"this run ({plots.ALPHA} = {weight:g})"] for weight in (0.0, 0.5)]
     assert own[0] < own[1] < found[1.0]["tail-biased (BUHS), this run"]
@@ -171,7 +171,7 @@ def test_the_trade_off_begins_at_the_plain_ranking_and_reads_validation_alone(ti
     split = dataclasses.replace(tiny_phase.split)
     object.__setattr__(split, "test", None)
     phase = dataclasses.replace(tiny_phase, split=split, tests=())
-    curves = pictures.trade_off(evaluator, phase).set_index(["floor", "alpha"])
+    curves = picture_numbers.trade_off(evaluator, phase).set_index(["floor", "alpha"])
     assert len(curves) == 2 * 12
     plain = evaluator.rank(phase.valid, split.histories, split, 20)
     popularity = split.item_groups["popularity"]
@@ -278,7 +278,7 @@ def test_pictures_change_no_result(finished, tmp_path, monkeypatch):
 def test_the_trade_off_of_a_run_starts_at_its_validation_and_the_deciles_at_its_exposure(finished):
     _, result, (of_run, _, _, _, answers, evaluator) = finished
     (ranking,) = (answer.ranking for answer in answers if answer.key == ListKey())
-    curves = pictures.trade_off(evaluator, of_run.protocol.phases[-1]).set_index(["floor", "alpha"])
+    curves = picture_numbers.trade_off(evaluator, of_run.protocol.phases[-1]).set_index(["floor", "alpha"])
     assert curves.loc[(0.0, 0.0), "accuracy"] == pytest.approx(result["validation"], abs=1e-12)
     split = of_run.protocol.phases[-1].split
     shares = bucket_shares(
