@@ -7,29 +7,37 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def parse_options(kind: type, assignments: Sequence[str]) -> Any:
-    """Make the options dataclass `kind` from `name=value` strings; values take the type of the default."""
+def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_option") -> Any:
+    """Make the options dataclass `kind` from the `name=value` strings of `--flag`.
+
+    Values take the type of the default. Raises ValueError for an unknown name and for a value of another form.
+    """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {}
     for assignment in assignments:
         name, found, text = assignment.partition("=")
         if not found or name not in fields:
-            raise ValueError(f"--method_option={assignment}: allowed is name=value with name in {sorted(fields)}")
+            names = ", ".join(sorted(fields))
+            allowed = f"allowed is name=value with name one of {names}" if fields else "there are no options"
+            raise ValueError(f"--{flag}={assignment}: {allowed}")
         default = fields[name].default
         try:
             values[name] = _parse_value(text, default)
         except ValueError as error:
             raise ValueError(
-                f"--method_option={assignment}: {text!r} is not of the form of the default {default!r}"
+                f"--{flag}={assignment}: {text!r} is not of the form of the default {default!r}"
             ) from error
     return kind(**values)
 
 
-def check_options(options: Any, *rules: tuple[str, bool, str]) -> None:
-    """Refuse an option of `options` whose rule, (name, whether it holds, what is allowed), does not hold."""
+def check_options(options: Any, *rules: tuple[str, bool, str], flag: str = "method_option") -> None:
+    """Refuse an option of `options` whose rule does not hold: (name, whether it holds, what is allowed).
+
+    `flag` is the one that sets them. Raises ValueError.
+    """
     for name, holds, allowed in rules:
         if not holds:
-            raise ValueError(f"--method_option={name}={getattr(options, name)}: allowed is {allowed}")
+            raise ValueError(f"--{flag}={name}={getattr(options, name)}: allowed is {allowed}")
 
 
 def _parse_value(text: str, default: Any) -> Any:

@@ -235,9 +235,14 @@ class Histories(ItemLists):
         _require(times == len(self.item), f"histories: {times} times for {len(self.item)} items")
 
     @staticmethod
+    def order(user_id: np.ndarray, time: np.ndarray | None) -> np.ndarray:
+        """Which interaction stands at each place of `build`'s lists: `[E]` int64."""
+        return np.argsort(user_id, kind="stable") if time is None else np.lexsort((time, user_id))
+
+    @staticmethod
     def build(user_id: np.ndarray, item_id: np.ndarray, time: np.ndarray | None, num_users: int) -> Histories:
         """Sort interactions `[E]` by user, then time; equal times keep their order."""
-        order = np.argsort(user_id, kind="stable") if time is None else np.lexsort((time, user_id))
+        order = Histories.order(user_id, time)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(user_id, minlength=num_users))]).astype(np.int64)
         return Histories(indptr, item_id[order], None if time is None else time[order])
 
@@ -287,6 +292,12 @@ class Split:
     def num_items(self) -> int:
         return len(self.degree)
 
+    @property
+    def is_tail(self) -> np.ndarray:
+        """Which items are in the tail: `[I]` bool."""
+        popularity = self.item_groups["popularity"]
+        return popularity.codes == popularity.labels.index("tail")
+
     def fingerprint(self) -> str:
         """A hash of all three sets, the same on every machine: runs are comparable when it agrees."""
         return _fingerprint(self.train, self.valid, self.test)
@@ -314,12 +325,17 @@ class History:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's rows: `users [B]`, `positives [B]`, `negatives [B, M]` and a history per row."""
+    """One training step's rows: `users [B]`, `positives [B]` and `negatives [B, M]`.
+
+    `history` has one row for each of the batch's; under `--upstream_compat` B * (1 + M), one for each scored item; None
+    where the backbone reads none. `rows [B]` are positions in the train CSR (None: made by hand, of no train split).
+    """
 
     users: torch.Tensor
     positives: torch.Tensor
     negatives: torch.Tensor
     history: History | None
+    rows: torch.Tensor | None = None
 
     @property
     def items(self) -> torch.Tensor:

@@ -163,13 +163,8 @@ class SparseNN(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: the graph's settings, and those that `--synthesis_type` makes no use of."""
-        unread = {"graph_layers", "l2"}
-        if config.synthesis_type == "none":
-            unread |= {"eval_history_draws", "item_hidden", "sample_size", "sampling_softmax_temp", "user_hidden"}
-        if config.synthesis_type != "attention":
-            unread |= {"attention_heads"}
-        return frozenset(unread)
+        """As in `Backbone`: the settings of graphs, and the penalty on vectors of ids."""
+        return frozenset({"graph_layers", "l2"})
 
     @classmethod
     def history(cls, config: Config) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.protocols.base import ProtocolOptions
+from data.protocols.base import ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.readers.options import ReadOptions
 from data.readers.synthetic import read_synthetic
@@ -52,5 +52,5 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_phase(tiny_data):
     """The one phase of the leave-one-out protocol on the tiny data."""
-    options = ProtocolOptions(warm_threshold=0.2, ks=(10,), epochs=2, patience=2)
+    options = ProtocolSettings(warm_threshold=0.2, ks=(10,), epochs=2, patience=2)
     return leave_one_out(tiny_data, options, np.random.default_rng(0)).phases[0]

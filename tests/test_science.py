@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from data.dataloader import edge_batches
 from data.datareader import READERS
-from data.sampling.histories import HistorySampler
+from data.sampling.sources import history_source
 from data.structs import Histories, HistoryWeights
 from fairness_utils import expected_group_distributions, fairness_history_weights, js_divergence, position_weights
 from model.evaluation.evaluator import Evaluator
@@ -118,7 +118,11 @@ def test_histories_move_as_the_mixture_says(planted):
         expected = expected_group_distributions(histories, weights, group, data.num_items)
         divergence.append(js_divergence(*expected))
         tail_share.append(expected[:, tail].sum(axis=1))
-        drawn = HistorySampler(histories, weights, 8, torch.device("cpu")).sample(users, None, generator).items.numpy()
+        drawn = (
+            history_source("sampled", histories, weights, 8, torch.device("cpu"))
+            .sample(users, None, generator)
+            .items.numpy()
+        )
         ones = truth.item_class[drawn].mean(1)
         apart.append(ones[truth.group == 1].mean() - ones[truth.group == 0].mean())
     assert np.all(np.diff(divergence[1:]) > 0) and divergence[1] < divergence[0] / 5
@@ -134,7 +138,7 @@ def test_first_draws_have_the_frequencies_of_the_mixture(planted, alpha):
     histories = histories_of(data.item_id, DATA.num_users)
     group, degree = data.user_groups["gender"], np.bincount(data.item_id, minlength=data.num_items)
     weights = fairness_history_weights(histories, degree, group, alpha, 0.01)
-    sampler = HistorySampler(histories, weights, 1, torch.device("cpu"))
+    sampler = history_source("sampled", histories, weights, 1, torch.device("cpu"))
     for user in (0, int(np.flatnonzero(group.codes == 1)[0])):
         place = slice(*histories.indptr[user : user + 2])
         parts = np.exp(weights.log_weights[:, place])

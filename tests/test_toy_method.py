@@ -18,7 +18,7 @@ from torch import nn
 
 import main
 from data.protocols import PROTOCOLS
-from data.protocols.base import FRESH, Phase, Protocol, Task
+from data.protocols.base import FRESH, Phase, Protocol, Task, protocol
 from data.protocols.loo import leave_one_out
 from data.structs import ItemLists
 from model import BACKBONES, METHODS
@@ -129,9 +129,10 @@ class Squared(MatrixFactorisation):
         return user.square(), item
 
 
-def two_periods(data, options, rng) -> Protocol:
+@protocol()
+def two_periods(data, settings, rng, options) -> Protocol:
     """A toy protocol: two phases on one split, the second selected by its last epoch, two test tasks each."""
-    made = leave_one_out(data, options, rng)
+    made = leave_one_out(data, settings, rng)
     (loo,) = made.phases
     split = loo.split
     even = ItemLists.take(loo.tests[0].relevant, np.arange(split.num_users))
@@ -150,7 +151,7 @@ def two_periods(data, options, rng) -> Protocol:
         found = [value for key, value in results.items() if key.startswith("test/") and key.endswith(end)]
         return {f"test/mean{end}": float(np.mean(found))}
 
-    return Protocol("periods", "two periods", options.ks, (first, second, third, again), summarise=mean)
+    return Protocol("periods", "two periods", settings.ks, (first, second, third, again), summarise=mean)
 
 
 @pytest.fixture(autouse=True)
@@ -344,7 +345,7 @@ def test_it_works_on_other_backbones(tmp_path, no_probe, backbone):
 
 def test_an_unknown_option_is_refused_with_the_known_ones(tmp_path, capsys):
     error = refused(capsys, tmp_path, **{**TOY, "method_option": ["size=3"]})
-    assert "--method_option=size=3" in error and "['small', 'strength']" in error
+    assert "--method_option=size=3" in error and "one of small, strength" in error
 
 
 def test_its_checkpoint_is_judged_to_the_same_numbers(tmp_path, trained):
@@ -462,6 +463,69 @@ def test_controls_are_compared_by_name(tmp_path, trained, capsys):
     with pytest.raises(SystemExit):
         compared(tmp_path / "other", [f"{trained}/run", f"{trained}/run:none"])
     assert "has several lists; name one behind a colon: popular, random, none" in capsys.readouterr().err
+
+
+# --- A backbone that another run trained ---
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The folder above a finished run without a fairness method, whose backbone later runs take."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
+        run_main(folder, **BY_IDS)
+    return folder
+
+
+def weights_of(folder):
+    return torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["backbone"]
+
+
+def test_a_backbone_of_another_run_takes_the_place_of_the_first_stage(tmp_path, pretrained, no_probe, monkeypatch):
+    values = {**TOY, "backbone_checkpoint": str(pretrained / "run")}
+    result = run_main(tmp_path / "whole", **values)
+    assert {row["stage"] for row in rows_of(tmp_path / "whole")} == {"method"}
+    own, before = weights_of(tmp_path / "whole"), weights_of(pretrained)
+    assert all(torch.equal(own[name], before[name]) for name in before)
+    # under the neutral control it is the other run's, bit for bit
+    plain = json.loads((pretrained / "run" / "result.json").read_text())["metrics"]
+    compared = {key: value for key, value in plain.items() if key.startswith("test/")}
+    assert len(compared) > 20
+    for key, value in compared.items():
+        other = result["metrics"][key.replace("test/", "test/none/", 1)]
+        assert other == value or (other != other and value != value), key
+    # 13 batches in each of two passes
+    for number in (5, 20):
+        folder = tmp_path / str(number)
+        progress = cut_off(monkeypatch, folder, number, values)
+        assert (progress.stage, progress.epoch) == (0, 1)
+        run_main(folder, **values, resume=True)
+        assert outputs(folder) == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"embedding_dim": 16}, "another network: --embedding_dim was 8, is 16"),
+        ({"backbone": "pmf"}, "--backbone was bprmf, is pmf"),
+        ({"seed": 1}, "was trained on data of fingerprint"),
+        ({"fairness_method": "parity", "method_option": []}, "has no effect with --fairness_method=parity"),
+        ({"backbone_checkpoint": "nowhere"}, "nowhere is no file"),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_refused(tmp_path, pretrained, capsys, values, words):
+    error = refused(capsys, tmp_path, **{**TOY, "backbone_checkpoint": str(pretrained / "run"), **values})
+    assert words in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_times_the_stages_that_are_left(tmp_path, pretrained, capsys):
+    values = {**TINY, **TOY, "backbone_checkpoint": str(pretrained / "run"), "dry_run": True}
+    with flagsaver.flagsaver(output_dir=str(tmp_path), **values):
+        main.main(["main.py"])
+    assert re.search(r"^loo: 13 steps an epoch .* at most 3 epochs", capsys.readouterr().out, re.MULTILINE)
+    assert not list(tmp_path.iterdir())
 
 
 # --- Backbone and protocol ---

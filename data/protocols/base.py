@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +13,14 @@ from data.structs import Group, Histories, InteractionData, ItemLists, Split
 
 
 @dataclass(frozen=True)
-class ProtocolOptions:
-    """What a run may choose: share of items that are head, K list (the first is the primary one), epochs.
+class ProtocolSettings:
+    """The settings of a run that every protocol is given.
 
-    Training stops after `patience` epochs without a better validation, which is asked `every` so many epochs;
-    `eval_negatives` ranks each test item among that many sampled items instead of the full catalogue;
-    `keep_valid_candidates` leaves the validation item among the test candidates, as upstream does.
+    `warm_threshold` is the share of items that are head; `ks` are the list lengths K, the first the primary one.
+    Training lasts at most `epochs` and stops after `patience` epochs without a better validation, which is asked
+    `every` so many epochs. `eval_negatives` ranks each test item among that many sampled items (None: the full
+    catalogue). `upstream_compat` leaves the validation item among the test candidates and out of the negatives, as
+    upstream does.
     """
 
     warm_threshold: float
@@ -25,31 +29,85 @@ class ProtocolOptions:
     patience: int
     every: int = 1
     eval_negatives: int | None = None
-    keep_valid_candidates: bool = False
+    upstream_compat: bool = False
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a protocol that has none."""
+
+
+def protocol(
+    options: type = NoOptions, presets: Mapping[str, Any] = MappingProxyType({}), unread: Collection[str] = ()
+) -> Callable:
+    """Declare a function `(data, settings, rng, options) -> Protocol` as a protocol.
+
+    The function gets the attributes `Options` (a dataclass whose fields `--protocol_option=name=value` sets),
+    `presets` (setting -> the default that it takes under this protocol) and `unread` (settings that this protocol
+    does not read and that must therefore stay off).
+    """
+
+    def declare(function: Callable) -> Callable:
+        function.Options, function.presets, function.unread = options, dict(presets), frozenset(unread)
+        return function
+
+    return declare
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question: rank for each user `candidates` (None = the full catalogue minus `excluded`) and find `relevant`."""
+    """A question: rank `candidates` for each user and find `relevant`. Every collection has one list per user id.
+
+    `candidates` are all items (None), so many random ones for each user (a number), or the lists given; the relevant
+    items are always added, the `excluded` ones never ranked.
+    """
 
     name: str
     relevant: ItemLists
     excluded: ItemLists
-    candidates: int | None
+    candidates: int | ItemLists | None
+
+    def __post_init__(self):
+        if isinstance(self.candidates, int) and self.candidates < 1:
+            raise ValueError(f"task {self.name}: {self.candidates} candidates; allowed is 1 or more, lists, or None")
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of candidates that are drawn for each user; 0 where none are drawn."""
+        return self.candidates if isinstance(self.candidates, int) else 0
+
+    @property
+    def given(self) -> ItemLists | None:
+        """Candidates that are given as lists, if they are."""
+        return None if isinstance(self.candidates, int) else self.candidates
 
 
 # Where a phase starts from, beside the names of earlier phases.
 CONTINUE, FRESH = "continue", "fresh"
+# How a phase's rows are cut into batches.
+SHUFFLED, BLOCKS, SHUFFLED_BLOCKS = ORDERS = ("shuffled", "blocks", "shuffled blocks")
+# When a phase's negatives are drawn.
+PER_VISIT, PER_PHASE = NEGATIVES = ("per visit", "per phase")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training on one split: the epoch is selected by `metric` on `valid`, asked `every` so many epochs
-    until `patience` epochs bring nothing better (no `valid`: the last epoch is taken); each test task is asked once.
+    """One stretch of training on one split, and the tests at its end.
 
-    `start` says from which weights: those that the phase before ended with (continue), those that the run began with
-    (fresh), or those that an earlier phase of that name ended with. What the method keeps (optimisers) goes with them.
-    `number` is its position in the protocol, which sets it.
+    The epoch is selected by `metric` on `valid`, asked `every` so many epochs until `patience` epochs bring nothing
+    better; without `valid` the last epoch is taken. Each of `tests`, of which there may be none, is asked once.
+
+    `start` says which weights a phase begins with: those that the phase before ended with ("continue"), those that
+    the run began with ("fresh"), or those that the earlier phase of that name ended with. What the method keeps
+    (optimisers) goes with them.
+
+    `split` is what is known: histories, degrees, the graph. `train_rows [N]` are the rows that are trained, in training
+    order: positions in `split.train` (None: all, in its order). `order` says how they become batches: "shuffled" draws
+    the rows anew each pass; "blocks" takes them in order, batch after batch, the last one smaller; "shuffled blocks"
+    takes the same batches in an order drawn anew each pass. `negatives` are drawn at each visit of a row ("per visit")
+    or once ("per phase"); items that `barred` lists for the user are never drawn (None: the user's train items).
+
+    `number` is the phase's position in its protocol, which sets it.
     """
 
     name: str
@@ -61,7 +119,53 @@ class Phase:
     valid: Task | None
     tests: tuple[Task, ...]
     start: str = CONTINUE
+    train_rows: np.ndarray | None = None
+    order: str = SHUFFLED
+    negatives: str = PER_VISIT
+    barred: ItemLists | None = None
     number: int = 0
+
+    def __post_init__(self):
+        for field, allowed in (("order", ORDERS), ("negatives", NEGATIVES)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"phase {self.name}: {field} is {value!r}; allowed is one of {', '.join(allowed)}")
+        if self.train_rows is not None:
+            self._check_rows(self.train_rows, len(self.split.train.item))
+        asked = (self.valid, *self.tests) if self.valid is not None else self.tests
+        lists = {f"{part} items of task {task.name}": getattr(task, part) for task in asked for part in _LISTS}
+        for name, own in {"barred items": self.barred, **lists}.items():
+            if own is not None:
+                self._check_lists(name, own)
+
+    def _check_rows(self, rows: np.ndarray, size: int) -> None:
+        if rows.ndim != 1 or rows.dtype != np.int64 or not len(rows):
+            raise ValueError(
+                f"phase {self.name}: train_rows are {rows.dtype} {list(rows.shape)}; need [N] int64, N > 0"
+            )
+        if rows.min() < 0 or rows.max() >= size:
+            raise ValueError(
+                f"phase {self.name}: train_rows span {rows.min()}..{rows.max()}; allowed is 0..{size - 1}, positions "
+                "in the train split"
+            )
+        repeated = np.flatnonzero(np.bincount(rows) > 1)
+        if len(repeated):
+            raise ValueError(f"phase {self.name}: train row {repeated[0]} occurs twice; list each row once")
+
+    def _check_lists(self, name: str, lists: ItemLists) -> None:
+        users, items = self.split.num_users, self.split.num_items
+        if len(lists.lengths) != users:
+            raise ValueError(
+                f"phase {self.name}, {name}: {len(lists.lengths)} lists; need one for each of {users} users"
+            )
+        if len(lists.item) and (lists.item.min() < 0 or lists.item.max() >= items):
+            span = f"{lists.item.min()}..{lists.item.max()}"
+            raise ValueError(f"phase {self.name}, {name}: ids span {span}; allowed is 0..{items - 1}")
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that are trained."""
+        return len(self.split.train.item) if self.train_rows is None else len(self.train_rows)
 
     @property
     def selected_by(self) -> str:
@@ -69,10 +173,14 @@ class Phase:
         return "last epoch" if self.valid is None else self.metric
 
 
+_LISTS = ("relevant", "excluded", "given")
+
+
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol applied to a data set; `description` says in one line what its numbers mean, `metrics` whose
-    definitions they follow.
+    """A protocol applied to a data set.
+
+    `description` says in one line what its numbers mean, `metrics` whose definitions they follow.
 
     `probe` reads user attributes in the vectors that are served: a function or its "module:name", called with
     `(vectors [U, D], groups: Mapping[str, Group], held_out [U] bool, seed: int)`; it gives metrics by key
@@ -89,17 +197,21 @@ class Protocol:
     probe: str | Callable[..., dict[str, float]] = "model.evaluation.probes:leakage"
 
     def __post_init__(self):
-        numbered = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))
-        object.__setattr__(self, "phases", numbered)
-        if not self.phases[-1].tests:
+        phases = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))
+        object.__setattr__(self, "phases", phases)
+        if not phases[-1].tests:
             raise ValueError(
-                f"phase {self.phases[-1].name} is the last and has no test: nothing would be asked of what it trains"
+                f"phase {phases[-1].name} is the last and has no test: nothing would be asked of what it trains"
             )
-        known = {CONTINUE, FRESH}
-        for phase in self.phases:
+        known = [CONTINUE, FRESH]
+        for phase in phases:
             if phase.start not in known:
-                raise ValueError(f"phase {phase.name} starts from {phase.start!r}; allowed is one of {sorted(known)}")
-            known.add(phase.name)
+                raise ValueError(
+                    f"phase {phase.name} starts from {phase.start!r}; allowed is one of {', '.join(known)}"
+                )
+            if phase.name in known:
+                raise ValueError(f"phase name {phase.name!r} occurs twice or says where a phase starts; pass another")
+            known.append(phase.name)
 
     @property
     def starts(self) -> frozenset[str]:
@@ -121,10 +233,36 @@ class Protocol:
         return f"/{phase.name}" * self.many_phases + f"/{task.name}" * self.many_tasks
 
 
+def one_phase(
+    name: str,
+    settings: ProtocolSettings,
+    split: Split,
+    metric: str,
+    candidates: int | None = None,
+    seen: ItemLists | None = None,
+    barred: ItemLists | None = None,
+) -> Phase:
+    """The only phase of a protocol that trains on `split`, validates on its validation items and tests on its test
+    items, ranked among all items but those `seen` (None: train and validation items)."""
+    seen = split.train.merge(split.valid) if seen is None else seen
+    return Phase(
+        name=name,
+        split=split,
+        epochs=settings.epochs,
+        metric=metric,
+        every=settings.every,
+        patience=settings.patience,
+        valid=Task("valid", split.valid, split.train, candidates),
+        tests=(Task("test", split.test, seen, candidates),),
+        barred=barred,
+    )
+
+
 def popularity_group(degree: np.ndarray, warm_threshold: float) -> Group:
     """Split items into head and tail by train degree `[I]`; equal degrees go to the tail in order of item id.
 
     The tail is the first `int((1 - warm_threshold) * I)` items in ascending order of degree (Decision 11).
+    Raises ValueError for a threshold outside [0, 1].
     """
     if not 0 <= warm_threshold <= 1:
         raise ValueError(f"warm_threshold {warm_threshold} is not allowed; use the head's share of items, in [0, 1]")
@@ -134,21 +272,24 @@ def popularity_group(degree: np.ndarray, warm_threshold: float) -> Group:
     return Group("popularity", codes, ("head", "tail"))
 
 
-def _lists(user_id: np.ndarray, item_id: np.ndarray, num_users: int) -> ItemLists:
+def _lists_of(user_id: np.ndarray, item_id: np.ndarray, num_users: int) -> ItemLists:
     lists = Histories.build(user_id, item_id, None, num_users)
     return ItemLists(lists.indptr, lists.item)
 
 
-def _make_split(
+def make_split(
     data: InteractionData,
     warm_threshold: float,
     train: tuple[np.ndarray, np.ndarray, np.ndarray | None],
     valid: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
 ) -> Split:
-    """The split whose parts have these user ids, item ids and, of `train`, times; histories are train."""
+    """Make the split of train rows (user ids, item ids, times), validation and test rows (user ids, item ids).
+
+    Histories are the train rows, in training and at test.
+    """
     histories = Histories.build(*train, data.num_users)
     degree = np.bincount(histories.item, minlength=data.num_items)
     groups = {"popularity": popularity_group(degree, warm_threshold)}
-    held_out = (_lists(*part, data.num_users) for part in (valid, test))
+    held_out = (_lists_of(*part, data.num_users) for part in (valid, test))
     return Split(histories, *held_out, histories, histories, degree, groups)

@@ -2,59 +2,87 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from data.protocols.base import Phase, Protocol, ProtocolOptions, Task, _make_split
+from data.options import check_options
+from data.protocols.base import Protocol, ProtocolSettings, make_split, one_phase, protocol
 from data.structs import InteractionData
 
-FDA_LIKED = 3  # a rating above it is a positive
-FDA_SELECTED_AT = 20
-FDA_TEST, FDA_VALID = 0.2, 0.1  # shares of the positives, and of a user's other ones
+
+@dataclass(frozen=True)
+class FDAOptions:
+    """What counts as a positive, and how positives are split.
+
+    A rating above `liked` is a positive. `test_share` of all positives are for test; of each user's other ones
+    `valid_share` are for validation. The epoch is selected by NDCG@`selected_at`.
+    """
+
+    liked: float = 3.0
+    test_share: float = 0.2
+    valid_share: float = 0.1
+    selected_at: int = 20
+
+    def __post_init__(self):
+        check_options(
+            self,
+            ("liked", np.isfinite(self.liked), "a finite rating"),
+            ("test_share", 0 < self.test_share < 1, "a share between 0 and 1"),
+            ("valid_share", 0 < self.valid_share < 1, "a share between 0 and 1"),
+            ("selected_at", self.selected_at >= 1, "1 or more"),
+            flag="protocol_option",
+        )
 
 
-def fda(data: InteractionData, options: ProtocolOptions, rng: np.random.Generator) -> Protocol:
+@protocol(
+    options=FDAOptions,
+    presets={"eval_k": (10, 20, 30, 40, 50), "eval_every": 10},
+    # it ranks the full catalogue minus the user's train and validation items
+    unread=("eval_negatives", "upstream_compat"),
+)
+def fda(
+    data: InteractionData, settings: ProtocolSettings, rng: np.random.Generator, options: FDAOptions = FDAOptions()
+) -> Protocol:
     """Split the positives (ratings above 3) 80/20 at random, all users together (Chen et al., WWW 2023, section 5.1).
 
-    Of each user's train items a tenth, at least one of ten, is held out to select the epoch by NDCG@20, where the
-    authors' code stops after a fixed number of epochs (Decision 29). Test candidates are all but the user's train and
-    validation items.
+    A tenth of each user's train items, rounded, is held out to select the epoch by NDCG@20; the authors' code stops
+    after a fixed number of epochs instead (Decision 29). Test candidates are all but the user's train and validation
+    items.
     """
-    if options.eval_negatives or options.keep_valid_candidates:
-        raise ValueError("--protocol=fda ranks the full catalogue; leave --eval_negatives and --upstream_compat out")
-    if FDA_SELECTED_AT not in options.ks:
-        raise ValueError(f"--protocol=fda selects by NDCG@{FDA_SELECTED_AT}; put {FDA_SELECTED_AT} into --eval_k")
-    positive = data.rating > FDA_LIKED
+    if options.selected_at not in settings.ks:
+        raise ValueError(
+            f"--protocol=fda selects by NDCG@{options.selected_at}; put {options.selected_at} into --eval_k"
+        )
+    positive = data.rating > options.liked
     if not positive.any():
-        raise ValueError(f"--protocol=fda: {data.name} has no rating above {FDA_LIKED}; use --protocol=loo")
+        raise ValueError(
+            f"--protocol=fda: {data.name} has no rating above {options.liked:g}; use --protocol=loo, or lower "
+            "--protocol_option=liked"
+        )
     users, items = data.user_id[positive], data.item_id[positive]
     time = None if data.time is None else data.time[positive]
     order = rng.permutation(len(users))
     is_test = np.zeros(len(users), dtype=bool)
-    is_test[order[: round(FDA_TEST * len(users))]] = True
-    # each user's other positives in random order: the first tenth is for validation
+    is_test[order[: round(options.test_share * len(users))]] = True
+    # each user's other positives in random order: the first of them are for validation
     kept = np.flatnonzero(~is_test)
     kept = kept[np.lexsort((rng.random(len(kept)), users[kept]))]
     count = np.bincount(users[kept], minlength=data.num_users)
     place = np.arange(len(kept)) - np.repeat(np.cumsum(count) - count, count)
+    num_valid = np.floor(options.valid_share * count + 0.5).astype(np.int64)
     is_valid = np.zeros(len(users), dtype=bool)
-    is_valid[kept[place < np.floor(FDA_VALID * count + 0.5).astype(np.int64)[users[kept]]]] = True
+    is_valid[kept[place < num_valid[users[kept]]]] = True
     is_train = ~(is_test | is_valid)
     train_time = None if time is None else time[is_train]
     held_out = ((users[rows], items[rows]) for rows in (is_valid, is_test))
-    split = _make_split(data, options.warm_threshold, (users[is_train], items[is_train], train_time), *held_out)
-    phase = Phase(
-        name="fda",
-        split=split,
-        epochs=options.epochs,
-        metric=f"ndcg@{FDA_SELECTED_AT}",
-        every=options.every,
-        patience=options.patience,
-        valid=Task("valid", split.valid, split.train, None),
-        tests=(Task("test", split.test, split.train.merge(split.valid), None),),
-    )
+    split = make_split(data, settings.warm_threshold, (users[is_train], items[is_train], train_time), *held_out)
+    percent = 100 * options.test_share
+    share = "a tenth" if options.valid_share == FDAOptions.valid_share else f"{100 * options.valid_share:g} %"
     description = (
-        f"FDA's (WWW 2023): ratings above {FDA_LIKED}, random 80/20 of all records, a tenth of each user's train items "
-        "for validation; the full catalogue minus the user's train and validation items; HR, NDCG, DP and EO as FDA "
-        "computes them"
+        f"FDA's (WWW 2023): ratings above {options.liked:g}, random {100 - percent:g}/{percent:g} of all records, "
+        f"{share} of each user's train items for validation; the full catalogue minus the user's train and validation "
+        "items; HR, NDCG, DP and EO as FDA computes them"
     )
-    return Protocol("fda", description, options.ks, (phase,), metrics="fda")
+    phase = one_phase("fda", settings, split, f"ndcg@{options.selected_at}")
+    return Protocol("fda", description, settings.ks, (phase,), metrics="fda")

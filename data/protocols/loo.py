@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.protocols.base import Phase, Protocol, ProtocolOptions, Task, _make_split
+from data.protocols.base import NoOptions, Protocol, ProtocolSettings, make_split, one_phase, protocol
 from data.structs import InteractionData
 
 
-def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.random.Generator) -> Protocol:
+@protocol()
+def leave_one_out(
+    data: InteractionData, settings: ProtocolSettings, rng: np.random.Generator, options: NoOptions | None = None
+) -> Protocol:
     """Hold out each user's last item for test and the one before for validation.
 
     Last means by time, equal times in file order; without times the two are drawn at random. Users with fewer than
@@ -29,20 +32,14 @@ def leave_one_out(data: InteractionData, options: ProtocolOptions, rng: np.rando
     rows = np.flatnonzero(is_train) if data.time is None else order[is_train[order]]
     time = None if data.time is None else data.time[rows]
     held_out = ((users[rows], items[rows]) for rows in (is_valid, is_test))
-    split = _make_split(data, options.warm_threshold, (users[rows], items[rows], time), *held_out)
-    seen = split.train if options.keep_valid_candidates else split.train.merge(split.valid)
-    phase = Phase(
-        name="loo",
-        split=split,
-        epochs=options.epochs,
-        metric=f"ndcg@{options.ks[0]}",
-        every=options.every,
-        patience=options.patience,
-        valid=Task("valid", split.valid, split.train, options.eval_negatives),
-        tests=(Task("test", split.test, seen, options.eval_negatives),),
-    )
+    split = make_split(data, settings.warm_threshold, (users[rows], items[rows], time), *held_out)
+    # upstream ranks the validation item at test, and never draws it as a negative
+    known = split.train.merge(split.valid)
+    seen, barred = (split.train, known) if settings.upstream_compat else (known, None)
+    metric = f"ndcg@{settings.ks[0]}"
+    phase = one_phase("loo", settings, split, metric, settings.eval_negatives, seen, barred)
     how = "last item by time" if data.time is not None else "random item (seeded)"
-    pool = "train items" if options.keep_valid_candidates else "train and validation items"
-    ranked = f"{options.eval_negatives:,} sampled items" if options.eval_negatives else "the full catalogue"
+    pool = "train items" if settings.upstream_compat else "train and validation items"
+    ranked = f"{settings.eval_negatives:,} sampled items" if settings.eval_negatives else "the full catalogue"
     description = f"leave-one-out, {how}; {ranked} minus the user's {pool}"
-    return Protocol("loo", description, options.ks, (phase,))
+    return Protocol("loo", description, settings.ks, (phase,))

@@ -69,7 +69,7 @@ class Ranker:
         """Rank `task` for `users [T]` by `score` of blocks of them."""
         processes = self.environment.processes
         progress = progress if processes.first else None
-        if task.candidates is None:
+        if not task.num_sampled:
             own = np.array_split(users, processes.world)[processes.rank]
             return processes.gather(self._rank_alone(score, own, task, top, progress))
         # candidates are drawn user after user: a part of the users would get others
@@ -77,14 +77,14 @@ class Ranker:
 
     def _rank_alone(self, score: ScoreBlock, users, task: Task, top: int, progress: str | None) -> Ranking:
         relevant = task.relevant.take(users)
-        candidates = None
-        if task.candidates is not None:
+        candidates = None if task.given is None else task.given.take(users)
+        if task.num_sampled:
             rng = np.random.default_rng(self.environment.seeds["evaluation"])
 
             def candidates(rows: np.ndarray):
                 block = users[rows]
                 return sample_candidates(
-                    block, relevant.take(rows), task.excluded, self.num_items, task.candidates, rng
+                    block, relevant.take(rows), task.excluded, self.num_items, task.num_sampled, rng
                 )
 
         block_users = block_users_for(self.num_items, 4 * self._floats_at_a_time() / 2**20)

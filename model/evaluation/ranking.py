@@ -20,6 +20,9 @@ CandidateLists = Callable[[np.ndarray], ItemLists]
 # The engine's own peak of float32 numbers per score: 2.4 where few scores tie, 5.3 where a tie crosses every top-K.
 ENGINE_FLOATS = 6
 
+# With more relevant items per user than this, sorting a row once is faster than comparing each score with all of it.
+SORTED_FROM = 10
+
 
 @torch.no_grad()
 def rank_catalogue(
@@ -71,7 +74,7 @@ def rank_catalogue(
             extremes,
             *masked.topk(min(width + 1, num_items), dim=1),
             _count(masked > -torch.inf),
-            _count_at_least(masked, row, value),
+            _count_at_least(masked, wanted, row, value),
             value,
         )
         # The one place where a block waits for the device, as long as no tie crosses the end of a list.
@@ -194,8 +197,31 @@ def _count(flags: torch.Tensor) -> torch.Tensor:
     return flags.sum(1, dtype=torch.int32)
 
 
-def _count_at_least(masked: torch.Tensor, row: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Count the scores of `masked[row[e]]` that are at least `value[e]`: `[E]`, a block's worth of rows at a time."""
+def _count_at_least(masked: torch.Tensor, relevant: ItemLists, row: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Count the scores of `masked[row[e]]` that are at least `value[e]`, for every entry of `relevant`: `[E]`."""
+    if len(row) > SORTED_FROM * len(masked):
+        return _count_at_least_sorted(masked, relevant, row, value)
+    return _count_at_least_compared(masked, row, value)
+
+
+def _count_at_least_sorted(
+    masked: torch.Tensor, relevant: ItemLists, row: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """The same by sorting each row once."""
+    if masked.device.type == "cpu":
+        # four times as fast as torch's sort, which also gives the order
+        ordered = torch.from_numpy(np.sort(masked.numpy(), axis=1))
+    else:
+        ordered = masked.sort(dim=1).values
+    within = np.arange(len(relevant.item)) - relevant.indptr[relevant.owner]
+    place = torch.from_numpy(within).to(masked.device)
+    wanted = masked.new_zeros((len(masked), int(relevant.lengths.max())))  # [b, most relevant items of a user]
+    wanted[row, place] = value
+    return masked.shape[1] - torch.searchsorted(ordered, wanted)[row, place]
+
+
+def _count_at_least_compared(masked: torch.Tensor, row: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The same by comparing each value with its whole row, a block's worth of rows at a time."""
     counts = torch.empty(len(row), dtype=torch.int64, device=row.device)
     for part in (slice(start, start + len(masked)) for start in range(0, len(row), len(masked))):
         counts[part] = _count(masked[row[part]] >= value[part, None])

@@ -162,7 +162,8 @@ class Method:
         if history is not None:
             # a history per row, or one for each of its items
             history = History(*(part.unflatten(0, (rows, -1))[own].flatten(0, 1) for part in vars(history).values()))
-        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history)
+        rows_own = None if batch.rows is None else batch.rows[own]
+        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history, rows_own)
 
     def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute this process's share of `--loss` of the global `batch`, from its `scores`: shares add up."""

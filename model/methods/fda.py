@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -270,7 +270,7 @@ class FDA(Method):
         rows = len(batch.users)
         count = int(self.options.mask_ratio * rows)
         negatives = batch.negatives.roll(count, 0) if self.options.rotate_negatives else batch.negatives
-        batch = Batch(batch.users, batch.positives, negatives, batch.history)
+        batch = replace(batch, negatives=negatives)
         forward = self.forward(batch)
         items = batch.items
         noisy = self._noisy(self.noise.detach(), items)

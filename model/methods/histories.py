@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.sampling.histories import HistorySampler
+from data.sampling.sources import HistorySource, history_source
 from data.structs import Histories, Split
 
 
@@ -15,20 +15,21 @@ class HistorySources:
         """`method` says how histories are weighted, its backbone whether it reads any."""
         self._method = method
         self._split: Split | None = None
-        self._built: list[tuple[Histories, HistorySampler]] = []
+        self._built: list[tuple[Histories, HistorySource]] = []
 
-    def of(self, histories: Histories, split: Split) -> HistorySampler | None:
+    def of(self, histories: Histories, split: Split) -> HistorySource | None:
         """Give the source of `histories`, a phase's on `split`; None where the backbone reads no history."""
         method = self._method
-        if method.backbone.history_kind is None:
+        kind = method.backbone.history_kind
+        if kind is None:
             return None
         if self._split is not split:
             self._split, self._built = split, []
         for known, source in self._built:
             if known is histories:
                 return source
-        weights = method.history_weights(histories, split)
+        weights = method.history_weights(histories, split) if kind == "sampled" else None
         device, config = method.environment.device, method.config
-        source = HistorySampler(histories, weights, config.sample_size, device, config.upstream_compat)
+        source = history_source(kind, histories, weights, config.sample_size, device, config.upstream_compat)
         self._built.append((histories, source))
         return source

@@ -102,7 +102,8 @@ class GivenLists(Ranker):
         """The file's lists as answers to `task`; says what was matched and what was not."""
         if task.candidates is not None:
             raise ValueError(
-                f"--protocol={self.config.protocol} ranks sampled items, which no file can know; pass another protocol"
+                f"--protocol={self.config.protocol} ranks candidates of its own, which no file can know; pass another "
+                "protocol"
             )
         users = np.flatnonzero(task.relevant.lengths > 0) if users is None else users
         longest = max(self.config.eval_k)

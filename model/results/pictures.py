@@ -293,7 +293,7 @@ def trade_off(evaluator: Evaluator, phase: Phase) -> pd.DataFrame:
     top = max(k, config.rerank_pool)
     control = evaluator.method.controls()[0]
     ranking = evaluator.alone().rank(phase.valid, split.histories, split, top, control, progress="trade-off")
-    tail, rows = split.item_groups["popularity"].codes == _tail_code(split), []
+    tail, rows = split.is_tail, []
     for floor in dict.fromkeys((config.exposure_floor, 0.0)):
         for alpha in sorted({*TRADE_OFF_ALPHAS, config.rerank_alpha}):
             reranked, _ = evaluator.rerank(ranking, split, alpha, floor)

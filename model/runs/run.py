@@ -72,7 +72,7 @@ class Run:
         lines.append(f"protocol: {self.protocol.description}")
         for phase in self.protocol.phases:
             split = phase.split
-            in_tail = split.item_groups["popularity"].codes == 1
+            in_tail = split.is_tail
             lines.append(
                 f"  {phase.name}: {len(split.train.item):,} train, {len(split.valid.item):,} validation, "
                 f"{len(split.test.item):,} test; tail = {in_tail.sum():,} of {split.num_items:,} items "

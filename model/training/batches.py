@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from data.dataloader import BatchSampler
-from data.protocols.base import Phase
+from data.protocols.base import PER_PHASE, Phase
 from data.sampling.negatives import NegativeSampler
-from data.structs import ItemLists
 from model.methods.base import Method
 from model.runs.run import Run
 from model.training.pretrained import stages_to_train
@@ -16,12 +15,21 @@ from model.training.pretrained import stages_to_train
 def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Method) -> BatchSampler:
     """Make the sampler of a phase's batches."""
     config, split = run.config, phase.split
-    known: ItemLists = split.train.merge(split.valid) if config.upstream_compat else split.train
+    known = split.train if phase.barred is None else phase.barred
     negatives = NegativeSampler(known, split.num_items, config.num_negatives, config.in_batch_negatives, run.device)
     history = method.histories.of(split.histories, split)
     # upstream leaves the target in its history where there are no times (BookCrossing)
     exclude_target = not (config.upstream_compat and split.train.time is None)
-    return BatchSampler(split.train, negatives, history, exclude_target, config.upstream_compat)
+    return BatchSampler(
+        split.train,
+        negatives,
+        history,
+        exclude_target,
+        history_per_row=config.upstream_compat,
+        rows=phase.train_rows,
+        order=phase.order,
+        draws_once=phase.negatives == PER_PHASE,
+    )
 
 
 def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:

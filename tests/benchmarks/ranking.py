@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.protocols.base import Phase, ProtocolOptions
+from data.protocols.base import Phase, ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.readers.movielens import read_movielens
 from data.readers.options import ReadOptions, SyntheticOptions
@@ -56,7 +56,7 @@ def make_evaluator(data: InteractionData, block_mb: float) -> tuple[Evaluator, P
     backbone = SparseNN.build(data, config, seeds["initialisation"], CPU)
     held_out = np.zeros(data.num_users, bool)
     environment = Environment(config, data.user_groups, held_out, seeds, CPU)
-    options = ProtocolOptions(config.warm_threshold, KS, epochs=1, patience=1)
+    options = ProtocolSettings(config.warm_threshold, KS, epochs=1, patience=1)
     phase = leave_one_out(data, options, np.random.default_rng(seeds["split"])).phases[0]
     return Evaluator(backbone, Method(backbone, environment), environment), phase
 

@@ -20,13 +20,13 @@ import numpy as np
 from tabulate import tabulate
 
 from data.datareader import READERS
-from data.protocols.base import ProtocolOptions
+from data.protocols.base import ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.readers.options import ReadOptions
 from data.readers.rows import DataError
 
 SOURCES = (("ml", "."), ("bx", "BookCrossing"), ("bx", "BookCrossing-2004"))
-LEAVE_ONE_OUT = ProtocolOptions(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)
+LEAVE_ONE_OUT = ProtocolSettings(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)
 
 
 def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from data.protocols.base import ProtocolOptions
+from data.protocols.base import ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.readers.movielens import read_movielens
 from data.readers.options import ReadOptions
 from data.sampling.histories import HistorySampler
+from data.sampling.sources import history_source
 from data.structs import Group, Split
 from fairness_utils import expected_group_distributions, fairness_history_weights, js_divergence
 from model.runs.presets import PRESETS
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     data = read_movielens(ReadOptions(arguments.dataset_dir, "hash", Path("unused")))
-    options = ProtocolOptions(PRESETS["ml"]["warm_threshold"], (10,), 1, 1)
+    options = ProtocolSettings(PRESETS["ml"]["warm_threshold"], (10,), 1, 1)
     split = leave_one_out(data, options, np.random.default_rng(0)).phases[0].split
     group = data.user_groups["gender"]
     seed = stream_seeds(arguments.seed)["history"]
@@ -58,7 +59,7 @@ def main() -> None:
     for name, alpha, temperature in ROWS:
         weights = fairness_history_weights(split.histories, split.degree, group, alpha, temperature)
         expected = expected_group_distributions(split.histories, weights, group, split.num_items)
-        sampler = HistorySampler(split.histories, weights, 15, torch.device("cpu"))
+        sampler = history_source("sampled", split.histories, weights, 15, torch.device("cpu"))
         sampled, tail = sampled_distributions(sampler, split, group, seed)
         rows.append([name, f"{js_divergence(*sampled):.3f}", f"{js_divergence(*expected):.4f}", " / ".join(tail)])
     print(tabulate(rows, ["sampling", "JS, sampled", "JS, expected first draw", "tail share, M / F"], "github"))

@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
-from scipy.stats import chisquare, poisson
+from scipy.stats import chi2, chisquare, poisson
 
 from data.dataloader import BatchSampler, edge_batches
-from data.sampling.histories import HistorySampler, _arrival_limits, _normalised
+from data.sampling.early import EarlyHistorySampler, arrival_limits
+from data.sampling.histories import HistorySampler, normalised
 from data.sampling.negatives import NegativeSampler
+from data.sampling.recent import RecentHistory
+from data.sampling.sources import history_source
 from data.structs import Histories, HistoryWeights
 from fairness_utils import catalogue_log_weights
 from tests.support.no_host_sync import NoHostSync
@@ -42,19 +45,18 @@ def uniform_weights(histories):
     return weigh(np.zeros(len(histories.item)))
 
 
-# How a sampler works: "device" takes the branch of an accelerator, whole rows, with the tensors still on the host;
-# "host" looks at early arrivals first, of which the lists here are too short to leave any out; a number of entries
-# that are to arrive early makes it leave some out and finish some rows in full.
-WAYS = ["device", "host", 0.5, 3.0]
+# How a sampler works: "plain" draws whole rows; "early" looks at early arrivals first, of which the lists here are too
+# short to leave any out; a number of entries that are to arrive early makes it leave some out and finish some rows in
+# full.
+WAYS = ["plain", "early", 0.5, 3.0]
 
 
-def make_sampler(histories, weights, length, way="host", **options):
-    sampler = HistorySampler(histories, weights, length, CPU, **options)
-    if way == "device":
-        sampler.device = torch.device("cuda")
-    elif way != "host":
+def make_sampler(histories, weights, length, way="early", **options):
+    kind = HistorySampler if way == "plain" else EarlyHistorySampler
+    sampler = kind(histories, weights, length, CPU, **options)
+    if way not in ("plain", "early"):
         parts = zip(weights.log_mix, weights.log_weights, strict=True)
-        log_p = np.logaddexp.reduce([mix + _normalised(row, histories)[0] for mix, row in parts])
+        log_p = np.logaddexp.reduce([mix + normalised(row, histories)[0] for mix, row in parts])
         sampler._limit_arrivals(log_p, histories, way)
     return sampler
 
@@ -169,7 +171,7 @@ def test_mixture_is_renormalised_without_a_target_that_held_all_the_mass(exclude
 def test_normalised_equals_a_loop(lists, seed, spread):
     histories = make_histories(lists)
     log_weights = np.random.default_rng(seed).normal(scale=spread, size=len(histories.item))
-    log_p, log_rest = _normalised(log_weights, histories)
+    log_p, log_rest = normalised(log_weights, histories)
     for start, stop in zip(histories.indptr[:-1], histories.indptr[1:], strict=True):
         row = log_weights[start:stop]
         for n in range(len(row)):
@@ -268,7 +270,7 @@ def test_with_replacement_short_rows_repeat_their_own_items(excludes, way):
 
 def test_a_step_of_rows_too_many_for_one_block_is_the_same_draw(monkeypatch):
     histories = make_histories(USERS)
-    sampler = make_sampler(histories, uniform_weights(histories), 3, "device")
+    sampler = make_sampler(histories, uniform_weights(histories), 3, "plain")
     users = torch.tensor([1, 2, 0, 3, 2, 1, 2])
     whole = sampler.sample(users, None, generator(1))
     monkeypatch.setattr("data.sampling.histories.BLOCK_KEYS", 25)  # two rows of eleven
@@ -282,8 +284,8 @@ def test_a_step_of_rows_too_many_for_one_block_is_the_same_draw(monkeypatch):
 def test_the_expected_number_arrives_early(lists, kept, spread, seed):
     histories = make_histories(lists)
     log_weights = np.random.default_rng(seed).normal(scale=spread, size=len(histories.item))
-    log_p = _normalised(log_weights, histories)[0]
-    limit, chance = _arrival_limits(log_p, histories, kept)
+    log_p = normalised(log_weights, histories)[0]
+    limit, chance = arrival_limits(log_p, histories, kept)
     for n, (start, stop) in enumerate(pairwise(histories.indptr)):
         if stop - start <= kept:
             assert np.isinf(limit[n]) and (chance[start:stop] == 1).all()
@@ -292,6 +294,28 @@ def test_the_expected_number_arrives_early(lists, kept, spread, seed):
             assert chance[start:stop].sum() <= kept * (1 + 1e-9)
             if spread < 3:
                 assert chance[start:stop].sum() >= 0.99 * kept
+
+
+@pytest.mark.parametrize("excluded", [None, 17])
+def test_the_fast_sampler_draws_like_the_plain_one_from_long_histories(excluded):
+    """How often each of 150 entries is drawn, where most rows leave most entries unlooked at."""
+    rng = np.random.default_rng(6)
+    histories = make_histories([rng.permutation(400)[:size].tolist() for size in (30, 150, 90)])
+    weights = weigh(*rng.normal(scale=2, size=(2, len(histories.item))), mix=(0.4, 0.6))
+    users = torch.ones(6000, dtype=torch.int64)
+    exclude = None if excluded is None else torch.full((6000,), 30 + excluded)
+    counts = []
+    for way in ("plain", "early"):
+        history = make_sampler(histories, weights, 6, way).sample(users, exclude, generator(1))
+        assert bool(history.mask.all())
+        counts.append(np.bincount(history.items.flatten().numpy(), minlength=400)[histories[1]])
+    plain, early = (np.delete(count, [] if excluded is None else excluded) for count in counts)
+    both = plain + early
+    often = both >= 20
+    # entries of a draw exclude each other, which makes counts vary less than independent ones would
+    statistic = ((plain - early)[often] ** 2 / both[often]).sum()
+    assert often.sum() > 60 and statistic < chi2.isf(P_VALUE, often.sum())
+    assert excluded is None or counts[0][excluded] == counts[1][excluded] == 0
 
 
 def test_few_rows_of_a_long_tail_are_finished_in_full():
@@ -312,6 +336,41 @@ def test_few_rows_of_a_long_tail_are_finished_in_full():
     assert len(row) < 0.15 * len(histories.item) * 20, "most of the entries are never looked at"
     sampler.sample(users, None, generator())
     assert sum(finished) < 0.02 * len(users)
+
+
+# --- Recent histories, and sources by name ---
+
+
+@given(LISTS, st.integers(1, 7), st.booleans(), st.data())
+@settings(max_examples=80, deadline=None)
+def test_recent_histories_equal_a_loop(lists, length, excludes, data):
+    lists = [[item + 1 for item in row] for row in lists]  # item 0 is then padding alone
+    histories = make_histories(lists)
+    source = RecentHistory(histories, length, CPU)
+    candidates = [n for n, row in enumerate(lists) if row or not excludes]
+    users = data.draw(st.lists(st.sampled_from(candidates), min_size=1, max_size=15))
+    places = [data.draw(st.integers(0, len(lists[user]) - 1)) if excludes else len(lists[user]) for user in users]
+    exclude = histories.indptr[users] + np.array(places) if excludes else None
+    state = generator(3)
+    history = source.sample(torch.tensor(users), None if exclude is None else torch.from_numpy(exclude), state)
+    assert source.length == min(length, max(map(len, lists)))
+    for user, place, items, mask in zip(users, places, history.items.tolist(), history.mask.tolist(), strict=True):
+        wanted = lists[user][max(0, place - source.length) : place]
+        padding = source.length - len(wanted)
+        assert items == wanted + [0] * padding and mask == [True] * len(wanted) + [False] * padding
+    assert torch.equal(state.get_state(), generator(3).get_state()), "nothing is drawn"
+
+
+def test_a_source_is_made_by_its_name():
+    histories = make_histories([[1, 2, 3], [4]])
+    weights = uniform_weights(histories)
+    for device, kind in ((CPU, EarlyHistorySampler), (torch.device("meta"), HistorySampler)):
+        assert type(history_source("sampled", histories, weights, 2, device)) is kind
+    assert history_source("sampled", histories, weights, 5, CPU, with_replacement=True).length == 5
+    recent = history_source("recent", histories, None, 2, CPU)
+    assert recent.sample(torch.tensor([0, 1]), None, generator()).items.tolist() == [[2, 3], [4, 0]]
+    with pytest.raises(ValueError, match="history 'last': allowed is one of sampled, recent"):
+        history_source("last", histories, weights, 2, CPU)
 
 
 # --- Negatives ---
@@ -539,6 +598,95 @@ def test_negatives_and_histories_have_streams_of_their_own():
     assert not torch.equal(first.history.items, second.history.items)
 
 
+# --- Rows, order and negatives of a phase ---
+
+PHASE_LISTS = [[1, 2, 3, 4], [5, 6], [7, 8, 9, 10, 11], [12]]
+PHASE_ROWS = np.array([10, 2, 0, 7, 5, 11, 3])  # users 2, 0, 0, 2, 1, 3 and 0
+
+
+def phase_sampler(num_in_batch=0, kind="recent", **options):
+    train = make_histories(PHASE_LISTS)
+    history = history_source(kind, train, uniform_weights(train), 3, CPU)
+    return BatchSampler(train, make_negatives(PHASE_LISTS, 40, 3, num_in_batch), history, rows=PHASE_ROWS, **options)
+
+
+def pass_of(sampler, size=3, seed=0):
+    return [places.tolist() for places in sampler.batches(size, generator(seed))]
+
+
+@pytest.mark.parametrize("order", ["shuffled", "blocks", "shuffled blocks"])
+def test_only_the_phases_rows_are_trained_each_once_a_pass(order):
+    sampler = phase_sampler(order=order)
+    assert (sampler.num_rows, [sampler.steps(size) for size in (1, 3, 7, 8)]) == (7, [7, 3, 1, 1])
+    batches = pass_of(sampler)
+    assert sorted(place for batch in batches for place in batch) == list(range(7))
+    assert len(batches) == sampler.steps(3)
+    rows = []
+    for places in batches:
+        batch = sampler.sample(torch.tensor(places), generator(), generator())
+        assert batch.rows.tolist() == PHASE_ROWS[places].tolist()
+        train = make_histories(PHASE_LISTS)
+        assert batch.users.tolist() == train.owner[PHASE_ROWS[places]].tolist()
+        assert batch.positives.tolist() == train.item[PHASE_ROWS[places]].tolist()
+        # the past of a target is what lies before it in its user's history
+        for user, item, items, mask in zip(batch.users, batch.positives, *vars(batch.history).values(), strict=True):
+            own = PHASE_LISTS[user]
+            assert items[mask].tolist() == own[: own.index(item)][-3:]
+        rows += batch.rows.tolist()
+    assert sorted(rows) == sorted(PHASE_ROWS.tolist())
+
+
+def test_blocks_come_in_training_order_and_shuffled_blocks_stay_whole():
+    blocks = [[0, 1, 2], [3, 4, 5], [6]]
+    assert pass_of(phase_sampler(order="blocks")) == blocks
+    orders = {tuple(map(tuple, pass_of(phase_sampler(order="shuffled blocks"), seed=seed))) for seed in range(40)}
+    assert orders == set(permutations(map(tuple, blocks)))
+    state = generator(2)
+    passes = [[places.tolist() for places in phase_sampler(order="shuffled blocks").batches(1, state)] for _ in "ab"]
+    assert passes[0] != passes[1], "a new order each pass"
+
+
+@pytest.mark.parametrize("num_in_batch", [0, 2])
+def test_negatives_drawn_once_are_the_same_at_every_visit_of_a_row(num_in_batch):
+    sampler = phase_sampler(num_in_batch, draws_once=True)
+    state = generator(5)
+    whole = sampler.sample(torch.arange(7), state, generator()).negatives
+    assert torch.equal(state.get_state(), generator(5).get_state()), "the stream stays where a resumed one begins"
+    assert tuple(whole.shape) == (7, 3 + num_in_batch)
+    for places in pass_of(sampler, seed=3):
+        later = sampler.sample(torch.tensor(places), state, generator()).negatives
+        assert torch.equal(later, whole[places])
+    # a phase that is resumed draws the same ones, although its stream has moved on
+    moved = generator(5)
+    torch.rand(9, generator=moved)
+    again = phase_sampler(num_in_batch, draws_once=True).sample(torch.tensor([6, 2]), moved, generator()).negatives
+    assert torch.equal(again, whole[[6, 2]])
+    other = phase_sampler(num_in_batch, draws_once=True).sample(torch.arange(7), generator(6), generator()).negatives
+    assert not torch.equal(other, whole)
+    visits = [phase_sampler(num_in_batch).sample(torch.arange(7), state, generator()).negatives for _ in "ab"]
+    assert not torch.equal(*visits), "else they are drawn anew at each visit"
+
+
+def test_negatives_drawn_once_do_not_depend_on_the_parts_they_are_drawn_in(monkeypatch):
+    monkeypatch.setattr("data.dataloader.ONCE_ROWS", 2)
+    drawn = phase_sampler(draws_once=True).sample(torch.arange(7), generator(5), generator()).negatives
+    train, state = make_histories(PHASE_LISTS), generator(5)
+    negatives = make_negatives(PHASE_LISTS, 40, 3, 0)
+    for start in range(0, 7, 2):
+        rows = PHASE_ROWS[start : start + 2]
+        users, items = torch.from_numpy(train.owner[rows]), torch.from_numpy(train.item[rows])
+        assert torch.equal(drawn[start : start + 2], negatives.sample(users, items, state))
+
+
+def test_what_is_barred_is_never_a_negative():
+    train = make_histories([[1], [2]])
+    negatives = NegativeSampler(make_histories([[0, 1, 3, 4, 5], [2, 6]]), 7, 4, 2, CPU)
+    sampler = BatchSampler(train, negatives, None)
+    drawn = sampler.sample(torch.arange(2).repeat(100), generator(), generator()).negatives.view(100, 2, 6)
+    assert set(drawn[:, 0].flatten().tolist()) == {2, 6}
+    assert set(drawn[:, 1].flatten().tolist()) == {0, 1, 3, 4, 5}
+
+
 # --- The branch of an accelerator ---
 
 
@@ -553,7 +701,7 @@ def test_a_batch_on_a_device_keeps_the_host_going(compat, exclude_target):
         way: BatchSampler(
             train,
             make_negatives(lists, 60, 2, 3, way),
-            make_sampler(train, weights, 4, way, with_replacement=compat),
+            make_sampler(train, weights, 4, {"device": "plain", "host": "early"}[way], with_replacement=compat),
             exclude_target=exclude_target,
             history_per_row=compat,
         )

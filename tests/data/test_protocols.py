@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.options import parse_options
 from data.protocols import PROTOCOLS
-from data.protocols.base import ProtocolOptions, popularity_group
+from data.protocols.base import Protocol, ProtocolSettings, Task, popularity_group
 from data.protocols.loo import leave_one_out
 from data.structs import FeatureSpec, FeatureTable, Histories, InteractionData, ItemLists, Split
 
-OPTIONS = ProtocolOptions(warm_threshold=0.2, ks=(10, 20), epochs=7, patience=3)
+OPTIONS = ProtocolSettings(warm_threshold=0.2, ks=(10, 20), epochs=7, patience=3)
 NUM_ITEMS = 12
 # (user, item, time) in file order, every pair once; few times, so that ties are common
 EVENTS = st.lists(
@@ -52,7 +53,7 @@ def as_lists(lists):
 
 
 def apply(events, timed=True, seed=0, **changes):
-    options = ProtocolOptions(**{**vars(OPTIONS), **changes})
+    options = ProtocolSettings(**{**vars(OPTIONS), **changes})
     return leave_one_out(make_data(events, timed), options, np.random.default_rng(seed))
 
 
@@ -140,9 +141,9 @@ def test_the_phase_asks_validation_and_test_questions():
     assert PROTOCOLS["loo"] is leave_one_out
 
 
-def test_keep_valid_candidates_leaves_the_validation_item_among_the_candidates():
+def test_upstream_compat_leaves_the_validation_item_among_the_candidates():
     events = [(user, (user + step) % 12, step) for user in range(3) for step in range(5)]
-    phase = apply(events, keep_valid_candidates=True).phases[0]
+    phase = apply(events, upstream_compat=True).phases[0]
     assert as_lists(phase.tests[0].excluded) == as_lists(phase.valid.excluded) == as_lists(phase.split.train)
 
 
@@ -163,7 +164,7 @@ def test_no_asked_item_is_excluded_and_nothing_known_is_a_candidate(events, time
     [
         ({}, True, ["last item by time", "full catalogue", "train and validation items"]),
         ({"eval_negatives": 40_000}, True, ["40,000 sampled items"]),
-        ({"keep_valid_candidates": True}, True, ["minus the user's train items"]),
+        ({"upstream_compat": True}, True, ["minus the user's train items"]),
         ({}, False, ["random item"]),
     ],
 )
@@ -266,20 +267,21 @@ def test_which_item_is_the_test_item_changes_nothing_that_training_or_validation
 
 # --- FDA's protocol ---
 
-FDA_OPTIONS = ProtocolOptions(warm_threshold=0.2, ks=(10, 20), epochs=7, patience=3)
+FDA_OPTIONS = ProtocolSettings(warm_threshold=0.2, ks=(10, 20), epochs=7, patience=3)
 RATED = st.lists(
-    st.tuples(st.integers(0, 4), st.integers(0, NUM_ITEMS - 1), st.integers(1, 5)),
+    st.tuples(st.integers(0, 4), st.integers(0, NUM_ITEMS - 1), st.sampled_from([3, 4, 5])),
     min_size=1,
-    max_size=40,
+    max_size=60,
     unique_by=lambda event: event[:2],
 )
 
 
-def apply_fda(events, seed=0, **changes):
-    data = make_data([(user, item, 0) for user, item, _ in events])
+def apply_fda(events, seed=0, ks=FDA_OPTIONS.ks, **options):
+    data = make_data([(user, item, time) for time, (user, item, _) in enumerate(events)])
     data = dataclasses.replace(data, rating=np.array([rating for *_, rating in events], dtype=float))
-    options = ProtocolOptions(**{**vars(FDA_OPTIONS), **changes})
-    return PROTOCOLS["fda"](data, options, np.random.default_rng(seed))
+    fda = PROTOCOLS["fda"]
+    settings = dataclasses.replace(FDA_OPTIONS, ks=ks)
+    return fda(data, settings, np.random.default_rng(seed), fda.Options(**options))
 
 
 def pairs(lists):
@@ -299,6 +301,10 @@ def test_fda_splits_the_records_above_three_and_no_others(events, seed):
         rest = sum(owner == user for owner, _ in parts[0] | parts[1])
         assert sum(owner == user for owner, _ in parts[1]) == int(0.1 * rest + 0.5)
     assert split.degree.tolist() == np.bincount(split.train.item, minlength=NUM_ITEMS).tolist()
+    # each train item keeps the time of its own event, which is the event's place
+    places = {event[:2]: place for place, event in enumerate(events)}
+    rows = zip(split.train.owner.tolist(), split.train.item.tolist(), strict=True)
+    assert split.train.time.tolist() == [places[row] for row in rows]
     # what a user trains on or is validated on is no candidate at test, what she is tested on always is
     (test,) = phase.tests
     assert pairs(test.excluded) == parts[0] | parts[1] and pairs(phase.valid.excluded) == parts[0]
@@ -318,26 +324,144 @@ def test_fda_splits_by_its_seed_over_all_users_together():
 
 
 def test_fda_keeps_each_interactions_time():
-    events = [(0, item, 5) for item in range(NUM_ITEMS)]
-    data = make_data([(0, item, item) for item in range(NUM_ITEMS)])
-    data = dataclasses.replace(data, rating=np.full(len(events), 5.0))
-    split = PROTOCOLS["fda"](data, FDA_OPTIONS, np.random.default_rng(0)).phases[0].split
-    assert split.train.time.tolist() == sorted(split.train.item.tolist())
+    # later items have smaller ids, so that neither sorted ids nor sorted times alone pass
+    events = [(0, item, 5) for item in reversed(range(NUM_ITEMS))]
+    split = apply_fda(events).phases[0].split
+    assert split.train.time.tolist() == (NUM_ITEMS - 1 - split.train.item).tolist()
+    assert (np.diff(split.train.time) > 0).all()
+
+
+@pytest.mark.parametrize(("kept", "held_out"), [(1, 0), (4, 0), (5, 1), (9, 1), (14, 1), (15, 2)])
+def test_fda_holds_out_a_tenth_of_a_users_other_positives_rounded(kept, held_out):
+    """With as good as no test item, a user of `kept` positives has `held_out` validation items."""
+    split = apply_fda_of_one_user(kept, test_share=1e-9)
+    assert (len(split.test.item), len(split.valid.item), len(split.train.item)) == (0, held_out, kept - held_out)
+
+
+def apply_fda_of_one_user(positives, **options):
+    data = make_data([(0, item, 0) for item in range(positives)], num_items=20)
+    data = dataclasses.replace(data, rating=np.full(positives, 5.0))
+    fda = PROTOCOLS["fda"]
+    return fda(data, FDA_OPTIONS, np.random.default_rng(0), fda.Options(**options)).phases[0].split
+
+
+def test_fdas_options_choose_positives_shares_and_the_selecting_metric():
+    events = [(user, item, 1 + (user + item) % 5) for user in range(5) for item in range(NUM_ITEMS)]
+    protocol = apply_fda(events, liked=2, test_share=0.5, valid_share=0.4, selected_at=10)
+    (phase,) = protocol.phases
+    split, liked = phase.split, {event[:2] for event in events if event[2] > 2}
+    assert pairs(split.train) | pairs(split.valid) | pairs(split.test) == liked
+    assert len(split.test.item) == round(0.5 * len(liked))
+    rest = split.train.lengths + split.valid.lengths
+    assert split.valid.lengths.tolist() == [int(0.4 * count + 0.5) for count in rest]
+    assert phase.metric == "ndcg@10"
+    assert "ratings above 2, random 50/50 of all records, 40 % of each user's" in protocol.description
+    assert "ratings above 3, random 80/20 of all records, a tenth of each user's" in apply_fda(events).description
+
+
+@pytest.mark.parametrize("text", ["test_share=0", "test_share=1", "valid_share=1", "selected_at=0", "liked=inf"])
+def test_fdas_options_out_of_range_name_their_flag(text):
+    with pytest.raises(ValueError, match=f"--protocol_option={text}.*: allowed is"):
+        parse_options(PROTOCOLS["fda"].Options, [text], "protocol_option")
+
+
+def test_unknown_options_of_a_protocol_are_refused():
+    with pytest.raises(ValueError, match="--protocol_option=share=1: allowed is name=value with name one of liked, "):
+        parse_options(PROTOCOLS["fda"].Options, ["share=1"], "protocol_option")
+    with pytest.raises(ValueError, match="--protocol_option=share=1: there are no options"):
+        parse_options(PROTOCOLS["loo"].Options, ["share=1"], "protocol_option")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"eval_negatives": 5}, "ranks the full catalogue"),
-        ({"keep_valid_candidates": True}, "ranks the full catalogue"),
         ({"ks": (10,)}, "put 20 into --eval_k"),
+        ({"ks": (10, 20), "selected_at": 50}, "selects by NDCG@50; put 50 into --eval_k"),
     ],
 )
 def test_fda_refuses_what_its_protocol_is_not(changes, words):
     with pytest.raises(ValueError, match=words):
-        apply_fda([(0, 0, 5)], **changes)
+        apply_fda([(0, item, 5) for item in range(5)], **changes)
 
 
 def test_fda_needs_ratings_above_three():
     with pytest.raises(ValueError, match="has no rating above 3; use --protocol=loo"):
         apply_fda([(0, 0, 3), (1, 2, 1)])
+
+
+# --- What a phase may be ---
+
+
+def csr(lists):
+    indptr = np.array([0, *np.cumsum([len(row) for row in lists])], dtype=np.int64)
+    return ItemLists(indptr, np.array([item for row in lists for item in row], dtype=np.int64))
+
+
+@pytest.fixture
+def phase():
+    """Two users with train items [0, 1, 2] and [3, 4], a validation and a test item each, of eight items."""
+    events = [(0, item, item) for item in (0, 1, 2, 5, 6)] + [(1, item, item) for item in (3, 4, 5, 7)]
+    data = make_data(events, num_users=2, num_items=8)
+    return leave_one_out(data, OPTIONS, np.random.default_rng(0)).phases[0]
+
+
+def test_a_phase_trains_all_rows_shuffled_unless_it_says_otherwise(phase):
+    assert phase.train_rows is None and phase.num_rows == 5
+    assert (phase.order, phase.negatives, phase.barred, phase.number) == ("shuffled", "per visit", None, 0)
+    assert dataclasses.replace(phase, train_rows=np.array([4, 0])).num_rows == 2
+
+
+def test_upstream_never_draws_the_validation_item():
+    events = [(user, (user + step) % 12, step) for user in range(3) for step in range(5)]
+    phase = apply(events, upstream_compat=True).phases[0]
+    known = phase.split.train.merge(phase.split.valid)
+    assert as_lists(phase.barred) == as_lists(known)
+    assert apply(events).phases[0].barred is None
+
+
+LISTS = csr([[], []])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_rows": np.array([0, 5])}, r"train_rows span 0\.\.5; allowed is 0\.\.4"),
+        ({"train_rows": np.array([-1, 2])}, r"train_rows span -1\.\.2"),
+        ({"train_rows": np.array([3, 1, 3])}, "train row 3 occurs twice"),
+        ({"train_rows": np.array([0.5])}, r"train_rows are float64 \[1\]"),
+        ({"train_rows": np.zeros((1, 1), dtype=np.int64)}, r"train_rows are int64 \[1, 1\]"),
+        ({"train_rows": np.zeros(0, dtype=np.int64)}, "N > 0"),
+        ({"order": "sorted"}, "order is 'sorted'; allowed is one of shuffled, blocks, shuffled blocks"),
+        ({"negatives": "once"}, "negatives is 'once'; allowed is one of per visit, per phase"),
+        ({"barred": csr([[]])}, "barred items: 1 lists; need one for each of 2 users"),
+        ({"barred": csr([[8], []])}, r"barred items: ids span 8\.\.8; allowed is 0\.\.7"),
+        ({"valid": Task("own", csr([[]]), LISTS, None)}, "relevant items of task own: 1 lists"),
+        ({"tests": (Task("own", LISTS, csr([[], [], []]), None),)}, "excluded items of task own: 3 lists"),
+        ({"tests": (Task("own", LISTS, LISTS, csr([[], [9]])),)}, r"given items of task own: ids span 9\.\.9"),
+    ],
+)
+def test_a_phase_says_what_is_wrong_with_it(phase, changes, words):
+    with pytest.raises(ValueError, match=f"phase loo.*{words}"):
+        dataclasses.replace(phase, **changes)
+
+
+def test_a_task_has_all_items_some_drawn_or_lists_as_candidates():
+    for candidates, drawn, lists in ((None, 0, None), (3, 3, None), (LISTS, 0, LISTS)):
+        task = Task("own", LISTS, LISTS, candidates)
+        assert task.num_sampled == drawn and task.given is lists
+    with pytest.raises(ValueError, match="task own: 0 candidates"):
+        Task("own", LISTS, LISTS, 0)
+
+
+def test_a_protocol_numbers_its_phases_and_refuses_names_that_are_taken(phase):
+    def named(*names):
+        return Protocol("toy", "", (5,), tuple(dataclasses.replace(phase, name=name) for name in names))
+
+    assert [one.number for one in named("a", "b", "c").phases] == [0, 1, 2]
+    for names, taken in ((("a", "b", "a"), "a"), (("fresh",), "fresh")):
+        with pytest.raises(ValueError, match=f"phase name '{taken}'"):
+            named(*names)
+
+
+def test_a_phase_without_tests_is_a_phase(phase):
+    assert dataclasses.replace(phase, tests=(), valid=None).selected_by == "last epoch"

@@ -274,6 +274,12 @@ def split(**changes):
     return Split(**{**values, **changes})
 
 
+def test_the_tail_is_what_the_label_says_whatever_its_code():
+    assert split().is_tail.tolist() == [False, False, True, True]
+    turned = Group("popularity", integers(0, 0, 1, 1), ("tail", "head"))
+    assert split(item_groups={"popularity": turned}).is_tail.tolist() == [True, True, False, False]
+
+
 def test_split_sizes():
     assert (split().num_users, split().num_items) == (2, 4)
 

@@ -104,6 +104,20 @@ def test_group_parity_weights_equal_a_loop_for_any_number_of_groups():
     assert group_parity_log_weights(test, group, 12, kappa, counts_from=train) == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_mixture_counts_groups_in_train_where_it_draws_from_other_histories():
+    """Test histories that hold validation items: what a group likes is still counted in train alone."""
+    train = make_histories([[0, 1], [0], [1], [2, 1]])
+    test = make_histories([[0, 1, 2], [0, 2], [1, 0], [2, 1, 0]])
+    group, degree = make_group([0, 0, 1, 1]), np.array([2, 3, 1])
+    weights = fairness_history_weights(test, degree, group, 0.5, 1.0, kappa=3.0, counts_from=train)
+    # P(.|M) = (3, 2, 1)/6, P(.|F) = (1, 3, 2)/6 with one more of each item, mean (4, 5, 3)/12
+    mean, share = np.array([4, 5, 3]) / 12, np.array([[3, 2, 1], [1, 3, 2]]) / 6
+    expected = np.log((mean / share)[group.codes[test.owner], test.item])
+    assert weights.log_weights[1] == pytest.approx(expected, abs=1e-14)
+    own = fairness_history_weights(test, degree, group, 0.5, 1.0, kappa=3.0)
+    assert not np.allclose(own.log_weights[1], expected), "counts of the test histories would be others"
+
+
 def test_users_of_unknown_group_draw_uniformly_and_count_nowhere():
     histories, group, _ = skewed(unknown=0.3, seed=5)
     known = group.codes >= 0

@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from data.dataloader import BatchSampler, edge_batches
-from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
+from data.sampling.sources import history_source
 from data.structs import FeatureSpec, FeatureTable, Histories, History, HistoryWeights
 from model.losses import margin_ranking_loss
 from model.sparsenn import SparseNN, SparseNNOptions
@@ -182,7 +182,7 @@ def train_on_checkerboard(synthesis, epochs=12, size=32, seed=0):
     options = SparseNNOptions(synthesis, 5, embedding_dim=16, user_hidden=(32,), item_hidden=(32,), base_hidden=(32,))
     torch.manual_seed(seed)
     backbone, cpu = SparseNN(users, items, options), torch.device("cpu")
-    history = HistorySampler(train, HistoryWeights(np.zeros(1), np.zeros((1, len(item)))), 5, cpu)
+    history = history_source("sampled", train, HistoryWeights(np.zeros(1), np.zeros((1, len(item)))), 5, cpu)
     sampler = BatchSampler(train, NegativeSampler(train, size, 4, 4, cpu), history)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(backbone.parameters(), lr=3e-3)

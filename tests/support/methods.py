@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from data.dataloader import BatchSampler
-from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
+from data.sampling.sources import history_source
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ def make_sampler(phase, config, method, backbone):
     history = None
     if backbone.history_kind is not None:
         weights = method.history_weights(phase.split.histories, phase.split)
-        history = HistorySampler(phase.split.histories, weights, config.sample_size, CPU)
+        history = history_source("sampled", phase.split.histories, weights, config.sample_size, CPU)
     return BatchSampler(train, negatives, history, history_per_row=config.upstream_compat)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from data.protocols.base import Protocol
-from data.sampling.histories import HistorySampler
+from data.sampling.sources import history_source
 from fairness_utils import rerank_ranking, target_shares
 from model import METHODS
 from model.evaluation import ranker
@@ -178,7 +178,7 @@ def test_draws_are_averaged(make_evaluator, tiny_phase, draws):
     vectors = evaluator.represent(users, split.test_histories, split)
     histories = split.test_histories
     weights = evaluator.method.history_weights(histories, split)
-    sampler = HistorySampler(histories, weights, evaluator.environment.config.sample_size, CPU)
+    sampler = history_source("sampled", histories, weights, evaluator.environment.config.sample_size, CPU)
     generator = torch_generator(evaluator.environment.seeds["evaluation"])
     backbone, rows = evaluator.backbone, torch.from_numpy(users)
     with torch.no_grad():

@@ -14,7 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.structs import ItemLists
 from model.evaluation.candidates import popularity_scores, random_scores, sample_candidates
-from model.evaluation.ranking import ENGINE_FLOATS, block_users_for, rank_catalogue
+from model.evaluation.ranking import (
+    ENGINE_FLOATS,
+    SORTED_FROM,
+    _count_at_least_compared,
+    _count_at_least_sorted,
+    block_users_for,
+    rank_catalogue,
+)
 from tests.benchmarks import ranking as benchmark
 
 
@@ -147,6 +154,35 @@ def test_many_relevant_items_fill_the_first_ranks():
     assert result.topk.tolist() == [[0, 1, 2, 3, 4]] * 2
     tied = rank_catalogue(scorer_of(0 * scores), np.arange(2), relevant, lists_of([[], []]), 20, 5, 1)
     assert tied.ranks.tolist() == list(range(9, 21))
+
+
+@given(questions())
+@settings(max_examples=60, deadline=None)
+def test_sorting_a_row_counts_what_comparing_with_all_of_it_counts(question):
+    scores, users, relevant, excluded, _ = question
+    masked = torch.from_numpy(scores[users].astype(np.float32))
+    for row, user in enumerate(users):
+        masked[row, excluded[user]] = -torch.inf
+    wanted = lists_of(relevant)
+    if len(wanted.item):
+        row, item = torch.from_numpy(wanted.owner), torch.from_numpy(wanted.item)
+        value = masked[row, item]
+        sorted_counts = _count_at_least_sorted(masked, wanted, row, value)
+        assert torch.equal(sorted_counts, _count_at_least_compared(masked, row, value))
+
+
+def test_users_with_many_relevant_items_are_ranked_by_the_definition():
+    """More than are compared one by one, unevenly many, and tied."""
+    generator = np.random.default_rng(8)
+    scores = generator.integers(0, 9, size=(6, 90)).astype(float)
+    relevant = [generator.permutation(80)[:size].tolist() for size in (80, 0, 1, 30, 70, 12)]
+    assert sum(map(len, relevant)) > SORTED_FROM * len(relevant)
+    excluded = [[], [3, 80], [85], [], [81, 82, 89], [88]]
+    result = rank_catalogue(scorer_of(scores), np.arange(6), lists_of(relevant), lists_of(excluded), 90, 5, 6)
+    for user in range(6):
+        ranks, best, *_ = literal_ranking(scores[user], relevant[user], excluded[user], 5)
+        assert result.ranks[result.relevant.owner == user].tolist() == ranks
+        assert result.topk[user].tolist() == best
 
 
 def test_float_ties_across_the_boundary_go_to_the_lowest_ids():

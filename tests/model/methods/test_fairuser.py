@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import main
-from data.protocols.base import ProtocolOptions
+from data.protocols.base import ProtocolSettings
 from data.protocols.loo import leave_one_out
 from data.structs import Batch, Group
 from model.factorisation import MatrixFactorisation
@@ -81,7 +81,7 @@ def batch_of(rows=40, negatives=2, seed=0):
 def planted_problem(users=300, antidotes=150, seed=0):
     """A problem with real users of two tastes that the groups lean to, and copies of real users as profiles."""
     data, truth = generate(Planted(num_users=users, length=10, genres=2, cell_size=12, lean=(0.2, 0.8)))
-    options = ProtocolOptions(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)
+    options = ProtocolSettings(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)
     split = leave_one_out(data, options, np.random.default_rng(seed)).phases[0].split
     rows = dense_rows(split.train, torch.arange(users), split.num_items)
     left, values, _ = torch.linalg.svd(rows, full_matrices=False)

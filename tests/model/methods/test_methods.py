@@ -10,8 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from data.options import parse_options
-from data.structs import Batch, Group, History
-from fairness_utils import fairness_history_weights
+from data.structs import Batch, Group, Histories, History
+from fairness_utils import fairness_history_weights, group_parity_log_weights
 from model import METHODS
 from model.evaluation.probes import held_out_users
 from model.methods.base import Method
@@ -359,14 +359,11 @@ def test_options_of_fabuhs_out_of_range_are_errors(text):
         parse_options(FABUHS.Options, [text])
 
 
-def test_fabuhs_reads_the_settings_of_history_sampling_where_histories_are_drawn(make_config):
-    on = make_config(fairness_sampling=True)
-    assert FABUHS.unread(on) == {"backbone_checkpoint"}
-    assert FABUHS.unread(make_config()) == {"backbone_checkpoint", "fairness_weight"}
-    for changes in ({"synthesis_type": "none"}, {"backbone": "bprmf"}):
-        unread = FABUHS.unread(make_config(fairness_sampling=True, **changes))
-        assert {"fairness_sampling", "fairness_weight"} <= unread and "adversarial_ramp" not in unread
-    assert {"fairness_sampling", "adversary_input"} <= METHODS["none"].unread(on)
+def test_settings_of_the_adversaries_are_fabuhs_s_alone(make_config):
+    own = {"adversarial_ramp", "adversary_input", "fairness_sampling", "fairness_weight"}
+    assert not own & FABUHS.unread(make_config())
+    for name in METHODS:
+        assert name == "fabuhs" or own <= METHODS[name].unread(make_config(fairness_method=name))
 
 
 def test_the_baseline_takes_no_options_and_keeps_no_state(train):
@@ -398,3 +395,15 @@ def test_sparse_updates_move_only_the_users_of_the_step_and_those_as_adam_does(t
 def test_sparse_updates_refuse_several_processes(train):
     with pytest.raises(ValueError, match=r"--sparse_updates works in one process"):
         train("none", steps=0, sparse_updates=True, processes=Processes(0, 2))
+
+
+def test_group_parity_at_test_counts_groups_in_train_alone(train, tiny_phase):
+    """Histories that hold the validation items too are drawn by what groups like in train."""
+    _, method, _ = train("fabuhs", steps=0, fairness_sampling=True, fairness_weight=0.0)
+    split = tiny_phase.split
+    joined = split.train.merge(split.valid)
+    histories = Histories(joined.indptr, joined.item)
+    group = method.group
+    found = method.history_weights(histories, split).log_weights[0]
+    assert np.array_equal(found, group_parity_log_weights(histories, group, split.num_items, counts_from=split.train))
+    assert not np.allclose(found, group_parity_log_weights(histories, group, split.num_items))

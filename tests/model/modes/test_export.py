@@ -14,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from data.protocols.base import ProtocolOptions, Task
+from data.protocols.base import ProtocolSettings, Task
 from data.protocols.loo import leave_one_out
 from data.structs import Group, ItemLists
 from model.modes.export_split import export_split
@@ -36,7 +36,7 @@ def make_run(make_config):
     """A function: data -> a run of the leave-one-out protocol on it."""
 
     def make(data, **changes):
-        protocol = leave_one_out(data, ProtocolOptions(0.2, (10, 5), 2, 2), np.random.default_rng(0))
+        protocol = leave_one_out(data, ProtocolSettings(0.2, (10, 5), 2, 2), np.random.default_rng(0))
         config, device = make_config(**changes), torch.device("cpu")
         return Run(data, protocol, Environment(config, data.user_groups, np.array([]), {}, device))
 

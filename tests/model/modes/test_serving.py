@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 
 import main
 from data.protocols import PROTOCOLS
-from data.protocols.base import Task
+from data.protocols.base import Task, protocol
 from data.protocols.loo import leave_one_out
 from data.structs import Histories, ItemLists
 from model.evaluation.evaluator import Evaluator
@@ -123,9 +123,10 @@ def test_evaluation_does_not_touch_a_folder_in_use(tmp_path, capsys, trained):
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 
-def two_left(data, options, rng):
+@protocol()
+def two_left(data, settings, rng, options):
     """Leave-one-out that asks for validation and test items at once: the same train split, another question."""
-    made = leave_one_out(data, options, rng)
+    made = leave_one_out(data, settings, rng)
     (phase,) = made.phases
     split = phase.split
     both = split.valid.merge(split.test)
@@ -135,9 +136,10 @@ def two_left(data, options, rng):
     return replace(made, name="two left", description="the last two items", phases=(phase,))
 
 
-def all_but_one(data, options, rng):
+@protocol()
+def all_but_one(data, settings, rng, options):
     """Leave-one-out that trains on the validation item too: another train split."""
-    made = leave_one_out(data, options, rng)
+    made = leave_one_out(data, settings, rng)
     (phase,) = made.phases
     split = phase.split
     joined = split.train.merge(split.valid)
@@ -203,8 +205,7 @@ BROKEN = {
     "other format": (lambda trained: content_of(trained) | {"format": 99}, "checkpoint format 99"),
     "a part missing": (lambda trained: without(trained, "train_fingerprint"), "no whole checkpoint"),
     "weights missing": (lambda trained: without(trained, "backbone"), "no whole checkpoint"),
-    "settings missing": (lambda trained: foreign(trained, lr="gone"), "no whole checkpoint"),
-    "settings unknown": (lambda trained: foreign(trained, colour=1), "no whole checkpoint"),
+    "settings unknown": (lambda trained: foreign(trained, colour=1), "unknown setting colour"),
     "other architecture": (lambda trained: foreign(trained, user_hidden=[8]), "do not fit the model"),
     "other synthesis": (lambda trained: foreign(trained, synthesis_type="gru"), "do not fit the model"),
     "other data set": (lambda trained: foreign(trained, dataset="netflix"), "--dataset=netflix"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data.protocols import PROTOCOLS
-from data.protocols.base import Phase, Protocol
+from data.protocols.base import Phase, Protocol, protocol
 from data.protocols.loo import leave_one_out
 from model import BACKBONES, METHODS
 from model.evaluation.evaluator import Evaluator
@@ -61,12 +61,13 @@ class Noted(Method):
         return {**super().stateful(), "steps": self.steps}
 
 
-def warmed_up(data, options, rng):
+@protocol()
+def warmed_up(data, settings, rng, options):
     """A toy protocol: a phase that only trains, then one that is validated and tested."""
-    (loo,) = leave_one_out(data, options, rng).phases
+    (loo,) = leave_one_out(data, settings, rng).phases
     first = Phase("warm-up", loo.split, 2, loo.metric, 1, 2, None, ())
     second = Phase("asked", loo.split, 2, loo.metric, 1, 2, loo.valid, loo.tests)
-    return Protocol("warmed_up", "a phase without tests first", options.ks, (first, second))
+    return Protocol("warmed_up", "a phase without tests first", settings.ks, (first, second))
 
 
 @pytest.fixture(autouse=True)

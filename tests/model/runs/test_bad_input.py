@@ -27,6 +27,7 @@ import main
 from data.dataloader import BatchSampler
 from data.datareader import READERS
 from data.protocols import PROTOCOLS
+from data.protocols.base import protocol
 from data.protocols.loo import leave_one_out
 from data.readers.rows import read_csv_rows
 from data.structs import Group, Histories, ItemLists, Rejected
@@ -178,9 +179,10 @@ def test_users_with_few_interactions_train_or_are_left_out(tmp_path, register, s
     assert 0 <= result["metrics"]["test/reranked/ndcg@3"] <= 1 and result["metrics"]["test/leakage_auc/gender"] >= 0
 
 
-def cold(data, options, rng):
+@protocol()
+def cold(data, settings, rng, options):
     """Leave-one-out in which the first three users have no train interactions."""
-    made = leave_one_out(data, options, rng)
+    made = leave_one_out(data, settings, rng)
     (phase,) = made.phases
     split = phase.split
     keep = split.train.owner > 2
@@ -194,8 +196,9 @@ def cold(data, options, rng):
 def test_a_user_without_train_interactions_is_still_scored(tmp_path, monkeypatch, register, synthesis_type):
     register()
     monkeypatch.setitem(PROTOCOLS, "cold", cold)
-    hidden = {"user_hidden": None, "item_hidden": None} if synthesis_type == "none" else {}
-    result = run_main(tmp_path, **{**TOY, **FAIR, **hidden}, synthesis_type=synthesis_type, protocol="cold")
+    base = {"user_hidden": None, "item_hidden": None, "sample_size": 15, "fairness_sampling": False}
+    own = base if synthesis_type == "none" else {}
+    result = run_main(tmp_path, **{**TOY, **FAIR, **own}, synthesis_type=synthesis_type, protocol="cold")
     frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
     assert (frame["user"].value_counts() == 3).all() and {0, 1, 2} <= set(frame["user"])
     assert np.isfinite(frame["score"]).all() and result["metrics"]["test/leakage_auc/gender"] >= 0

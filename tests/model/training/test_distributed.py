@@ -26,8 +26,8 @@ from torch import nn
 
 import main
 from data.dataloader import BatchSampler
-from data.sampling.histories import HistorySampler
 from data.sampling.negatives import NegativeSampler
+from data.sampling.sources import history_source
 from data.structs import ItemLists, Ranking
 from fairness_utils import ConditionalAdversary
 from model import METHODS
@@ -153,7 +153,7 @@ def train(tiny_data, tiny_phase, make_config):
             history = None
             if backbone.history_kind is not None:
                 weights = method.history_weights(split.histories, split)
-                history = HistorySampler(split.histories, weights, config.sample_size, CPU)
+                history = history_source("sampled", split.histories, weights, config.sample_size, CPU)
             sampler = BatchSampler(split.train, negatives, history, history_per_row=config.upstream_compat)
             generator, step, values = torch_generator(3), partial(update, processes=processes), []
             for size in sizes:
@@ -212,7 +212,11 @@ def test_rankings_are_joined_in_order():
     assert whole.topk.shape == whole.scores.shape == (3, 2)
 
 
-@pytest.mark.parametrize("candidates", [None, 8])
+# the same seven items for each of 60 users
+GIVEN = ItemLists(7 * np.arange(61), np.tile(np.arange(3, 38, 5), 60))
+
+
+@pytest.mark.parametrize("candidates", [None, 8, GIVEN])
 def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidates):
     config = make_config()
     seeds = stream_seeds(0)
@@ -223,11 +227,21 @@ def test_processes_rank_as_one_does(tiny_data, tiny_phase, make_config, candidat
             backbone = SparseNN.build(tiny_data, config, seeds["initialisation"], CPU)
         environment = Environment(config, tiny_data.user_groups, held_out, seeds, CPU, processes)
         evaluator = Evaluator(backbone, METHODS["none"](backbone, environment), environment)
+        rank_alone = evaluator._rank_alone
+
+        def counted(score, users, *arguments):
+            shares.append(len(users))
+            return rank_alone(score, users, *arguments)
+
+        evaluator._rank_alone, shares = counted, shared.setdefault(processes.world, [])
         return evaluator.rank(task, tiny_phase.split.test_histories, tiny_phase.split, 10)
 
+    shared: dict[int, list[int]] = {}
     (one,) = together(1, work)
     many, *others = together(3, work)
     assert others == [None, None]
+    # where candidates are drawn, user after user, one process does all
+    assert len(shared[3]) == (1 if candidates == 8 else 3) and sum(shared[3]) == sum(shared[1])
     for field in ("users", "ranks", "topk", "candidates"):
         np.testing.assert_array_equal(getattr(one, field), getattr(many, field), err_msg=field)
     np.testing.assert_allclose(one.scores, many.scores, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,33 @@
+"""What backbones read of a user's past, by the name of its kind."""
+
+from __future__ import annotations
+
+import torch
+
+from data.sampling.early import EarlyHistorySampler
+from data.sampling.histories import HistorySampler
+from data.sampling.recent import RecentHistory
+from data.structs import Histories, HistoryWeights
+
+HistorySource = HistorySampler | RecentHistory
+
+
+def history_source(
+    kind: str,
+    histories: Histories,
+    weights: HistoryWeights | None,
+    length: int,
+    device: torch.device,
+    with_replacement: bool = False,
+) -> HistorySource:
+    """Make what gives users' histories of `length` items, by `sample(users, exclude, generator) -> History`.
+
+    "sampled" draws by `weights` without replacement; `with_replacement` repeats items of shorter histories. "recent"
+    reads the last items, and neither weights nor `with_replacement`. Raises ValueError for another kind.
+    """
+    if kind == "recent":
+        return RecentHistory(histories, length, device)
+    if kind != "sampled":
+        raise ValueError(f"history {kind!r}: allowed is one of sampled, recent")
+    sampler = EarlyHistorySampler if device.type == "cpu" else HistorySampler
+    return sampler(histories, weights, length, device, with_replacement)
