@@ -45,9 +45,11 @@ class AttentionSynthesis(nn.Module):
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, projection: int = 96):
         super().__init__()
-        for width, what in ((projection, "the query"), (item_width, "an item's features; see --embedding_dim")):
-            if width % heads:
-                raise ValueError(f"--attention_heads={heads} does not divide the width {width} of {what}")
+        if projection % heads or item_width % heads:
+            raise ValueError(
+                f"--attention_heads={heads} must divide both the width {projection} of queries and that of the items' "
+                f"features, {item_width} (columns x --embedding_dim): change one of the two"
+            )
         self.heads, self.width = heads, item_width
         self.query = nn.Linear(user_width, projection)
         self.key = nn.Linear(item_width, projection)
