@@ -30,7 +30,7 @@ class Tables:
 class MatrixFactorisation(Backbone):
     """Inner products of user and item vectors, without biases (BPR-MF: Rendle et al., UAI 2009; PMF: NeurIPS 2007).
 
-    Others refine `vectors`.
+    Subclasses change `vectors`.
     """
 
     inner_product = True
@@ -60,7 +60,7 @@ class MatrixFactorisation(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: the towers' settings and the graph's."""
+        """As in `Backbone`: the settings of towers and graphs."""
         return TOWERS_ALONE | {"graph_layers"}
 
     @classmethod
@@ -70,27 +70,27 @@ class MatrixFactorisation(Backbone):
 
     @property
     def noise_shape(self) -> tuple[int, int]:
-        """Shape `[I, D]` of the noise that `prepare` adds to the item table, before anything is propagated."""
+        """Shape [I, d] of the noise that `prepare` adds to the item table, before anything is propagated."""
         return tuple(self.item.weight.shape)
 
     def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> Tables:
-        """Vectors of all users and items, those of items with `item_noise [I, D]` added to their table.
+        """Compute the vectors of all users and items; `item_noise [I, d]` is added to the item table.
 
-        Which `items` a step asks for makes no difference: a table is read where it is needed.
+        `items` make no difference: a table is read only where it is needed.
         """
         item = self.item.weight if item_noise is None else self.item.weight + item_noise
         return Tables(*self.vectors(self.user.weight, item))
 
     def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Final vectors from the tables `user [U, d]`, `item [I, d]`: here the same."""
+        """Compute the final vectors [U, D], [I, D] from the tables `user [U, d]`, `item [I, d]`: here the same."""
         return user, item
 
     def encode_users(self, context: Tables, users: torch.Tensor, history: History | None) -> torch.Tensor:
-        """User vectors `[B, D]` of `users [B]`."""
+        """As in `Backbone`."""
         return F.embedding(users, context.users)
 
     def encode_items(self, context: Tables, items: torch.Tensor) -> torch.Tensor:
-        """Item vectors `[..., D]` of `items [...]`."""
+        """As in `Backbone`."""
         return F.embedding(items, context.items)
 
     def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
@@ -136,7 +136,7 @@ class NeuMF(MatrixFactorisation):
 
     @property
     def floats_per_pair(self) -> int:
-        """Numbers that scoring one (user, item) pair keeps at a time."""
+        """As in `Backbone`."""
         return self._floats
 
     def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
@@ -152,16 +152,16 @@ class NeuMF(MatrixFactorisation):
         return self.scorer.catalogue(weighted, product) + self._deep(own, other[None])
 
     def _user_side(self, user: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both parts of `user [b, 2d]`, the product's times the output's weights: `[b, d]` twice."""
+        """Split `user [b, 2d]` in the product's part, times the output's weights, and the MLP's: [b, d] each."""
         product, own = user.split(self.dim, dim=1)
         return product * self.output.weight[0, : self.dim], own
 
     def _deep(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """What the MLP adds to the score of `own [b, d]` with `other [b or 1, m, d]`: `[b, m]`."""
+        """Compute what the MLP adds to the scores of `own [b, d]` with `other [b or 1, m, d]`: [b, m]."""
         first = self.layers[0]
         # a Linear on [u; v] is the sum of one on u and one on v: no [b, m, 2d] of pairs is built
         left, right = first.weight.split(self.dim, dim=1)
-        hidden = F.linear(own, left, first.bias)[:, None] + F.linear(other, right)
+        hidden = F.linear(own, left, first.bias)[:, None] + F.linear(other, right)  # [b, m, h]
         for layer in self.layers[1:]:
             hidden = layer(hidden.relu_())
         return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias

@@ -24,7 +24,7 @@ class Edges:
     weight: torch.Tensor
 
     def times(self, dense: torch.Tensor) -> torch.Tensor:
-        """Product with `dense [columns, d]`: `[rows, d]`, in a third of the time that a sparse tensor's takes."""
+        """Multiply with `dense [columns, d]`: [rows, d], three times as fast as a sparse tensor does."""
         return F.embedding_bag(
             self.item, dense, self.indptr, mode="sum", per_sample_weights=self.weight, include_last_offset=True
         )
@@ -44,7 +44,10 @@ class _Spread(torch.autograd.Function):
 
 
 class GraphConvolution(MatrixFactorisation):
-    """Linear convolution of the tables over the train interactions; forms differ in the edges' weights and the end."""
+    """Linear convolution of the tables over the train interactions.
+
+    Subclasses say how edges are weighed (`edge_weights`) and how layers become vectors (`vectors`).
+    """
 
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
         super().__init__(num_users, num_items, dim)
@@ -52,7 +55,7 @@ class GraphConvolution(MatrixFactorisation):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: the towers' settings."""
+        """As in `Backbone`: the settings of towers."""
         return TOWERS_ALONE
 
     @classmethod
@@ -72,11 +75,11 @@ class GraphConvolution(MatrixFactorisation):
         )
 
     def edge_weights(self, user_degree: np.ndarray, item_degree: np.ndarray) -> np.ndarray:
-        """Weight of each interaction `[E]` from the degrees of its ends."""
+        """Compute the weight of each interaction [E] from the degrees of its user and its item."""
         raise NotImplementedError
 
     def spread(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What users get from their items and items from their users in one layer: `[U, d]`, `[I, d]`."""
+        """Compute what users get from their items and items from their users in one layer: [U, d], [I, d]."""
         return (
             _Spread.apply(self.to_users, self.to_items, item),
             _Spread.apply(self.to_items, self.to_users, user),

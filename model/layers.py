@@ -15,7 +15,7 @@ EMBEDDING_STD = 0.1
 
 
 def mlp(widths: Sequence[int], affine_norm: bool = True) -> nn.Sequential:
-    """Linear layers with LayerNorm and GELU between them and neither after the last (BUHS, section 3.5)."""
+    """Make linear layers with LayerNorm and GELU between them, and neither after the last (BUHS, section 3.5)."""
     layers = []
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
         if index:

@@ -17,9 +17,10 @@ TILE_PAIRS = 1 << 14
 
 
 def _users_at_a_time(user: torch.Tensor, pairs: int, items: int) -> int:
-    """How many of `user [B, D]` make up to `pairs` with `items` each; all of them on another device than a CPU.
+    """Say how many rows of `user [B, D]` to score at a time with `items` each, at most `pairs` pairs together.
 
-    On a CPU a part's numbers should stay in the cache, and large blocks of fresh memory are slow.
+    On a CPU the numbers of a part should stay in its cache, and large blocks of fresh memory are slow; another device
+    takes all rows at once.
     """
     return max(1, pairs // items) if user.device.type == "cpu" else len(user)
 
@@ -63,7 +64,7 @@ class DotScorer(nn.Module):
         super().__init__()
 
     def item_side(self, vectors: torch.Tensor) -> torch.Tensor:
-        """What scoring needs of each item, from its vector `[n, D]`: here the vector."""
+        """Compute what scoring needs of each item from its vector `[n, D]`: here the vector."""
         return _at_least_float32(vectors)
 
     def forward(self, user: torch.Tensor, item: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -97,13 +98,13 @@ class DotCompressScorer(nn.Module):
         self.floats_per_pair = 5 + 3 * sum(hidden)
 
     def item_side(self, vectors: torch.Tensor) -> torch.Tensor:
-        """What scoring needs of each item, from its vector `[n, D]`: `[n, D + 2]` with v.v and sum(v) at the end."""
+        """Compute what scoring needs of each item from its vector `[n, D]`: [n, D + 2], v.v and sum(v) at the end."""
         # squares and sums over a vector need more digits than bf16 has
         vectors = _at_least_float32(vectors)
         return torch.cat([vectors, vectors.square().sum(-1, keepdim=True), vectors.sum(-1, keepdim=True)], dim=-1)
 
     def _folded(self) -> torch.Tensor:
-        """The first layer as a `[6, hidden]` map of (u.u, u.v, v.v, sum u, sum v, 1)."""
+        """Fold the first layer into a [6, hidden] map of (u.u, u.v, v.v, sum u, sum v, 1)."""
         first = self.mlp[0]
         user_half, item_half = first.weight.split(self.weight.shape[1], dim=1)
         from_user, from_item = self.weight @ user_half.T, self.weight @ item_half.T

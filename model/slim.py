@@ -38,7 +38,11 @@ class Penalties:
 
 
 class Fit(NamedTuple):
-    """What a fit came to: the objective summed over users, the last residuals' largest, most iterations of a block."""
+    """What came of a fit.
+
+    `objective` is summed over users, `residual` the largest last residual of a block of users, `iterations` the most
+    iterations that a block took.
+    """
 
     objective: float
     residual: float
@@ -64,7 +68,7 @@ class Problem:
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian)).to(gram.dtype)
 
     def solve(self, users: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
-        """Weights `[b, U]` of `users [b]`, and the residual after each iteration, relative to the first solution."""
+        """Solve for the weights [b, U] of `users [b]`, and give each residual, relative to the first solution."""
         rows, residuals = torch.arange(len(users), device=users.device), []
         fixed = self.gram[users] @ self.inverse
         state, scale = torch.zeros_like(fixed), max(float(fixed.norm()), torch.finfo(fixed.dtype).tiny)
@@ -78,7 +82,7 @@ class Problem:
             residuals.append(float(change.norm()) / scale)
 
     def objective(self, users: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The objective of each of `users [b]` at `weights [b, U]`: `[b]`."""
+        """Compute the objective of each of `users [b]` at `weights [b, U]`: [b]."""
         penalties, own = self.penalties, self.gram[users]
         fit = (weights * (weights @ self.gram / 2 - own)).sum(1) + self.gram.diagonal()[users] / 2
         size = penalties.l1 * weights.sum(1) + penalties.l2 / 2 * weights.square().sum(1)
@@ -95,7 +99,7 @@ class NeighbourSLIM(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: the towers' settings, the graph's, and those of gradient steps."""
+        """As in `Backbone`: the settings of towers, graphs and gradient steps."""
         return TOWERS_ALONE | {
             "batch_size", "checkpoint_every", "embedding_dim", "epochs", "eval_every", "graph_layers",
             "in_batch_negatives", "l2", "loss", "lr", "num_negatives", "patience", "precision", "weight_decay",
@@ -126,7 +130,7 @@ class NeighbourSLIM(Backbone):
         self._pairs = torch.from_numpy(split.train.owner), torch.from_numpy(split.train.item)
 
     def fit(self, penalties: Penalties = Penalties(), signs: torch.Tensor | None = None, progress: bool = False) -> Fit:
-        """Fit W anew; `signs [U, K]` are what the balance weighs, by default nothing."""
+        """Fit W anew; `signs [U, K]` measure the balance (None: there is none)."""
         items = self.prepare()
         problem = Problem(items.T @ items, penalties, signs)
         del items
@@ -151,14 +155,14 @@ class NeighbourSLIM(Backbone):
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def prepare(self, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Make the columns of R, one a row: [I, U]. All of them, whichever `items` are asked for."""
+        """Make R with its columns as rows: [I, U], all of them whichever `items` are asked for."""
         columns = torch.zeros((self.num_items, self.vector_width), device=self.weight.device)
         owner, item = (part.to(columns.device) for part in self._pairs)
         columns[item, owner] = 1
         return columns
 
     def encode_users(self, context: torch.Tensor, users: torch.Tensor, history: History | None) -> torch.Tensor:
-        """Rows of W of `users [B]`: `[B, U]`."""
+        """Give the rows of W of `users [B]`: [B, U]."""
         lengths = self.indptr[users + 1] - self.indptr[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=users.device), lengths)
         within = torch.arange(len(row), device=users.device) - (lengths.cumsum(0) - lengths)[row]
@@ -168,7 +172,7 @@ class NeighbourSLIM(Backbone):
         return rows
 
     def encode_items(self, context: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Columns of R of `items [...]`: `[..., U]`."""
+        """Give the columns of R of `items [...]`: [..., U]."""
         return F.embedding(items, context)
 
     def score(self, context: torch.Tensor, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

@@ -139,13 +139,13 @@ class StepContext:
     row: torch.Tensor | None
 
     def local(self, items: torch.Tensor) -> torch.Tensor:
-        """Rows of `items [...]` in this context."""
+        """Give the rows of this context that hold `items [...]`."""
         return items if self.row is None else self.row[items]
 
 
 @dataclass(frozen=True)
 class SparseNNOptions:
-    """Sizes of the network; None as `synthesis_type` is the base model without a history."""
+    """Sizes of the network; `synthesis_type` "none" is the base model without a history."""
 
     synthesis_type: str = "mean"
     sample_size: int = 15
@@ -165,12 +165,12 @@ class SparseNN(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: the graph's, and the penalty of vectors of ids."""
+        """As in `Backbone`: the settings of graphs, and the penalty on vectors of ids."""
         return frozenset({"graph_layers", "l2"})
 
     @classmethod
     def history(cls, config: Config) -> str | None:
-        """As in `Backbone`: a weighted sample, but for the base model."""
+        """As in `Backbone`: weighted samples, and none in the base model."""
         return None if config.synthesis_type == "none" else "sampled"
 
     @classmethod
@@ -236,7 +236,7 @@ class SparseNN(Backbone):
         return StepContext(features, self.scorer.item_side(vectors), row)
 
     def encode_users(self, context: StepContext, users: torch.Tensor, history: History | None) -> torch.Tensor:
-        """User vectors `[B, D]` of `users [B]` with their `history`."""
+        """As in `Backbone`."""
         features, past = self.user_encoder(users), None
         if self.synthesis is not None:
             past = self.synthesis(features, context.features, context.local(history.items), history.mask)
@@ -245,7 +245,7 @@ class SparseNN(Backbone):
     def encode_users_apart(
         self, context: StepContext, users: torch.Tensor, history: History | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`encode_users`, and the same vectors again, from which no gradient reaches the users' id embeddings."""
+        """Compute `encode_users`, and the same vectors without a gradient to the users' id embeddings."""
         features = self.user_encoder(users)
         shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))
         past = shared_past = None
@@ -261,7 +261,7 @@ class SparseNN(Backbone):
         return self.user_tower(features if past is None else torch.cat([features, past], dim=1))
 
     def encode_items(self, context: StepContext, items: torch.Tensor) -> torch.Tensor:
-        """Items as the scorer reads them, `[..., D']` of `items [...]`: the first D numbers are the item's vector."""
+        """As in `Backbone`."""
         return F.embedding(context.local(items), context.scored)
 
     def score(self, context: StepContext, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

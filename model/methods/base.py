@@ -33,12 +33,14 @@ ADVERSARIES_ALONE = frozenset(
 
 @dataclass(frozen=True)
 class Forward:
-    """One step's outputs: its item `context`, `user [R, D]` and `scores [B, 1 + M]` (positive first).
+    """What the backbone gives for the rows of `batch`: the step's `context`, user vectors and scores.
 
-    R is B, or B * (1 + M) where every row has its own history. `apart [R, D]`, where asked for, are the same user
-    vectors without a path to what belongs to one user alone.
+    `user [R, D]`: R is B, or B * (1 + M) where every item of a row has a history of its own. `scores [B, 1 + M]`: the
+    positive's first. `apart [R, D]`, where asked for: the same user vectors without a gradient to parameters of one
+    user alone.
     """
 
+    batch: Batch
     context: Any
     user: torch.Tensor
     scores: torch.Tensor
@@ -47,19 +49,26 @@ class Forward:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a stage trains: positives a step, most epochs, epochs between validations and without a better one."""
+    """How a stage trains."""
 
+    # positives per step
     batch_size: int
+    # the most epochs
     epochs: int
+    # epochs from one validation to the next
     every: int
+    # epochs without a better validation after which the stage stops
     patience: int
 
     def asks(self, epoch: int) -> bool:
-        """Whether validation is asked after `epoch`."""
+        """Tell whether the stage is validated after `epoch`."""
         return epoch % self.every == 0 or epoch == self.epochs
 
     def exhausted(self, epoch: int, best: int, values: Mapping[int, float]) -> bool:
-        """Whether the stage stops after `epoch`, from the `best` one (0: none) and all validations so far by epoch."""
+        """Tell whether the stage stops after `epoch`.
+
+        `best` is the best epoch so far (0: none), `values` are all validations by epoch.
+        """
         return epoch - best >= self.patience
 
 
@@ -168,8 +177,7 @@ class Method:
         """Compute `--l2` times the mean squared norm of a row's vectors in `stage`: this process's share of it."""
         if not self.config.l2:
             return 0.0
-        own = self.own_rows(batch)
-        norms = self.backbone.squared_norms(forward.context, own.users, own.items)
+        norms = self.backbone.squared_norms(forward.context, forward.batch.users, forward.batch.items)
         return self.config.l2 * norms.mean() * self.share(batch)
 
     def share(self, batch: Batch) -> float:
@@ -178,12 +186,13 @@ class Method:
 
     def forward(self, batch: Batch, apart: bool = False) -> Forward:
         """Score every row's positive and negatives; `apart` asks for `Forward.apart` of a backbone that can give it."""
-        items = batch.items
+        items = batch.items  # [B, 1 + M]
         rows, width = items.shape
         needed = [items.flatten()] + ([] if batch.history is None else [batch.history.items.flatten()])
         users = batch.users
         if batch.history is not None and len(batch.history.items) != rows:
-            users, items = users.repeat_interleave(width), items.view(-1, 1)
+            # a history for each item of a row: every item is a row of its own
+            users, items = users.repeat_interleave(width), items.view(-1, 1)  # [B * (1 + M)], [B * (1 + M), 1]
         with torch.autocast(users.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             context = self.backbone.prepare(torch.cat(needed))
             if apart:
@@ -192,7 +201,7 @@ class Method:
                 user, shared = self.backbone.encode_users(context, users, batch.history), None
             scores = self.backbone.score(context, user, items)
         scores = scores.float().view(rows, width)
-        return Forward(context, user.float(), scores, None if shared is None else shared.float())
+        return Forward(batch, context, user.float(), scores, None if shared is None else shared.float())
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
         """Take one step on the global `batch` through `update(loss, *optimisers)`; give detached values for the log.

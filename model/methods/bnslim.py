@@ -19,8 +19,10 @@ from model.slim import Fit, Penalties
 
 
 def group_signs(group: Group) -> torch.Tensor:
-    """S `[U, G]` such that |w S|^2 is G / (G - 1) times the sum over groups of the squared deviation of the group's
-    neighbour weight from the groups' mean: of two groups the squared difference, of unknown users nothing.
+    """Make S [U, G], with which |w S|^2 measures how unevenly neighbour weights w [U] fall on the groups.
+
+    It is G / (G - 1) times the sum over groups of the squared deviation of the group's total weight from the groups'
+    mean: of two groups, the squared difference. Users of unknown group count nothing.
     """
     codes, groups = torch.from_numpy(group.codes), group.num_groups
     known = codes >= 0

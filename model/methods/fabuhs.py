@@ -28,8 +28,11 @@ from model.runs.environment import Environment
 
 
 class AdversaryRows(NamedTuple):
-    """What the adversaries read in a step of R rows: interaction labels, targets (-1 unknown) and weights of user rows
-    `[R]`, and inputs `[r, D]` of those rows that are this process's."""
+    """What the adversaries read in a step of R rows, two for each positive.
+
+    `user` and `item [r, D]` are the inputs of this process's rows. Of all rows: the interaction `label [R]` (1 for a
+    positive, 0 for a negative), the classes to predict `[R]` (-1 unknown) and the weight of the row's user `[R]`.
+    """
 
     user: torch.Tensor
     item: torch.Tensor
@@ -201,7 +204,7 @@ class FABUHS(Method):
                 self.discriminator_optimiser.state.pop(parameter, None)
 
     def _adversary_rows(self, batch: Batch, own: Batch, forward: Forward) -> AdversaryRows:
-        """Two rows per positive, its own (label 1) and its first negative's (label 0), for both sides."""
+        """Make two rows per positive: one with the positive (label 1), one with its first negative (label 0)."""
 
         def shown(part: Batch) -> torch.Tensor:
             return torch.stack([part.positives, part.negatives[:, 0]], dim=1)
@@ -210,8 +213,8 @@ class FABUHS(Method):
         item = self.backbone.encode_items(forward.context, shown(own))[..., : self.backbone.vector_width].float()
         # with a shared history both labels see one user vector; with one per row each has its own
         user = forward.user if forward.apart is None else forward.apart
-        user = user.view(rows, -1, user.shape[-1])[:, :2].expand(-1, 2, -1)
-        item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)
+        user = user.view(rows, -1, user.shape[-1])[:, :2].expand(-1, 2, -1)  # [b, 2, D]
+        item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)  # [r, D] each
         target = self.user_target[batch.users].repeat_interleave(2)
         by_user = self.config.item_adversary == "user_attribute"
         return AdversaryRows(
@@ -224,12 +227,12 @@ class FABUHS(Method):
         )
 
     def _held(self, values):
-        """Those of the batch's row values `[R]` that are this process's."""
+        """Give those of the batch's row values `[R]` that are this process's: [r]."""
         processes = self.environment.processes
         return values.reshape(-1, 2)[processes.rank :: processes.world].flatten()
 
     def _adversarial_losses(self, rows: AdversaryRows, start: int, stop: int, user_scale: float, item_scale: float):
-        """Losses of both sides on `rows` from `start` to `stop`: the share of those that are this process's."""
+        """Compute the losses of both sides on rows `start` to `stop`: this process's share of each."""
         part, own = slice(start, stop), slice(*np.searchsorted(self._held(np.arange(len(rows.label))), (start, stop)))
         even = torch.ones_like(rows.user_weight)
         losses = []

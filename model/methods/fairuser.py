@@ -30,10 +30,11 @@ MOST_HALVINGS = 20
 
 
 def group_contrasts(group: Group) -> torch.Tensor:
-    """C `[G, U]`, of which the rows of C U are G / (G - 1) times (as squares) the groups' mean vectors' deviations from
-    their mean: of two groups |C U v|^2 is the squared difference of the groups' mean scores of item v.
+    """Make C [G, U], which turns user vectors U [U, d] into the groups' deviations from the mean of their means.
 
-    Users of unknown group and groups without members are left out.
+    |C U v|^2 is G / (G - 1) times the sum over groups of the squared deviation of the group's mean score of item v: of
+    two groups, the squared difference of their mean scores. Users of unknown group and groups without members are left
+    out; fewer than two groups are a ValueError.
     """
     counts = group.counts()
     present = np.flatnonzero(counts)
@@ -65,20 +66,20 @@ class Antidote:
         self.folding = torch.linalg.solve(item @ item.T + self.identity, item).T  # [I, d]
 
     def items(self, antidote: torch.Tensor, profiles: torch.Tensor) -> torch.Tensor:
-        """Item vectors V `[I, d]` for antidote vectors `[A, d]` and `profiles [A, I]`."""
+        """Solve for the item vectors V [I, d], given antidote vectors `[A, d]` and `profiles [A, I]`."""
         hessian = self.squares + antidote.T @ antidote + self.identity
         return torch.linalg.solve(hessian, (self.real + profiles.T @ antidote).T).T
 
     def vectors(self, profiles: torch.Tensor) -> torch.Tensor:
-        """Antidote vectors A `[A, d]` for `profiles [A, I]`."""
+        """Solve for the antidote vectors A [A, d], given `profiles [A, I]`."""
         return profiles @ self.folding
 
     def objective(self, item: torch.Tensor) -> torch.Tensor:
-        """J of item vectors `[I, d]`."""
+        """Compute J of item vectors `[I, d]`."""
         return (item @ self.contrasts.T).square().sum(1).mean()
 
     def gradient(self, profiles: torch.Tensor, antidote: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Gradient of J by the profiles `[A, I]`, at their antidote and item vectors.
+        """Compute the gradient of J by the profiles [A, I], at their antidote and item vectors.
 
         The paper holds A fixed (the first term alone). A that follows undoes such steps: hardly any lowered J.
         """
@@ -89,7 +90,7 @@ class Antidote:
         return antidote @ pull.T + by_antidote @ self.folding.T
 
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
-        """Projected gradient descent from `profiles [A, I]`: the last step before its projection, and J along the way.
+        """Descend from `profiles [A, I]` by projected gradients; give the last step unprojected, and J of each round.
 
         A step is halved until J falls, and doubled for the next round.
         """
@@ -206,7 +207,7 @@ class FairUser(Method):
 
     @torch.no_grad()
     def _find(self) -> torch.Tensor:
-        """Items `[A, n]` of the antidote users for the recommender as it stands; they begin as copies of real users."""
+        """Find the antidote users' items [A, n] for the weights as they stand; profiles begin as real users' copies."""
         problem = Antidote(self.backbone.user.weight, self.split, self.contrasts, self.options.ridge)
         device = self.environment.device
         chosen = torch.randperm(self.split.num_users, generator=self.generator, device=device)[: self.count]
@@ -218,7 +219,7 @@ class FairUser(Method):
         return torch.sort(proposed, dim=1, descending=True, stable=True).indices[:, : self.interactions].contiguous()
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
-        """A plain step; in the second stage with antidote rows, as many as their share of all data says."""
+        """Take a plain step; in the second stage antidote rows join it, in proportion to their share of all data."""
         if stage == "backbone":
             return super().train_step(batch, stage, name, update)
         forward, config = self.forward(batch), self.config
@@ -233,7 +234,7 @@ class FairUser(Method):
         return {"loss": loss.detach()}
 
     def antidote_rows(self, real: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random antidote users `[n]` and their items, a positive and negatives `[n, 1 + M]`, beside `real` rows."""
+        """Draw antidote users [n] and their items, a positive and negatives [n, 1 + M], to go with `real` rows."""
         count = max(1, round(real * self.positives.numel() / len(self.split.train.item)))
         place = torch.randint(
             self.positives.numel(), (count,), generator=self.generator, device=self.environment.device
@@ -257,7 +258,7 @@ class FairUser(Method):
 
 
 def dense_rows(train: Histories, users: torch.Tensor, num_items: int) -> torch.Tensor:
-    """Binary profiles `[A, I]` of `users [A]`."""
+    """Make the binary profiles [A, I] of `users [A]`."""
     lists = train.take(users.cpu().numpy())
     profiles = torch.zeros((len(users), num_items))
     profiles[torch.from_numpy(lists.owner), torch.from_numpy(lists.item)] = 1

@@ -25,7 +25,10 @@ FORMS = ("paper", "code")
 
 
 class FDA(Method):
-    """Backbone and noise trained in turn: noise makes one group's items pass for another's, the backbone learns both.
+    """Train the backbone and a noise vector per item in turn.
+
+    The noise is trained to make the items that one group likes score as if another group liked them; the backbone is
+    then trained on real items and on such fakes, so that it learns to treat the groups' items alike.
 
     `form=code` is what the authors released and their numbers come from: the model's pass comes first, noise is
     unbounded, the model's fakes are the user's own items and negatives are rotated within the batch. `form=paper`
@@ -69,7 +72,7 @@ class FDA(Method):
 
         @property
         def bound(self) -> float:
-            """The largest absolute value of the noise."""
+            """Give the largest absolute value that the noise may have."""
             return self.epsilon or (0.5 if self.form == "paper" else float("inf"))
 
     @classmethod
@@ -98,7 +101,7 @@ class FDA(Method):
         self.num_groups = group.num_groups
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
-        """Draw fresh noise, one row an item."""
+        """Draw fresh noise, one row for each item."""
         device = self.environment.device
         self.generator = torch_generator(self.environment.phase_seeds(phase.number)["noise"], device)
         noise = torch.randn(self.backbone.noise_shape, generator=self.generator, device=device) * INITIAL_STD
@@ -142,7 +145,7 @@ class FDA(Method):
                 parameter.requires_grad_(True)
 
     def _noisy(self, noise: torch.Tensor, items: torch.Tensor) -> Any:
-        """The step's context with noisy `items`; users' vectors are read from the clean one."""
+        """Compute a context in which `items` are noisy; users' vectors are read from the clean one."""
         if self.options.form == "code" and self.backbone.fda_code_clamps_items:
             item = self.backbone.item.weight
             noise = noise + item.clamp(-1, 1) - item
@@ -178,8 +181,11 @@ class FDA(Method):
         return order[place.clamp(max=len(codes) - 1)], exists
 
     def _terms(self, batch: Batch, noise: torch.Tensor):
-        """What both losses of the paper are made of: the step's clean outputs, and for each row and other group the
-        partner's positive and negatives `[B, G - 1, 1 + M]`, their noisy scores, and whether there is a partner."""
+        """Compute what both losses of the paper are made of.
+
+        Gives the step's clean outputs, each row's partners' positive and negatives [B, G - 1, 1 + M], their noisy
+        scores of the same shape, and whether there is a partner [B, G - 1].
+        """
         forward = self.forward(batch)
         partners, exists = self._partners(self.codes[batch.users])
         noisy, items = self._noisy(noise, batch.items), batch.items[partners]
@@ -187,8 +193,10 @@ class FDA(Method):
         return forward, items, scores, exists
 
     def _hypotheses(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-        """Mean over the hypotheses in use of -log sigmoid(positive - negative), one of which is of `fake [..., 1 + M]`
-        and the other of `real`: `[...]`."""
+        """Compute the mean over the hypotheses in use of -log sigmoid(positive - negative): [...].
+
+        H1 takes the positive from `fake [..., 1 + M]` and the negatives from `real`, H2 the other way round.
+        """
         terms = []
         if self.options.positive_hypothesis:
             terms.append(F.softplus(real[..., 1:] - fake[..., :1]).mean(-1))
@@ -197,7 +205,7 @@ class FDA(Method):
         return torch.stack(terms).mean(0)
 
     def _noise_loss(self, batch: Batch) -> torch.Tensor:
-        """The inner problem: sum over groups of the mean over their rows, averaged over the other groups."""
+        """Compute the inner loss: the sum over groups of the mean over a group's rows and the other groups."""
         if self.options.form == "code":
             return self._released_noise_loss(batch)
         forward, _, scores, exists = self._terms(batch, self.noise)
@@ -208,7 +216,7 @@ class FDA(Method):
         return (totals / counts.clamp(min=1)).sum()
 
     def _model_loss(self, batch: Batch, stage: str) -> torch.Tensor:
-        """The outer problem: a masked item's fake takes the place of the row's own; without any this is BPR."""
+        """Compute the outer loss: fakes replace a row's own items where those are masked; without any it is BPR."""
         if self.options.form == "code":
             return self._released_model_loss(batch, stage)
         forward, items, scores, exists = self._terms(batch, self.noise.detach())
@@ -219,7 +227,7 @@ class FDA(Method):
         return torch.where(paired, rows, plain).mean() + self.penalty(forward, batch, stage)
 
     def _mask(self) -> torch.Tensor:
-        """Which items are fake in this step: a random `mask_ratio` of them, `[I]` bool."""
+        """Draw which items are fake in this step, a share of `mask_ratio`: [I] bool."""
         items, device = self.backbone.num_items, self.environment.device
         masked = torch.zeros(items, dtype=torch.bool, device=device)
         chosen = torch.randperm(items, generator=self.generator, device=device)[: int(self.options.mask_ratio * items)]
@@ -229,11 +237,11 @@ class FDA(Method):
     # --- The released form ---
 
     def _released_noise_loss(self, batch: Batch) -> torch.Tensor:
-        """The inner problem: rows keep user and clean negatives, and take noisy positives of each other group.
+        """Compute the inner loss: rows keep user and clean negatives, and take noisy positives of each other group.
 
-        Of another group the first row of a group takes the first positive, the second the second, and so on, from the
-        beginning again where the other group has fewer rows. The loss is the sum over ordered pairs of groups of the
-        mean over the first group's rows, times G over the number of pairs.
+        The n-th row of a group takes the positive of the other group's n-th row, from the first again where that group
+        has fewer rows. The loss is the sum over ordered pairs of groups of the mean over the first group's rows, times
+        G over the number of pairs.
         """
         forward, codes = self.forward(batch), self.codes[batch.users]
         order, first, counts, other = self._groups(codes)
@@ -255,7 +263,10 @@ class FDA(Method):
         return means.sum() * (self.num_groups / pairs)
 
     def _released_model_loss(self, batch: Batch, stage: str) -> torch.Tensor:
-        """The last rows' own positives and the first rows' negatives are noisy; negatives are rotated by as many."""
+        """Compute the outer loss: the last rows' positives and the first rows' negatives are noisy.
+
+        `mask_ratio` says how many rows, and negatives move on by as many rows.
+        """
         rows = len(batch.users)
         count = int(self.options.mask_ratio * rows)
         negatives = batch.negatives.roll(count, 0) if self.options.rotate_negatives else batch.negatives
@@ -282,6 +293,6 @@ class FDA(Method):
 
 
 def _mean_where(values: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of the `chosen` ones of each row of `values [B, n]`, and which rows have one."""
+    """Compute the mean of the `chosen` values of each row of `values [B, n]`, and which rows have one: [B] each."""
     count = chosen.sum(1)
     return torch.where(chosen, values, 0).sum(1) / count.clamp(min=1), count > 0

@@ -57,7 +57,7 @@ class Parity(Method):
         self.group = environment.user_groups[self.config.attribute]
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
-        """List the users of each group whose vectors are averaged, for all items at once (dp) or item by item (eo)."""
+        """List the users of each group whose vectors are averaged: one list for all items (dp) or one per item (eo)."""
         codes, train = self.group.codes, phase.split.train
         by_item = np.argsort(train.item, kind="stable")
         self.bags = []
@@ -73,7 +73,7 @@ class Parity(Method):
             self.bags.append(tuple(torch.from_numpy(part).to(self.environment.device) for part in parts))
 
     def disparity(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Mean over pairs of groups and over items of the absolute difference of mean scores.
+        """Compute the mean over pairs of groups and over items of the absolute difference of mean scores.
 
         `user [U, D]` and `item [I, D]` are all vectors; inner products of means are means of inner products.
         """
@@ -88,7 +88,7 @@ class Parity(Method):
         return torch.stack(gaps).mean()
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
-        """One step on the plain loss and the disparity of all users and items, this process's share of both."""
+        """Take one step on the plain loss plus the weighted disparity of all users and items."""
         forward = self.forward(self.own_rows(batch))
         loss = self.batch_loss(forward, batch, stage)
         disparity = self.disparity(forward.context.users, forward.context.items) * self.share(batch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -62,16 +60,14 @@ def test_only_what_bpr_trains_is_clamped_by_the_released_fda():
 
 
 @pytest.mark.parametrize(
-    ("name", "synthesis", "read", "unread"),
+    ("name", "read", "unread"),
     [
-        ("sparsenn", "mean", {"sample_size", "user_hidden", "upstream_compat"}, {"attention_heads", "l2"}),
-        ("sparsenn", "attention", {"attention_heads", "sampling_softmax_temp"}, {"graph_layers"}),
-        ("sparsenn", "none", {"scorer", "upstream_compat"}, {"sample_size", "user_hidden", "eval_history_draws"}),
-        ("bprmf", "mean", {"l2", "embedding_dim", "weight_decay"}, {"graph_layers", "synthesis_type", "scorer"}),
-        ("lightgcn", "mean", {"graph_layers", "l2"}, {"sample_size", "attention_heads"}),
-        ("slim", "mean", {"seed"}, {"lr", "weight_decay", "graph_layers", "loss", "synthesis_type"}),
+        ("sparsenn", {"user_hidden", "upstream_compat", "weight_decay"}, {"graph_layers", "l2"}),
+        ("bprmf", {"l2", "embedding_dim", "weight_decay"}, {"graph_layers", "synthesis_type", "scorer"}),
+        ("lightgcn", {"graph_layers", "l2"}, {"synthesis_type", "upstream_compat"}),
+        ("slim", {"seed"}, {"lr", "weight_decay", "graph_layers", "loss", "synthesis_type"}),
     ],
 )
-def test_a_backbone_names_the_settings_that_it_does_not_read(name, synthesis, read, unread):
-    found = BACKBONES[name].unread(SimpleNamespace(synthesis_type=synthesis))
+def test_a_backbone_names_the_settings_that_it_does_not_read(make_config, name, read, unread):
+    found = BACKBONES[name].unread(make_config(backbone=name))
     assert unread <= found and not read & found

@@ -429,7 +429,7 @@ def test_training_makes_the_other_groups_items_liked(made, form):
         ("mask_ratio=1.5", r"allowed is a share in \[0, 1\]"),
         ("noise_passes=0", "allowed is 1 or more"),
         ("noise_lr=nan", "allowed is a positive number"),
-        ("ratio=0.5", "allowed is name=value with name in"),
+        ("ratio=0.5", "allowed is name=value with name one of"),
     ],
 )
 def test_an_option_out_of_range_is_an_error(assignment, words):
