@@ -1,4 +1,8 @@
-"""READERS names every data set; a new one is a file in `readers/` and an entry here."""
+"""READERS names every data set; a new one is a file in `readers/` and an entry here.
+
+PRESETS are hyper-parameters that depend on the data set, from the upstream BUHS scripts; a data set without an entry
+uses MovieLens's.
+"""
 
 from data.registry import Registry
 
@@ -7,3 +11,38 @@ READERS = Registry(
     bx="data.readers.bookcrossing:read",
     synthetic="data.readers.synthetic:read_synthetic",
 )
+
+MOVIELENS = {
+    "batch_size": 1024,
+    "epochs": 100,
+    "eval_every": 1,
+    "eval_k": (10, 20, 50),
+    "item_hidden": (256, 128),
+    "loss": "margin",
+    "lr": 2e-4,
+    "num_negatives": 20,
+    "patience": 10,
+    "sampling_softmax_temp": 0.01,
+    "title_encoder": "all-MiniLM-L6-v2",
+    "user_attribute": ("gender",),
+    "user_hidden": (512, 256, 128),
+    "warm_threshold": 0.2,
+}
+PRESETS: dict[str, dict] = {
+    "ml": MOVIELENS,
+    "bx": MOVIELENS
+    | {
+        "epochs": 40,
+        "eval_every": 4,
+        "eval_k": (10, 20, 50, 100),
+        "lr": 1e-4,
+        "num_negatives": 10,
+        "sampling_softmax_temp": 1.0,
+        "user_attribute": ("age",),
+        "user_hidden": (256, 128),
+        "warm_threshold": 0.001,
+    },
+    # not from upstream: small enough to train in a minute
+    "synthetic": MOVIELENS
+    | {"batch_size": 512, "epochs": 15, "lr": 1e-3, "num_negatives": 10, "patience": 5, "title_encoder": "hash"},
+}

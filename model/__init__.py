@@ -32,3 +32,10 @@ LOSSES = Registry(
     softmax="model.losses:softmax_loss",
     cross_entropy="model.losses:cross_entropy_loss",
 )
+MODES = Registry(
+    train="model.modes.train:train",
+    evaluate="model.modes.serving:evaluate_checkpoint",
+    recommend="model.modes.serving:recommend",
+    score="model.modes.score_lists:score_rankings",
+    compare="model.modes.compare:compare_runs",
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +11,11 @@ from torch import nn
 from data.structs import History, InteractionData, Split
 from model.runs.config import Config
 
-# settings of SparseNN's towers and histories, which backbones that know ids alone do not read
+# settings of SparseNN's towers, which backbones that know ids alone do not read
 TOWERS_ALONE = frozenset(
     {
-        "attention_heads", "eval_history_draws", "item_hidden", "mask_sensitive_feature", "recipe", "sample_size",
-        "sampling_softmax_temp", "scorer", "sparse_updates", "synthesis_type", "upstream_compat", "user_hidden",
+        "item_hidden", "mask_sensitive_feature", "recipe", "scorer", "sparse_updates", "synthesis_type",
+        "upstream_compat", "user_hidden",
     }
 )  # fmt: skip
 
@@ -45,6 +46,16 @@ class Backbone(nn.Module):
     free_vectors: ClassVar[bool] = False
     # made at once by `fit`, not by gradient steps
     fitted: ClassVar[bool] = False
+    # hyper-parameters by the name of their setting, for all data sets; None stands for the data set's own
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "embedding_dim": 96,
+        "graph_layers": 0,
+        "l2": 0.0,
+        "in_batch_negatives": None,
+    }
+    # what a protocol, and then a data set, changes in them: by its name
+    defaults_under: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    defaults_on: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # the code released with FDA clamps the item table of this backbone to [-1, 1] before it adds noise
     fda_code_clamps_items: ClassVar[bool] = False
 
@@ -56,7 +67,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """Name the settings that this backbone does not read under `config`."""
+        """Name the settings that this backbone does not read under `config`, beside those that ask for a history."""
         return frozenset()
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -33,6 +34,20 @@ class MatrixFactorisation(Backbone):
     """
 
     inner_product = True
+    # one negative, as in their papers and in RecBole; rates and weights by validation on MovieLens-1M
+    defaults: ClassVar = {
+        "batch_size": 2048,
+        "embedding_dim": 64,
+        "graph_layers": 0,
+        "in_batch_negatives": 0,
+        "l2": 0.0,
+        "loss": "bpr",
+        "lr": 1e-3,
+        "num_negatives": 1,
+    }
+    defaults_under: ClassVar = {"fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60}}
+    # too small for their batches
+    defaults_on: ClassVar = {"synthetic": {"batch_size": 512, "epochs": 30, "lr": 5e-3}}
     initial_std = INITIAL_STD
 
     def __init__(self, num_users: int, num_items: int, dim: int):
@@ -99,6 +114,7 @@ class PMF(MatrixFactorisation):
     """Probabilistic matrix factorisation: `--l2` is the prior on the vectors (Mnih & Salakhutdinov, NeurIPS 2007)."""
 
     free_vectors = True
+    defaults: ClassVar = MatrixFactorisation.defaults | {"l2": 1e-3}
 
 
 class NeuMF(MatrixFactorisation):
@@ -108,6 +124,8 @@ class NeuMF(MatrixFactorisation):
     """
 
     inner_product = False
+    defaults: ClassVar = MatrixFactorisation.defaults | {"batch_size": 8192, "lr": 4e-3, "loss": "cross_entropy"}
+    defaults_under: ClassVar = {"fda": MatrixFactorisation.defaults_under["fda"] | {"lr": 1e-3}}
 
     def __init__(self, num_users: int, num_items: int, dim: int, hidden: tuple[int, ...] = (64, 32, 16)):
         super().__init__(num_users, num_items, 2 * dim)

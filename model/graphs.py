@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -85,6 +86,13 @@ class GraphConvolution(MatrixFactorisation):
 class LightGCN(GraphConvolution):
     """Mean over layers of the symmetrically normalised convolution (He et al., SIGIR 2020)."""
 
+    # a step propagates the whole graph, however few positives it has
+    defaults: ClassVar = MatrixFactorisation.defaults | {
+        "batch_size": 32_768,
+        "lr": 2e-2,
+        "graph_layers": 2,
+        "l2": 1e-4,
+    }
     initial_std = 0.1  # as in the authors' code
 
     def edge_weights(self, user_degree: np.ndarray, item_degree: np.ndarray) -> np.ndarray:
@@ -110,6 +118,9 @@ class GCCF(GraphConvolution):
     Edges weigh 1 / ((d_u + 1)(d_i + 1)), without the square root of the paper, and self-connections weigh 1, as in
     the code that FDA's numbers come from (Decision 28).
     """
+
+    defaults: ClassVar = MatrixFactorisation.defaults | {"batch_size": 8192, "lr": 5e-3, "graph_layers": 2, "l2": 1e-3}
+    defaults_under: ClassVar = {"fda": MatrixFactorisation.defaults_under["fda"] | {"lr": 2e-3}}
 
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
         super().__init__(num_users, num_items, dim, layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -91,13 +91,14 @@ class NeighbourSLIM(Backbone):
     """
 
     fitted = True
+    defaults: ClassVar = Backbone.defaults | {"embedding_dim": 0}
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
         """As in `Backbone`: the towers' settings, the graph's, and those of gradient steps."""
         return TOWERS_ALONE | {
-            "batch_size", "embedding_dim", "epochs", "eval_every", "graph_layers", "in_batch_negatives", "l2", "loss",
-            "lr", "num_negatives", "patience", "precision", "weight_decay",
+            "batch_size", "checkpoint_every", "embedding_dim", "epochs", "eval_every", "graph_layers",
+            "in_batch_negatives", "l2", "loss", "lr", "num_negatives", "patience", "precision", "weight_decay",
         }  # fmt: skip
 
     @classmethod

@@ -45,11 +45,9 @@ class AttentionSynthesis(nn.Module):
 
     def __init__(self, user_width: int, item_width: int, length: int, heads: int, projection: int = 96):
         super().__init__()
-        if projection % heads or item_width % heads:
-            raise ValueError(
-                f"--attention_heads={heads} must divide both the width {projection} of queries and that of the items' "
-                f"features, {item_width} (columns x --embedding_dim): change one of the two"
-            )
+        for width, what in ((projection, "the query"), (item_width, "an item's features; see --embedding_dim")):
+            if width % heads:
+                raise ValueError(f"--attention_heads={heads} does not divide the width {width} of {what}")
         self.heads, self.width = heads, item_width
         self.query = nn.Linear(user_width, projection)
         self.key = nn.Linear(item_width, projection)
@@ -165,13 +163,8 @@ class SparseNN(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: the graph's, and those of histories and towers that `--synthesis_type` goes without."""
-        unread = {"graph_layers", "l2"}
-        if config.synthesis_type == "none":
-            unread |= {"eval_history_draws", "item_hidden", "sample_size", "sampling_softmax_temp", "user_hidden"}
-        if config.synthesis_type != "attention":
-            unread |= {"attention_heads"}
-        return frozenset(unread)
+        """As in `Backbone`: the graph's, and the penalty of vectors of ids."""
+        return frozenset({"graph_layers", "l2"})
 
     @classmethod
     def history(cls, config: Config) -> str | None:

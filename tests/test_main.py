@@ -25,7 +25,7 @@ from tests.support.runs import FLAGS, TINY, refused, run_main
 @pytest.mark.parametrize("enable_fairness", [False, True])
 def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type, enable_fairness):
     values = {"user_hidden": None, "item_hidden": None} if synthesis_type == "none" else {}
-    values |= {"enable_fairness": enable_fairness, "fairness_sampling": enable_fairness}
+    values |= {"enable_fairness": enable_fairness, "fairness_sampling": enable_fairness and synthesis_type != "none"}
     result = run_main(tmp_path, synthesis_type=synthesis_type, **values)
     metrics = result["metrics"]
     assert result["method"] == ("fabuhs" if enable_fairness else "none")
@@ -135,7 +135,7 @@ def test_the_upstream_flags_have_the_printed_types_and_defaults():
         ({"method_option": ["discriminator_steps=2"]}, "--enable_fairness=True"),
         ({"enable_fairness": True, "rerank_alpha": 0.5}, "--rerank_fair=True"),
         ({"enable_fairness": True, "fairness_weight": 0.3}, "--fairness_sampling=True"),
-        ({"synthesis_type": "attention", "attention_heads": 5}, "does not divide the width 96"),
+        ({"synthesis_type": "attention", "attention_heads": 5}, "must divide both the width 96"),
         ({"attention_heads": 2}, "--synthesis_type=attention"),
         ({"synthesis_type": "none"}, "--user_hidden"),
         ({"user_attribute": ["height"]}, "gender, age, occupation"),

@@ -42,7 +42,7 @@ OUTPUTS = ("recommendations.parquet", "per_user.parquet", "metrics.jsonl")
 
 
 class Shift(Method):
-    """A backbone, then a small trained shift of its user vectors that can be served at several strengths."""
+    """A backbone, then a small trained shift of its frozen user vectors that can be served at several strengths."""
 
     two_stages = True
 
@@ -56,10 +56,11 @@ class Shift(Method):
     def __init__(self, backbone, environment):
         super().__init__(backbone, environment)
         self.generator = torch.Generator().manual_seed(environment.seeds["noise"])
-        self.layer = nn.Linear(backbone.vector_width, backbone.vector_width)
+        linear = nn.Linear(backbone.vector_width, backbone.vector_width)
         with torch.no_grad():
-            self.layer.weight.normal_(std=0.3, generator=self.generator)
-            self.layer.bias.zero_()
+            linear.weight.normal_(std=0.3, generator=self.generator)
+            linear.bias.zero_()
+        self.layer = nn.Sequential(linear, nn.Dropout(0.1))
         self.optimiser = torch.optim.Adam(self.layer.parameters(), lr=0.01)
         self.begun, self.strengths = [], {"none": 0.0, "half": 0.5, "strong": self.options.strength}
 
@@ -67,6 +68,11 @@ class Shift(Method):
         if stage == "backbone":
             return super().schedule(stage, phase)
         return Schedule(self.options.small, 3, 2, 10)
+
+    def begin_stage(self, stage):
+        super().begin_stage(stage)
+        if stage == "method":
+            self.freeze_backbone()
 
     def begin_epoch(self, stage, epoch):
         self.begun.append((stage, epoch))
@@ -78,10 +84,10 @@ class Shift(Method):
         if stage == "backbone":
             return super().train_step(batch, stage, name, update)
         if name == "shrink":
-            update(0.01 * self.layer.weight.square().sum(), self.optimiser)
-            return {"size": self.layer.weight.detach().square().mean()}
-        with torch.no_grad():
-            forward = self.forward(batch)
+            weight = self.layer[0].weight
+            update(0.01 * weight.square().sum(), self.optimiser)
+            return {"size": weight.detach().square().mean()}
+        forward = self.forward(batch)
         # a draw that only an exact resume repeats
         noise = torch.randn(forward.user.shape, generator=self.generator)
         loss = (self.layer(forward.user) - 0.1 * noise).square().mean()
@@ -98,20 +104,22 @@ class Shift(Method):
         strength = self.strengths[control]
         return user + strength * self.layer(user) if strength else user
 
-    def state_dict(self):
-        return self.layer.state_dict()
+    def networks(self):
+        return {"shift": self.layer}
 
-    def load_state_dict(self, state):
-        self.layer.load_state_dict(state)
+    def stateful(self):
+        return {**super().stateful(), "shift optimiser": self.optimiser, "generator": self.generator}
 
-    def training_state(self):
-        own = {"shift": self.optimiser.state_dict(), "generator": self.generator.get_state()}
-        return {**super().training_state(), **own}
 
-    def load_training_state(self, state):
-        super().load_training_state(state)
-        self.optimiser.load_state_dict(state["shift"])
-        self.generator.set_state(state["generator"])
+class Dropped(MatrixFactorisation):
+    """A toy backbone: matrix factorisation that drops parts of its user vectors in training."""
+
+    def __init__(self, num_users, num_items, dim):
+        super().__init__(num_users, num_items, dim)
+        self.dropout = nn.Dropout(0.2)
+
+    def vectors(self, user, item):
+        return self.dropout(user), item
 
 
 class Squared(MatrixFactorisation):
@@ -151,6 +159,7 @@ def registered(monkeypatch):
     """One entry each, and nothing else."""
     monkeypatch.setitem(METHODS, "shift", Shift)
     monkeypatch.setitem(BACKBONES, "squared", Squared)
+    monkeypatch.setitem(BACKBONES, "dropped", Dropped)
     monkeypatch.setitem(PROTOCOLS, "periods", two_periods)
 
 
@@ -274,8 +283,12 @@ def test_the_console_shows_controls_side_by_side_within_its_width(tmp_path, caps
 
 
 def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, no_probe, monkeypatch):
-    seen = []
-    stage = train.train_stage
+    """In its second stage no weight of the backbone moves or gets a gradient, and no dropout is drawn in it.
+
+    Its own dropout works in training, and neither works while users are served, before and after a validation.
+    """
+    seen, modes, served = [], [], []
+    stage, step, transform = train.train_stage, Shift.train_step, Shift.transform_users
 
     def watched(session, phase, sampler, name):
         stage(session, phase, sampler, name)
@@ -283,11 +296,29 @@ def test_the_backbone_stays_as_the_first_stage_left_it(tmp_path, no_probe, monke
         seen.append({key: value.clone() for key, value in state.items()})
         seen.append(session.training.method.begun[-1])
 
+    def mode(method):
+        return method.backbone.training, method.backbone.dropout.training, method.layer[1].training
+
+    def stepped(self, batch, name, turn, update):
+        values = step(self, batch, name, turn, update)
+        parameters = list(self.backbone.parameters())
+        held = any(parameter.grad is not None or parameter.requires_grad for parameter in parameters)
+        modes.append((name, *mode(self), held))
+        return values
+
+    def transformed(self, *arguments):
+        served.append(mode(self))
+        return transform(self, *arguments)
+
     monkeypatch.setattr(train, "train_stage", watched)
-    run_main(tmp_path, **TOY)
+    monkeypatch.setattr(Shift, "train_step", stepped)
+    monkeypatch.setattr(Shift, "transform_users", transformed)
+    run_main(tmp_path, **{**TOY, "backbone": "dropped"})
     first, last, second, end = seen
     assert last == ("backbone", 2) and end == ("method", 3)
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert set(modes) == {("backbone", True, True, True, True), ("method", False, False, True, False)}
+    assert served and set(served) == {(False, False, False)}
 
 
 def test_a_stage_has_batches_of_its_own(tmp_path, no_probe, monkeypatch):
@@ -303,7 +334,7 @@ def test_a_stage_has_batches_of_its_own(tmp_path, no_probe, monkeypatch):
     assert max(sizes["backbone"]) == 128 and max(sizes["method"]) == 50
 
 
-@pytest.mark.parametrize("backbone", ["sparsenn", "squared"])
+@pytest.mark.parametrize("backbone", ["sparsenn", "squared", "dropped"])
 def test_it_works_on_other_backbones(tmp_path, no_probe, backbone):
     values = {**TOY, "backbone": backbone}
     if backbone == "sparsenn":
@@ -379,13 +410,14 @@ def cut_off(monkeypatch, folder, number, values):
 
 
 def test_a_run_cut_off_in_its_second_stage_goes_on_to_the_same_bytes(tmp_path, monkeypatch, no_probe):
-    run_main(tmp_path / "whole", **TOY)
+    values = {**TOY, "backbone": "dropped"}
+    run_main(tmp_path / "whole", **values)
     # two epochs of 7 steps, then passes of 13: the first epoch's first and second pass, and the third epoch
     for number, place in ((18, (1, 0)), (30, (1, 1)), (70, (3, 0))):
         folder = tmp_path / str(number)
-        progress = cut_off(monkeypatch, folder, number, TOY)
+        progress = cut_off(monkeypatch, folder, number, values)
         assert (progress.stage, progress.epoch, progress.turn) == (1, *place)
-        run_main(folder, **TOY, resume=True)
+        run_main(folder, **values, resume=True)
         assert outputs(folder) == outputs(tmp_path / "whole")
 
 
@@ -431,6 +463,69 @@ def test_controls_are_compared_by_name(tmp_path, trained, capsys):
     with pytest.raises(SystemExit):
         compared(tmp_path / "other", [f"{trained}/run", f"{trained}/run:none"])
     assert "has several lists; name one behind a colon: popular, random, none" in capsys.readouterr().err
+
+
+# --- A backbone that another run trained ---
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The folder above a finished run without a fairness method, whose backbone later runs take."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Evaluator, "leakage", lambda *arguments: {})
+        run_main(folder, **BY_IDS)
+    return folder
+
+
+def weights_of(folder):
+    return torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["backbone"]
+
+
+def test_a_backbone_of_another_run_takes_the_place_of_the_first_stage(tmp_path, pretrained, no_probe, monkeypatch):
+    values = {**TOY, "backbone_checkpoint": str(pretrained / "run")}
+    result = run_main(tmp_path / "whole", **values)
+    assert {row["stage"] for row in rows_of(tmp_path / "whole")} == {"method"}
+    own, before = weights_of(tmp_path / "whole"), weights_of(pretrained)
+    assert all(torch.equal(own[name], before[name]) for name in before)
+    # under the neutral control it is the other run's, bit for bit
+    plain = json.loads((pretrained / "run" / "result.json").read_text())["metrics"]
+    compared = {key: value for key, value in plain.items() if key.startswith("test/")}
+    assert len(compared) > 20
+    for key, value in compared.items():
+        other = result["metrics"][key.replace("test/", "test/none/", 1)]
+        assert other == value or (other != other and value != value), key
+    # 13 batches in each of two passes
+    for number in (5, 20):
+        folder = tmp_path / str(number)
+        progress = cut_off(monkeypatch, folder, number, values)
+        assert (progress.stage, progress.epoch) == (0, 1)
+        run_main(folder, **values, resume=True)
+        assert outputs(folder) == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"embedding_dim": 16}, "another network: --embedding_dim was 8, is 16"),
+        ({"backbone": "pmf"}, "--backbone was bprmf, is pmf"),
+        ({"seed": 1}, "was trained on data of fingerprint"),
+        ({"fairness_method": "parity", "method_option": []}, "has no effect with --fairness_method=parity"),
+        ({"backbone_checkpoint": "nowhere"}, "nowhere is no file"),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_refused(tmp_path, pretrained, capsys, values, words):
+    error = refused(capsys, tmp_path, **{**TOY, "backbone_checkpoint": str(pretrained / "run"), **values})
+    assert words in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_times_the_stages_that_are_left(tmp_path, pretrained, capsys):
+    values = {**TINY, **TOY, "backbone_checkpoint": str(pretrained / "run"), "dry_run": True}
+    with flagsaver.flagsaver(output_dir=str(tmp_path), **values):
+        main.main(["main.py"])
+    assert re.search(r"^loo: 13 steps an epoch .* at most 3 epochs", capsys.readouterr().out, re.MULTILINE)
+    assert not list(tmp_path.iterdir())
 
 
 # --- Backbone and protocol ---

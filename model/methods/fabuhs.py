@@ -21,7 +21,6 @@ from fairness_utils import (
     ramp,
     smoothing_share,
 )
-from model import BACKBONES
 from model.methods.base import ADVERSARIES_ALONE, Forward, Method, Update
 from model.methods.stateful import Stateful
 from model.runs.config import Config
@@ -72,11 +71,8 @@ class FABUHS(Method):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Method`: those of history sampling are read where the backbone draws weighted histories."""
-        unread = super().unread(config) - ADVERSARIES_ALONE
-        if BACKBONES[config.backbone].history(config) != "sampled":
-            return unread | {"fairness_sampling", "fairness_weight"}
-        return unread if config.fairness_sampling else unread | {"fairness_weight"}
+        """As in `Method`, but for its own."""
+        return super().unread(config) - ADVERSARIES_ALONE
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

@@ -26,9 +26,7 @@ def make_optimisers(
     names = dict(module.named_parameters())
     unknown = sorted(set(exempt) - set(names))
     if unknown:
-        raise ValueError(
-            f"no parameter to exempt from weight decay is named {', '.join(unknown)}; there are {[*names]}"
-        )
+        raise ValueError(f"weight decay cannot exempt {', '.join(unknown)}; parameters are {', '.join(names)}")
     apart = {id(weight) for weight in lazy}
     decayed, spared = [], []
     for name, parameter in names.items():

@@ -13,15 +13,19 @@ import pandas as pd
 from data.protocols.base import Phase, Task
 from data.rankings import COLUMNS, TREC_FIELDS
 from data.structs import InteractionData, ItemLists
+from data.wording import shown
 from model.runs.config import Config
 from model.runs.files import make_folder, write_frame, write_json
 from model.runs.run import Run
-from model.runs.settings import READING
+from model.runs.setting import declared
+from model.runs.settings import is_read
 
 SPLIT_FILE = "split.json"
 SETS = ("train.csv", "valid.csv", "test.csv")
-# what makes a split and its groups, beside where the data lie
-SPLIT_SETTINGS = READING - {"dataset_dir", "cache_dir"} | {"protocol", "warm_threshold", "eval_k", "user_attribute"}
+# what makes a split and its groups, and so the task of `--mode=score`
+SPLIT_SETTINGS = [
+    one for one in declared(Config).values() if "score" in one.modes and not one.free and one.group != "Re-ranking"
+]
 
 
 def export_split(run: Run, folder: Path) -> None:
@@ -170,9 +174,9 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
 def _command(config: Config) -> str:
     """The command that scores rankings of this split."""
     settings = []
-    for name in sorted(SPLIT_SETTINGS):
-        value = getattr(config, name)
-        read = config.dataset == "synthetic" or not name.startswith("synthetic_")
-        if read and value is not False:
-            settings.append(f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    for one in sorted(SPLIT_SETTINGS, key=lambda one: one.name):
+        value = getattr(config, one.name)
+        if value is False or value == () or not is_read(one.name, config):
+            continue
+        settings += [f"--{one.name}={shown(part)}" for part in (value if one.flag_each else [value])]
     return shlex.join(["python", "main.py", "--mode=score", "--rankings=FILE", "--dataset_dir=DIR", *settings])

@@ -20,6 +20,7 @@ from model.comparison.finished import FOLDER_OF_SEEDS, read_json, read_result
 from model.comparison.seeds_summary import _summarise, folder_name
 from model.evaluation.evaluator import Evaluator
 from model.modes.dry_run import estimate
+from model.modes.export_split import export_split
 from model.modes.setup import build, describe, prepare
 from model.runs.config import FREE_SETTINGS, Config
 from model.runs.files import lock_run_dir, reserve_run_dir
@@ -63,7 +64,7 @@ class Plan:
     def command(self, seed: int) -> list[str]:
         """The command line of one seed's run."""
         changes = {"seed": seed, "output_dir": self.directory, "run_name": folder_name(seed)}
-        return [sys.executable, str(MAIN), *self.settings.arguments({"seeds"}, changes)]
+        return [sys.executable, str(MAIN), *self.settings.arguments({"seeds", "config"}, changes)]
 
     def shown(self) -> str:
         """The plan in a line."""
@@ -123,9 +124,12 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
 
 
 def _estimate(work: Plan) -> None:
-    """Print what one of the seeds would do and cost, and how many there are."""
+    """Print what the first of the seeds would do and cost, and how many there are; `--export_split` is its split."""
     run = prepare(work.on_host(work.seeds[0]))
     describe(run)
+    folder = work.settings.request.export_split
+    if folder is not None:
+        export_split(run, folder)
     backbone, method = build(run)
     estimate(run, backbone, method, Evaluator(backbone, method, run.environment))
     print(work.shown())

@@ -48,8 +48,8 @@ def serve(settings: Settings, processes: Processes) -> Served:
     if processes.world > 1:
         raise ValueError(f"--mode={mode} runs in one process; start it without torchrun")
     trained, content = load_checkpoint(path)
+    _check_registered(path, trained)
     config = settings.over(trained)
-    _check_registered(path, config)
     # what the weights were trained to hide, and from whom, stays what it was; other attributes can be reported
     run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute))
     phase = run.protocol.phases[-1]

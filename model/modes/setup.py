@@ -10,7 +10,7 @@ import torch
 from data.datareader import READERS
 from data.options import parse_options
 from data.protocols import PROTOCOLS
-from data.protocols.base import ProtocolSettings
+from data.protocols.base import Protocol, ProtocolSettings
 from data.readers.options import ReadOptions, SyntheticOptions
 from data.structs import Group, InteractionData
 from model import BACKBONES, METHODS
@@ -18,10 +18,9 @@ from model.evaluation.probes import held_out_users
 from model.methods.base import Method
 from model.runs.config import Config
 from model.runs.environment import Environment
-from model.runs.presets import preset
 from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
-from model.runs.settings import is_read
+from model.runs.settings import preset_lines
 from model.runs.streams import stream_seeds
 
 
@@ -45,8 +44,8 @@ def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
     return {name: data.user_groups[name] for name in config.user_attribute}
 
 
-def prepare(config: Config, processes: Processes = ALONE) -> Run:
-    """Read the data, apply the protocol and set the probe's users aside."""
+def check_request(config: Config, processes: Processes) -> None:
+    """Refuse what does not go together, before any data are read."""
     reason = METHODS[config.method].unsupported(config)
     if reason:
         raise ValueError(
@@ -55,14 +54,20 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
         )
     if processes.world > 1 and config.upstream_compat and config.synthesis_type == "gru":
         raise ValueError("--upstream_compat with --synthesis_type=gru draws noise row by row: run it in one process")
-    rules = PROTOCOLS[config.protocol]
-    protocol_options = parse_options(rules.Options, config.protocol_option, "protocol_option")
-    for name in sorted(rules.unread):
+    for name in sorted(PROTOCOLS[config.protocol].unread):
         if getattr(config, name):
             raise ValueError(
                 f"--{name}={getattr(config, name)} has no effect with --protocol={config.protocol}; leave it out"
             )
-    seeds, device = stream_seeds(config.seed), _device(config.device)
+    if config.rerank_fair and config.rerank_pool < config.eval_k[0]:
+        raise ValueError(
+            f"--rerank_pool={config.rerank_pool}: re-ranking fills lists of K = {config.eval_k[0]} (the first of "
+            "--eval_k) from the pool; raise it to at least K, or lower --eval_k"
+        )
+
+
+def read_data(config: Config) -> InteractionData:
+    """Read the data set."""
     synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
     options = ReadOptions(
         dataset_dir=config.dataset_dir,
@@ -73,37 +78,43 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
         seed=config.seed,
         synthetic=synthetic,
     )
-    data = READERS[config.dataset](options)
-    groups = reported_groups(data, config)
+    return READERS[config.dataset](options)
+
+
+def apply_protocol(config: Config, data: InteractionData, seed: int) -> Protocol:
+    """Apply the protocol to `data`; `seed` alone decides its draws. Data without a test item are a ValueError."""
     if max(config.eval_k) > data.num_items:
         raise ValueError(
             f"--eval_k={','.join(map(str, config.eval_k))}: a list cannot be longer than the catalogue of {data.name}, "
             f"{data.num_items} items; lower --eval_k"
         )
-    if config.rerank_fair and config.rerank_pool < config.eval_k[0]:
-        raise ValueError(
-            f"--rerank_pool={config.rerank_pool}: re-ranking fills lists of K = {config.eval_k[0]} (the first of "
-            "--eval_k) from the pool; raise it to at least K, or lower --eval_k"
-        )
-    protocol = rules(
-        data,
-        ProtocolSettings(
-            warm_threshold=config.warm_threshold,
-            ks=config.eval_k,
-            epochs=config.epochs,
-            every=config.eval_every,
-            patience=config.patience,
-            eval_negatives=config.eval_negatives,
-            upstream_compat=config.upstream_compat,
-        ),
-        np.random.default_rng(seeds["split"]),
-        protocol_options,
+    rules = PROTOCOLS[config.protocol]
+    settings = ProtocolSettings(
+        warm_threshold=config.warm_threshold,
+        ks=config.eval_k,
+        epochs=config.epochs,
+        every=config.eval_every,
+        patience=config.patience,
+        eval_negatives=config.eval_negatives,
+        upstream_compat=config.upstream_compat,
     )
+    options = parse_options(rules.Options, config.protocol_option, "protocol_option")
+    protocol = rules(data, settings, np.random.default_rng(seed), options)
     if not any(len(task.relevant.item) for phase in protocol.phases for task in phase.tests):
         raise ValueError(
             f"--protocol={config.protocol} finds no test item in {data.name}: leave-one-out needs users with three "
             "interactions, one each to train, validate and test; use more data"
         )
+    return protocol
+
+
+def prepare(config: Config, processes: Processes = ALONE) -> Run:
+    """Read the data, apply the protocol and set the probe's users aside."""
+    check_request(config, processes)
+    seeds, device = stream_seeds(config.seed), _device(config.device)
+    data = read_data(config)
+    groups = reported_groups(data, config)
+    protocol = apply_protocol(config, data, seeds["split"])
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
     return Run(data, protocol, Environment(config, groups, held_out, seeds, device, processes))
 
@@ -114,13 +125,8 @@ def describe(run: Run, trains: bool = True) -> None:
     print("\n".join(run.data_lines()))
     if not trains:
         return
-    names = [*sorted(preset(config.dataset)), "synthesis_type", "sample_size", "mask_sensitive_feature"]
-    shown = [f"{name}={_shown(getattr(config, name))}" for name in names if is_read(name, config)]
-    print("settings: " + ", ".join(shown))
-
-
-def _shown(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    print("settings, by where they come from:")
+    print("\n".join(f"  {line}" for line in preset_lines(config)))
 
 
 def build(run: Run) -> tuple[torch.nn.Module, Method]:

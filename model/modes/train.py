@@ -28,7 +28,8 @@ from model.runs.config import Config
 from model.runs.files import WriteError, append_jsonl, own_run_dir, write_json, write_jsonl
 from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
-from model.runs.settings import Settings, saving_interval
+from model.runs.setting import saving_interval
+from model.runs.settings import Settings
 from model.runs.streams import global_generators, torch_generator
 from model.training.batches import batch_sampler, planned_steps
 from model.training.checkpoints import Selection, save_checkpoint
@@ -237,7 +238,7 @@ def execute(
     backbone, method = build(run)
     evaluator = Evaluator(backbone, method, run.environment)
     if config.backbone_checkpoint is not None:
-        load_backbone(run, backbone, method)
+        load_backbone(run, backbone)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
         return {}

@@ -16,9 +16,10 @@ import jinja2
 import pandas as pd
 
 from model.results.tables import UNDEFINED, Table
+from model.runs.config import Config
 from model.runs.files import atomic_path
 from model.runs.run import Run
-from model.runs.settings import MODE_SETTINGS
+from model.runs.setting import declared
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -94,8 +95,9 @@ def run_sections(
 ) -> list[Section]:
     """What the page of a run holds; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
     config = run.config
-    names = MODE_SETTINGS["train" if trained else "score"]
-    settings = [(f"--{name}", _setting(value)) for name, value in config.as_json().items() if name in names]
+    mode, values = "train" if trained else "score", config.as_json()
+    names = [name for name, one in declared(Config).items() if mode in one.modes]
+    settings = [(f"--{name}", _setting(values[name])) for name in names]
     sections = [
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
         Section("Results", tables=tables),

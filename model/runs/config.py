@@ -1,128 +1,151 @@
-"""The frozen settings of a run, and the random streams that come from its seed."""
+"""Every setting of the program, declared once: `Request` is what to do, `Config` what a run is.
+
+Flags, --help, refusals, the tables of FLAGS.md and what a resumed or a trained run may change are made from these
+declarations; a new setting is one field here. The list is as long as there are settings.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-# a resumed run may have other values of these: what it gives does not depend on them
-FREE_SETTINGS = {
-    "cache_dir", "checkpoint_every", "dataset_dir", "device", "dry_run", "eval_block_mb", "output_dir", "resume",
-    "run_name", "wandb_mode", "wandb_project",
-}  # fmt: skip
-# what may be chosen anew for weights that are trained already
-EVALUATION_SETTINGS = FREE_SETTINGS - {"checkpoint_every", "dry_run", "resume"} | {
-    "user_attribute", "rerank_fair", "rerank_alpha", "exposure_floor", "rerank_pool", "rerank_target", "protocol",
-    "protocol_option",
-    "warm_threshold", "eval_k", "eval_history_draws", "eval_negatives",
-}  # fmt: skip
+from data.datareader import READERS
+from data.protocols import PROTOCOLS
+from data.wording import suggestion
+from model import BACKBONES, LOSSES, METHODS, MODES, SCORERS, SYNTHESIZERS
+from model.runs.presets import RECIPES, filled
+from model.runs.setting import Need, check_table_path, declared, saving_interval, setting, when
+
+# The modes that read a setting.
+JUDGED = ("train", "evaluate", "score")
+SERVED = ("train", "evaluate", "recommend")
+JUDGED_OR_SERVED = ("train", "evaluate", "recommend", "score")
+PLACED = ("train", "evaluate", "score", "compare")
+
+FAIR, RERANKED, SYNTHETIC = when("enable_fairness", True), when("rerank_fair", True), when("dataset", "synthetic")
 
 
+def _without_history(config: Config, name: str) -> str:
+    base = f" --synthesis_type={config.synthesis_type}" if config.synthesis_type == "none" else ""
+    return f"with --backbone={config.backbone}{base}, which draws no histories; leave it out"
+
+
+READS_HISTORY = Need(lambda config: BACKBONES[config.backbone].history(config) is not None, _without_history)
+DRAWS_HISTORY = Need(lambda config: BACKBONES[config.backbone].history(config) == "sampled", _without_history)
+TOWERS = Need(
+    lambda config: config.synthesis_type != "none",
+    lambda config, name: "with --synthesis_type=none, whose towers have widths of their own; leave it out",
+)
+TRACKED = when("wandb_mode", "online", "offline")
+
+_asked = partial(setting, group="What to do")
+_data = partial(setting, group="Data")
+_model = partial(setting, group="Model and history synthesis")
+_fair = partial(setting, group="Fairness")
+_reranked = partial(setting, group="Re-ranking", modes=JUDGED_OR_SERVED)
+_trained = partial(setting, group="Optimisation")
+_evaluated = partial(setting, group="Evaluation")
+_run = partial(setting, group="Run")
+
+
+# fmt: off
 @dataclass(frozen=True)
 class Request:
-    """What is asked of the program beside a run's settings: `main.py` documents each under the flag of its name."""
+    """What is asked of the program beside a run's settings."""
 
-    mode: str
-    checkpoint: Path | None
-    users: tuple[str, ...]
-    control: str | None
-    recommendations: Path | None
-    rankings: Path | None
-    runs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    export_split: Path | None
-
-
-def network_name(backbone: str, synthesis_type: str) -> str:
-    """What tells networks apart in short: the backbone, or SparseNN's synthesis type."""
-    return synthesis_type if backbone == "sparsenn" else backbone
-
-
-def shown_network(backbone: str, synthesis_type: str) -> str:
-    """The same in long: the backbone, and SparseNN's synthesis type behind it."""
-    return f"{backbone} ({synthesis_type})" if backbone == "sparsenn" else backbone
+    mode: str = _asked("train", "train (and test once); evaluate a checkpoint anew; recommend from one; score rankings of another program; compare finished runs", choices=MODES, modes=tuple(MODES))
+    config: Path | None = _asked(None, "A run's config.json, whose settings hold but for flags of this command line and where the run's files go")
+    checkpoint: Path | None = _asked(None, "The checkpoint.pt of a run, or the run's folder", modes=("evaluate", "recommend"), required=True)
+    users: tuple[str, ...] = _asked([], "The data set's own user ids, comma-separated, or all", modes=("recommend",))
+    control: str | None = _asked(None, "Setting of a fairness method that leaves several open after training. None: evaluate all, recommend by the first", modes=("evaluate", "recommend"))
+    recommendations: Path | None = _asked(None, "CSV or parquet file to write instead of printing", check=check_table_path, modes=("recommend",))
+    rankings: Path | None = _asked(None, "Rankings by another program, with the data set's own ids (parquet, CSV, or a TREC run)", modes=("score",), required=True)
+    runs: tuple[str, ...] = _asked([], "Folders of finished runs, comma-separated, also of --seeds; the first is what the others are compared with", modes=("compare",), required=True)
+    seeds: tuple[int, ...] = _asked([], "Several seeds, comma-separated, in processes side by side where cores allow", low=0)
+    export_split: Path | None = _asked(None, "Folder for the split's files, with the data set's own ids, for other programs", needs=(when("dry_run", True),))
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run after presets are filled in; `main.py` documents each under the flag of its name."""
+    """Every setting of a run after presets are filled in."""
 
-    # data
-    dataset: str
-    dataset_dir: Path
-    cache_dir: Path
-    title_encoder: str
-    max_bad_rows: float
-    keep_incomplete_users: bool
-    user_attribute: tuple[str, ...]
-    synthetic_users: int
-    synthetic_items: int
-    synthetic_interactions: int
-    # model and history synthesis
-    backbone: str
-    backbone_checkpoint: Path | None
-    embedding_dim: int
-    graph_layers: int
-    synthesis_type: str
-    sample_size: int
-    attention_heads: int
-    scorer: str
-    user_hidden: tuple[int, ...]
-    item_hidden: tuple[int, ...]
-    sampling_softmax_temp: float
-    upstream_compat: bool
-    # fairness
-    enable_fairness: bool
-    fairness_method: str
-    method_option: tuple[str, ...]
-    fairness_sampling: bool
-    fairness_weight: float
-    adversarial_lambda_user: float
-    adversarial_lambda_item: float
-    adversarial_ramp: float
-    item_adversary: str
-    adversary_input: str
-    mask_sensitive_feature: bool
-    # re-ranking
-    rerank_fair: bool
-    rerank_alpha: float
-    exposure_floor: float
-    rerank_pool: int
-    rerank_target: str
-    # optimisation
-    recipe: str
-    epochs: int
-    batch_size: int
-    lr: float
-    num_negatives: int
-    in_batch_negatives: int
-    loss: str
-    l2: float
-    weight_decay: float
-    patience: int
-    sparse_updates: bool
-    device: str
-    precision: str
-    # evaluation
-    protocol: str
-    protocol_option: tuple[str, ...]
-    warm_threshold: float
-    eval_k: tuple[int, ...]
-    eval_every: int
-    eval_history_draws: int
-    eval_negatives: int | None
-    eval_block_mb: int
-    # run
-    seed: int
-    output_dir: Path
-    run_name: str
-    resume: bool
-    checkpoint_every: str
-    wandb_mode: str
-    wandb_project: str
-    dry_run: bool
+    dataset: str = _data("ml", "Data set: ml = MovieLens-1M, bx = BookCrossing, synthetic = generated", choices=READERS, modes=("train", "score"))
+    dataset_dir: Path = _data(Path("./datasets"), "Folder that holds the data sets' folders (datasets/README.md shows the trees)", modes=JUDGED_OR_SERVED, free=True)
+    cache_dir: Path = _data(Path("~/.cache/fabuhs"), "Folder for data as read and title vectors, reused between runs", modes=JUDGED_OR_SERVED, free=True)
+    title_encoder: str = _data(None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"))
+    max_bad_rows: float = _data(0.001, "Largest fraction of malformed rows of a file; above it the run stops", low=0, high=1, modes=("train", "score"))
+    keep_incomplete_users: bool = _data(False, "BookCrossing: keep users with a missing age or country, as unknown", needs=(when("dataset", "bx"),), modes=("train", "score"))
+    user_attribute: tuple[str, ...] = _data(None, "Sensitive attributes, comma-separated: the first is acted on, all are reported. ml: gender, age, occupation; bx: age, country", default_from="preset", modes=JUDGED)
+    synthetic_users: int = _data(600, "Synthetic data: number of users", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
+    synthetic_items: int = _data(400, "Synthetic data: number of items", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
+    synthetic_interactions: int = _data(24_000, "Synthetic data: number of interactions", low=100, needs=(SYNTHETIC,), modes=("train", "score"))
+
+    backbone: str = _model("sparsenn", "Recommender", choices=BACKBONES)
+    backbone_checkpoint: Path | None = _model(None, "Run folder or checkpoint.pt of a run of --fairness_method=none, whose backbone a method of two stages takes instead of training one")
+    embedding_dim: int = _model(None, "Width of embeddings: of each feature for sparsenn, of users and items for the others", low=1, default_from="preset")
+    graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset")
+    synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS)
+    sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,))
+    attention_heads: int = _model(1, "Heads of attention, which divide its widths: 96 and the items' features together", low=1, needs=(when("synthesis_type", "attention"),))
+    scorer: str = _model("dot_compress", "How a user and an item vector are scored", choices=SCORERS)
+    user_hidden: tuple[int, ...] = _model(None, "Hidden widths of the user tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,))
+    item_hidden: tuple[int, ...] = _model(None, "Hidden widths of the item tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,))
+    sampling_softmax_temp: float = _model(None, "Temperature T of the tail-biased draw p(i|u) ~ exp((1/d_i)/T); inf = uniform", above=0, infinite=True, default_from="preset", needs=(DRAWS_HISTORY,))
+    upstream_compat: bool = _model(False, "Restore upstream's estimator: a history per scored row, BookCrossing target left in, repeats, random GRU state, validation item a test candidate")
+
+    enable_fairness: bool = _fair(False, "Enable the fairness framework")
+    fairness_method: str = _fair("fabuhs", "Fairness method", choices=METHODS, needs=(FAIR,))
+    method_option: tuple[str, ...] = _fair([], "name=value option of the fairness method; may be repeated", flag_each=True, needs=(FAIR,))
+    fairness_sampling: bool = _fair(False, "Enable upstream fairness-constrained sampling", needs=(FAIR, DRAWS_HISTORY))
+    fairness_weight: float = _fair(0.5, "Interpolation alpha: 1 = catalogue parity (BUHS), 0 = group parity", low=0, high=1, needs=(when("fairness_sampling", True),))
+    adversarial_lambda_user: float = _fair(0.1, "Weight of the user-side conditional adversary", low=0, needs=(FAIR,))
+    adversarial_lambda_item: float = _fair(0.1, "Weight of the item-side conditional adversary", low=0, needs=(FAIR,))
+    adversarial_ramp: float = _fair(0.1, "Fraction of the planned steps over which both weights rise from 0", low=0, high=1, needs=(FAIR,))
+    item_adversary: str = _fair("popularity", "What the item-side adversary predicts: head/tail, or the user's attribute", choices=("popularity", "user_attribute"), needs=(FAIR,))
+    adversary_input: str = _fair("user", "What the user-side adversary reads: the user vector, or also its product with the item vector", choices=("user", "pair"), needs=(FAIR,))
+    mask_sensitive_feature: bool = _fair(None, "Leave the sensitive attribute out of the user tower's inputs", default_from="on with --enable_fairness")
+
+    rerank_fair: bool = _reranked(False, "Re-rank by exposure after training", needs=(FAIR,))
+    rerank_alpha: float = _reranked(0.2, "Weight of the exposure deficit against relevance", low=0, high=1, needs=(RERANKED,))
+    exposure_floor: float = _reranked(0.1, "Guaranteed share of discounted exposure for tail items in each list", low=0, high=1, needs=(RERANKED,))
+    rerank_pool: int = _reranked(100, "Candidates per user that re-ranking may use", low=1, needs=(RERANKED,))
+    rerank_target: str = _reranked("catalogue", "Target exposure of a group: its share of the catalogue, or of train interactions", choices=("catalogue", "train"), needs=(RERANKED,))
+
+    recipe: str = _trained("upstream", "Presets of this group's flags: upstream = the published ones, tuned = softmax loss, large batches", choices=RECIPES)
+    epochs: int = _trained(None, "Largest number of epochs", low=1, default_from="preset")
+    batch_size: int = _trained(None, "Positives per step", low=2, default_from="preset")
+    lr: float = _trained(None, "Learning rate of Adam", above=0, default_from="preset")
+    num_negatives: int = _trained(None, "Uniform negatives per positive", low=1, default_from="preset")
+    in_batch_negatives: int = _trained(None, "Other positives of the batch as further negatives per positive", low=0, default_from="preset; of sparsenn as many as --num_negatives")
+    loss: str = _trained(None, "Ranking loss of a positive against its negatives", choices=LOSSES, default_from="preset")
+    l2: float = _trained(None, "Weight of the mean squared norm of a row's vectors, for backbones that know ids alone", low=0, default_from="preset")
+    weight_decay: float = _trained(0.0, "Weight decay of the optimisers (Adam's own, added to the gradient)", low=0)
+    patience: int = _trained(None, "Epochs without a better validation score before stopping", low=1, default_from="preset")
+    sparse_updates: bool = _trained(False, "Update only those rows of user tables that a step reads: faster with many users, not exact (other rows' momentum waits)")
+    device: str = _trained("auto", "Where to compute; cuda without a GPU is an error", choices=("auto", "cpu", "cuda"), modes=SERVED, free=True)
+    precision: str = _trained("fp32", "Arithmetic of the training step's matrix products; evaluation is always fp32", choices=("fp32", "bf16"))
+
+    protocol: str = _evaluated("loo", "Evaluation protocol", choices=PROTOCOLS, modes=JUDGED)
+    protocol_option: tuple[str, ...] = _evaluated([], "name=value option of the protocol; may be repeated", flag_each=True, modes=JUDGED)
+    warm_threshold: float = _evaluated(None, "Share of items, the most popular ones, that count as head", above=0, high=1, default_from="preset", modes=JUDGED)
+    eval_k: tuple[int, ...] = _evaluated(None, "List lengths K, comma-separated; the first selects the epoch and fills the table", low=1, default_from="preset", modes=tuple(MODES))
+    eval_every: int = _evaluated(None, "Epochs between validations; the last epoch always has one", low=1, default_from="preset")
+    eval_history_draws: int = _evaluated(1, "Histories per user whose vectors are averaged in evaluation", low=1, needs=(DRAWS_HISTORY,), modes=SERVED)
+    eval_negatives: int | None = _evaluated(None, "Rank against this many sampled items instead of the full catalogue", low=1, modes=("train", "evaluate"))
+    eval_block_mb: int = _evaluated(256, "Most memory for scoring and ranking a block of users, in MiB", low=1, modes=SERVED, free=True)
+
+    seed: int = _run(0, "Seed of every random stream", low=0, modes=("train", "score"))
+    output_dir: Path = _run(Path("./runs"), "Folder for run folders", modes=PLACED, free=True, fed_back=False)
+    run_name: str = _run(None, "Name of the run's folder", default_from="data set, method, seed and time", modes=PLACED, free=True, fed_back=False)
+    resume: bool = _run(False, "Continue the run in the folder named by --output_dir and --run_name from its last saved state; without one, start it", free=True, fed_back=False)
+    checkpoint_every: str = _run("1", "Epochs between saved states, or minutes with min behind (10min); a run that SIGINT or SIGTERM ends saves one too", check=saving_interval, free=True)
+    wandb_mode: str = _run("disabled", "Weights & Biases tracking", choices=("disabled", "offline", "online"), modes=JUDGED, free=True)
+    wandb_project: str = _run("fabuhs", "Weights & Biases project", needs=(TRACKED,), modes=JUDGED, free=True)
+    dry_run: bool = _run(False, "Print phases, sizes, parameters and a time estimate; train nothing, and write nothing but --export_split", free=True, fed_back=False)
+# fmt: on
 
     @property
     def method(self) -> str:
@@ -142,17 +165,37 @@ class Config:
             for name, value in values.items()
         }
 
-    @staticmethod
-    def from_json(values: dict) -> Config:
-        """The settings that `as_json` wrote."""
-        kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-        restored = {}
-        for name, value in values.items():
-            if isinstance(value, list):
-                value = tuple(value)
-            elif kinds[name].startswith("Path") and value is not None:
-                value = Path(value)
-            elif kinds[name] == "float":
-                value = float(value)
-            restored[name] = value
-        return Config(**restored)
+    @classmethod
+    def from_json(cls, values: dict) -> Config:
+        """The settings that `as_json` wrote, of this version or an earlier one.
+
+        A setting that is missing takes its default; one that is unknown is a ValueError.
+        """
+        restored = restored_settings(values, cls)
+        missing = {name: one.converted(one.default) for name, one in declared(cls).items() if name not in restored}
+        if missing:
+            whole = filled(restored | missing)
+            missing = {name: declared(cls)[name].converted(whole[name]) for name in missing}
+        return cls(**restored, **missing)
+
+
+def restored_settings(values: dict, kind: type[Config] = Config) -> dict:
+    """The values that `as_json` wrote, as a Config has them; an unknown setting is a ValueError."""
+    known = declared(kind)
+    for name in values:
+        if name not in known:
+            raise ValueError(f"unknown setting {name}{suggestion(name, known)}")
+    return {name: known[name].converted(value) for name, value in values.items()}
+
+
+FREE_SETTINGS = frozenset(name for name, one in declared(Config).items() if one.free)
+
+
+def network_name(backbone: str, synthesis_type: str) -> str:
+    """What tells networks apart in short: the backbone, or SparseNN's synthesis type."""
+    return synthesis_type if backbone == "sparsenn" else backbone
+
+
+def shown_network(backbone: str, synthesis_type: str) -> str:
+    """The same in long: the backbone, and SparseNN's synthesis type behind it."""
+    return f"{backbone} ({synthesis_type})" if backbone == "sparsenn" else backbone

@@ -14,6 +14,8 @@ from typing import BinaryIO, TextIO
 import numpy as np
 import pandas as pd
 
+from model.runs.setting import check_table_path
+
 
 class WriteError(OSError):
     """A file that could not be written; the message names it and the remedy, and what was there before is whole."""
@@ -106,15 +108,6 @@ def _plain(value, where: str):
     if value is None or isinstance(value, str | int):
         return value
     raise ValueError(f"{where} is a {type(value).__name__}; allowed: dict, list, str, int, float, bool, None, numpy")
-
-
-def check_table_path(path: Path | str) -> None:
-    """Raise ValueError where `write_frame` could not write: the suffix is another one, or there is no such folder."""
-    path = Path(path)
-    if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: allowed is a file name that ends in .csv or .parquet")
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"cannot write {path}: allowed is a file in a folder that exists and can be written")
 
 
 def write_frame(path: Path | str, frame: pd.DataFrame) -> None:

@@ -5,151 +5,201 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+import json
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from model import BACKBONES
-from model.runs.config import EVALUATION_SETTINGS, Config, Request, network_name
-from model.runs.files import check_table_path
-from model.runs.presets import preset
-
-SETTINGS = {field.name for field in dataclasses.fields(Config)}
-SERVING = {
-    "dataset_dir", "cache_dir", "device", "eval_block_mb", "eval_history_draws", "eval_k", "rerank_fair",
-    "rerank_alpha", "exposure_floor", "rerank_pool", "rerank_target",
-}  # fmt: skip
-READING = {
-    "dataset", "dataset_dir", "cache_dir", "title_encoder", "max_bad_rows", "keep_incomplete_users",
-    "synthetic_users", "synthetic_items", "synthetic_interactions", "seed",
-}  # fmt: skip
-# The settings that each mode reads: one that the user gives and the mode does not read is an error, not silence.
-MODE_SETTINGS: dict[str, set[str]] = {
-    "train": SETTINGS,
-    "evaluate": EVALUATION_SETTINGS,
-    "recommend": SERVING,
-    "score": READING | EVALUATION_SETTINGS - {"device", "eval_history_draws", "eval_negatives", "eval_block_mb"},
-    "compare": {"output_dir", "run_name", "eval_k"},
-}
-
-_FAIR, _SAMPLED, _RERANKED = ("enable_fairness", (True,)), ("fairness_sampling", (True,)), ("rerank_fair", (True,))
-_BUHS = ("fairness_method", ("fabuhs",))
-_SYNTHETIC = ("dataset", ("synthetic",))
-# A flag that nothing would read otherwise: flag -> the flags that it needs, each with those of its values which do.
-REQUIRES: dict[str, tuple[tuple[str, tuple], ...]] = {
-    "checkpoint": (("mode", ("evaluate", "recommend")),),
-    "users": (("mode", ("recommend",)),),
-    "control": (("mode", ("evaluate", "recommend")),),
-    "recommendations": (("mode", ("recommend",)),),
-    "rankings": (("mode", ("score",)),),
-    "runs": (("mode", ("compare",)),),
-    "seeds": (("mode", ("train",)),),
-    "export_split": (("dry_run", (True,)),),
-    "fairness_method": (_FAIR,),
-    "method_option": (_FAIR,),
-    "fairness_sampling": (_FAIR, _BUHS, ("backbone", ("sparsenn",))),
-    "adversarial_lambda_user": (_FAIR, _BUHS),
-    "adversarial_lambda_item": (_FAIR, _BUHS),
-    "adversarial_ramp": (_FAIR, _BUHS),
-    "item_adversary": (_FAIR, _BUHS),
-    "adversary_input": (_FAIR, _BUHS),
-    "rerank_fair": (_FAIR,),
-    "fairness_weight": (_SAMPLED,),
-    "rerank_alpha": (_RERANKED,),
-    "exposure_floor": (_RERANKED,),
-    "rerank_pool": (_RERANKED,),
-    "rerank_target": (_RERANKED,),
-    "attention_heads": (("synthesis_type", ("attention",)),),
-    "keep_incomplete_users": (("dataset", ("bx",)),),
-    "synthetic_users": (_SYNTHETIC,),
-    "synthetic_items": (_SYNTHETIC,),
-    "synthetic_interactions": (_SYNTHETIC,),
-}  # fmt: skip
-# What a mode cannot do without: mode -> flag.
-NEEDS = {"evaluate": "checkpoint", "recommend": "checkpoint", "score": "rankings", "compare": "runs"}
+from data.protocols import PROTOCOLS
+from data.wording import shown
+from model import BACKBONES, METHODS
+from model.runs.config import Config, Request, network_name, restored_settings
+from model.runs.presets import filled, origins
+from model.runs.setting import Setting, declared
 
 
-def positive(name: str, value: float) -> float:
-    """`value`, which must be above 0."""
-    if not value > 0:
-        raise ValueError(f"--{name}={value} must be above 0")
-    return value
+@dataclass(frozen=True)
+class Settings:
+    """The `values` of all flags, the names of those `given` another value than their default, and of all `named`,
+    which may repeat the default: a checkpoint's settings differ from it. `kind` declares the settings of a run."""
+
+    values: Mapping[str, Any]
+    given: frozenset[str]
+    named: frozenset[str] = frozenset()
+    kind: type[Config] = Config
+
+    @property
+    def declared(self) -> dict[str, Setting]:
+        """All settings by name, in order."""
+        return declared(Request) | declared(self.kind)
+
+    @property
+    def request(self) -> Request:
+        """What is asked of the program."""
+        return Request(**{name: one.converted(self.values[name]) for name, one in declared(Request).items()})
+
+    @property
+    def mode(self) -> str:
+        """What the program does."""
+        return self.values["mode"]
+
+    def reads(self, name: str) -> bool:
+        """Tell whether the mode reads a setting at all."""
+        return self.mode in self.declared[name].modes
+
+    def check(self) -> None:
+        """Refuse flags that nothing would read, and those that do not go together."""
+        values = self.values
+        for name in self._given():
+            if not self.reads(name):
+                raise ValueError(f"{self._typed(name)} has no effect {self._out_of_mode(name)}")
+            self.declared[name].converted(values[name])
+        for name, one in self.declared.items():
+            if one.required and self.reads(name) and not values[name]:
+                raise ValueError(f"--mode={self.mode} needs --{name}")
+        if {"seed", "seeds"} <= self.given:
+            raise ValueError("--seed and --seeds exclude each other; name every seed in --seeds")
+        if not values["checkpoint"]:  # `over` knows the settings of a checkpoint
+            self._check_read(self.config())
+
+    def config(self) -> Config:
+        """All settings, presets filled in where the user left them open."""
+        names = declared(self.kind)
+        values = filled({name: one.converted(self.values[name]) for name, one in names.items()})
+        values = {name: one.converted(values[name]) for name, one in names.items()}
+        if values["run_name"] is None:
+            values["run_name"] = f"{self._subject()}-{datetime.now():%Y%m%d-%H%M%S}"
+        return self.kind(**values)
+
+    def over(self, trained: Config) -> Config:
+        """The settings of a `trained` run under those given here."""
+        # where results go and what computes is never the trained run's choice
+        named = {name for name in self.named if self.reads(name) and self.values[name] is not None}
+        names = (self.given | named | {"output_dir", "device", "wandb_mode"}) & declared(self.kind).keys()
+        chosen = {name: self.declared[name].converted(self.values[name]) for name in names}
+        if "run_name" not in chosen:
+            chosen["run_name"] = f"{trained.run_name}-{self.mode}-{datetime.now():%Y%m%d-%H%M%S}"
+        config = dataclasses.replace(trained, **chosen)
+        self._check_read(config)
+        return config
+
+    def after(self, path: Path) -> Settings:
+        """These settings over those in a run's config.json at `path`: what is named here wins, and what nothing would
+        read beside it falls back to its default."""
+        kept = {
+            name: value
+            for name, value in _of_file(path, self.kind).items()
+            if self.declared[name].fed_back and name not in self.named | self.given
+        }
+        if self.values["seeds"]:
+            kept.pop("seed", None)
+        while True:
+            settings = self._with(kept)
+            config = settings.config()
+            unread = [name for name in kept if name in settings.given and not is_read(name, config)]
+            if not unread:
+                return settings
+            kept = {name: value for name, value in kept.items() if name not in unread}
+
+    def _with(self, kept: Mapping[str, Any]) -> Settings:
+        """These settings and those `kept` from a file; one that differs from what it would be without counts as given,
+        and so is passed on to the processes of `--seeds`."""
+        closed = {name: value for name, value in kept.items() if self.declared[name].default_from is None}
+        names = declared(self.kind)
+        before = {name: names[name].converted(names[name].default) for name in closed}
+        without = {name: one.converted(self.values[name]) for name, one in names.items()} | closed
+        before |= {name: value for name, value in filled(without).items() if name in kept.keys() - closed.keys()}
+        given = {name for name, value in kept.items() if value != before[name]}
+        return dataclasses.replace(self, values={**self.values, **kept}, given=self.given | given)
+
+    def arguments(self, without: Collection[str], changes: Mapping[str, Any]) -> list[str]:
+        """A command line that gives the same flags but those of `without`, and those of `changes` anew."""
+        values = {name: self.values[name] for name in sorted(self.given - set(without))} | dict(changes)
+        return [
+            f"--{name}={part}"
+            for name, value in values.items()
+            for part in (value if self.declared[name].flag_each else [_comma_separated(value)])
+        ]
+
+    def _given(self) -> list[str]:
+        return [name for name in self.declared if name in self.given]
+
+    def _typed(self, name: str) -> str:
+        return f"--{name}={shown(self.values[name])}"
+
+    def _out_of_mode(self, name: str) -> str:
+        first = self.declared[name].modes[0]
+        if first == "train":
+            return f"with --mode={self.mode}; leave it out"
+        return f"without --mode={first}; set both, or leave --{name} out"
+
+    def _check_read(self, config: Config) -> None:
+        """Refuse what is given and would not be read in a run under `config`."""
+        for name in self._given():
+            # what the mode does not let one choose is not to blame
+            needs = [need for need in self.declared[name].needs if need.about is None or self.reads(need.about)]
+            reason = _obstacle(name, needs, config)
+            if reason is not None:
+                raise ValueError(f"{self._typed(name)} has no effect {reason}")
+
+    def _subject(self) -> str:
+        values = self.values
+        if self.mode == "compare":
+            return "compare"
+        if self.mode == "score":
+            return f"{values['dataset']}-score-{Path(values['rankings']).stem}"
+        method = values["fairness_method"] if values["enable_fairness"] else "none"
+        run = f"{values['dataset']}-{method}-{network_name(values['backbone'], values['synthesis_type'])}"
+        return run if values["seeds"] else f"{run}-seed{values['seed']}"
 
 
-def finite(name: str, value: float) -> float:
-    """`value`, which must be no infinity."""
-    if math.isinf(value):
-        raise ValueError(f"--{name}={value}: allowed is a finite number")
-    return value
+def _obstacle(name: str, needs: Iterable, config: Config) -> str | None:
+    """Say why nothing reads the setting `name` in a run under `config`; None where something does."""
+    for need in needs:
+        if not need.holds(config):
+            return need.lacking(config, name)
+    for flag, unread in (
+        (f"--backbone={config.backbone}", BACKBONES[config.backbone].unread(config)),
+        (f"--fairness_method={config.method}", METHODS[config.method].unread(config)),
+        (f"--protocol={config.protocol}", PROTOCOLS[config.protocol].unread),
+    ):
+        if name in unread:
+            return f"with {flag}; leave it out"
+    return None
 
 
-def integers(name: str, parts: list | tuple, least: int = 1) -> tuple[int, ...]:
-    """Whole numbers of at least `least` from a comma-separated flag."""
-    shown = f"--{name}={','.join(map(str, parts))}"
+def is_read(name: str, config: Config) -> bool:
+    """Tell whether a run under `config` reads the setting `name`."""
+    return _obstacle(name, declared(type(config))[name].needs, config) is None
+
+
+def preset_lines(config: Config) -> list[str]:
+    """The settings that a run reads and presets may fill in, a line or more for each place that values come from."""
+    known = origins(config.dataset, config.recipe, config.backbone, config.protocol)
+    found: dict[str, list[str]] = {}
+    for name, one in declared(type(config)).items():
+        if one.default_from is None or not one.fed_back or not is_read(name, config):
+            continue
+        value, (preset, origin) = getattr(config, name), known.get(name, (None, one.default_from))
+        if preset is None:
+            origin = one.default_from
+        elif preset != value:
+            origin = "given"
+        found.setdefault(origin, []).append(f"{name}={shown(value)}")
+    lines = (f"{origin}: {', '.join(parts)}" for origin, parts in found.items())
+    return [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="  ")]
+
+
+def _of_file(path: Path, kind: type[Config]) -> dict[str, Any]:
+    path = path.expanduser()
+    path = path / "config.json" if path.is_dir() else path
     try:
-        numbers = tuple(int(part) for part in parts)
-    except ValueError as error:
-        raise ValueError(f"{shown}: allowed are whole numbers, comma-separated") from error
-    if not numbers or min(numbers) < least:
-        raise ValueError(f"{shown}: every number must be at least {least}")
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{shown}: a number occurs twice; leave the repeat out")
-    return numbers
-
-
-def saving_interval(text: str) -> tuple[int | None, float | None]:
-    """Read `--checkpoint_every`: (epochs, None), or (None, minutes) where it ends in `min`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", text)
-    if found is None or not float(found[1]) > 0 or (found[2] is None and "." in found[1]):
-        raise ValueError(f"--checkpoint_every={text}: allowed is a number of epochs (1) or of minutes (10min), above 0")
-    return (None, float(found[1])) if found[2] else (int(found[1]), None)
-
-
-def widths(name: str, parts: list | tuple) -> tuple[int, ...]:
-    """Layer widths, which may repeat."""
-    return tuple(integers(name, [part])[0] for part in parts)
-
-
-def expanded(name: str, value: str | Path) -> Path:
-    """A path, `~` put in."""
-    return Path(value).expanduser()
-
-
-# How a flag's text becomes a setting.
-CONVERSIONS: dict[str, Callable[[str, Any], Any]] = {
-    "eval_k": integers,
-    "user_hidden": widths,
-    "item_hidden": widths,
-    "dataset_dir": expanded,
-    "cache_dir": expanded,
-    "output_dir": expanded,
-    "checkpoint": expanded,
-    "recommendations": expanded,
-    "rankings": expanded,
-    "export_split": expanded,
-    "backbone_checkpoint": expanded,
-    "weight_decay": finite,
-    "protocol_option": lambda name, value: tuple(value),
-    "lr": lambda name, value: finite(name, positive(name, value)),
-    "adversarial_lambda_user": finite,
-    "adversarial_lambda_item": finite,
-    "sampling_softmax_temp": positive,
-    "warm_threshold": positive,
-    "user_attribute": lambda name, value: tuple(value),
-    "method_option": lambda name, value: tuple(value),
-    "users": lambda name, value: tuple(value),
-    "runs": lambda name, value: tuple(value),
-    "seeds": lambda name, value: integers(name, value, least=0) if value else (),
-}
-
-
-def converted(name: str, value: Any) -> Any:
-    """The setting that a flag's `value` stands for."""
-    return CONVERSIONS[name](name, value) if name in CONVERSIONS and value is not None else value
+        return restored_settings(json.loads(path.read_text(encoding="utf-8")), kind)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"--config={path}: {error}; allowed is the config.json of a run") from error
 
 
 def _comma_separated(value: Any) -> str:
@@ -158,128 +208,3 @@ def _comma_separated(value: Any) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(value)
     return text.getvalue()
-
-
-# Flags that are given once for each of their values; other lists are comma-separated.
-REPEATED = {"method_option", "protocol_option"}
-
-
-def _requirements() -> Iterator[tuple[str, str, tuple]]:
-    return ((name, needed, allowed) for name, entries in REQUIRES.items() for needed, allowed in entries)
-
-
-def is_read(name: str, config: Config) -> bool:
-    """Tell whether a run under `config` reads the setting `name`."""
-    needs = all(getattr(config, needed) in allowed for needed, allowed in REQUIRES.get(name, ()) if needed in SETTINGS)
-    return needs and name not in BACKBONES[config.backbone].unread(config)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The `values` of all flags, the names of those `given` another value than their default, and of all `named`,
-    which may repeat the default: a checkpoint's settings differ from it."""
-
-    values: Mapping[str, Any]
-    given: frozenset[str]
-    named: frozenset[str] = frozenset()
-
-    @property
-    def request(self) -> Request:
-        """What is asked of the program."""
-        names = [field.name for field in dataclasses.fields(Request)]
-        return Request(**{name: converted(name, self.values[name]) for name in names})
-
-    def check(self) -> None:
-        """Refuse flags that nothing would read, and those that do not go together."""
-        values, mode = self.values, self.values["mode"]
-        read = MODE_SETTINGS[mode]
-        for name in sorted(self.given & SETTINGS - read):
-            raise ValueError(f"--{name}={values[name]} has no effect with --mode={mode}; leave it out")
-        for name, needed, allowed in _requirements():
-            # a checkpoint's own settings count too; `over` knows them
-            judged = name not in SETTINGS or (needed in read and not values["checkpoint"])
-            if judged:
-                self._require(name, values[needed], needed, allowed)
-        unread = () if values["checkpoint"] else self.given & BACKBONES[values["backbone"]].unread(self.config())
-        for name in sorted(unread):
-            raise ValueError(
-                f"--{name}={values[name]} has no effect with --backbone={values['backbone']}; leave it out"
-            )
-        for name in sorted(self.given):
-            # a NaN passes every range
-            if isinstance(values[name], float) and math.isnan(values[name]):
-                raise ValueError(f"--{name}=nan: allowed is a number")
-        if values["recommendations"]:
-            check_table_path(converted("recommendations", values["recommendations"]))
-        if mode in NEEDS and not values[NEEDS[mode]]:
-            raise ValueError(f"--mode={mode} needs --{NEEDS[mode]}")
-        if {"seed", "seeds"} <= self.given:
-            raise ValueError("--seed and --seeds exclude each other; name every seed in --seeds")
-        if values["synthesis_type"] == "none" and (values["user_hidden"] or values["item_hidden"]):
-            raise ValueError(
-                "--user_hidden and --item_hidden have no effect with --synthesis_type=none; leave them out"
-            )
-        if 96 % values["attention_heads"]:
-            raise ValueError(
-                f"--attention_heads={values['attention_heads']} does not divide the width 96; use a divisor of it"
-            )
-        saving_interval(values["checkpoint_every"])
-
-    def _require(self, name: str, value: Any, needed: str, allowed: tuple) -> None:
-        if name in self.given and value not in allowed:
-            raise ValueError(
-                f"--{name}={self.values[name]} has no effect without --{needed}={allowed[0]}; set both, or leave "
-                f"--{name} out"
-            )
-
-    def config(self) -> Config:
-        """All settings, presets filled in where the user left them open."""
-        defaults = preset(*(self.values[name] for name in ("dataset", "recipe", "backbone", "protocol")))
-        values = {name: self.values[name] for name in SETTINGS}
-        values |= {name: defaults[name] for name, value in values.items() if value is None and name in defaults}
-        values = {name: converted(name, value) for name, value in values.items()}
-        if values["in_batch_negatives"] is None:
-            values["in_batch_negatives"] = values["num_negatives"]
-        if values["mask_sensitive_feature"] is None:  # Decision 17
-            values["mask_sensitive_feature"] = values["enable_fairness"]
-        if values["run_name"] is None:
-            values["run_name"] = f"{self._subject()}-{datetime.now():%Y%m%d-%H%M%S}"
-        return Config(**values)
-
-    def over(self, trained: Config) -> Config:
-        """The settings of a `trained` run under those given here."""
-        # where results go and what computes is never the trained run's choice
-        read = MODE_SETTINGS[self.values["mode"]]
-        named = {name for name in self.named & read if self.values[name] is not None}
-        names = (self.given & SETTINGS) | named | {"output_dir", "device", "wandb_mode"}
-        chosen = {name: converted(name, self.values[name]) for name in names}
-        if "run_name" not in chosen:
-            chosen["run_name"] = f"{trained.run_name}-{self.values['mode']}-{datetime.now():%Y%m%d-%H%M%S}"
-        config = dataclasses.replace(trained, **chosen)
-        for name, needed, allowed in _requirements():
-            if needed in MODE_SETTINGS[self.values["mode"]]:
-                self._require(name, getattr(config, needed), needed, allowed)
-        known = config.backbone in BACKBONES  # a checkpoint may name another
-        for name in sorted(self.given & BACKBONES[config.backbone].unread(config) if known else ()):
-            shown = f"--{name}={self.values[name]}"
-            raise ValueError(f"{shown} has no effect with --backbone={config.backbone}; leave it out")
-        return config
-
-    def arguments(self, without: Collection[str], changes: Mapping[str, Any]) -> list[str]:
-        """A command line that gives the same flags but those of `without`, and those of `changes` anew."""
-        values = {name: self.values[name] for name in sorted(self.given - set(without))} | dict(changes)
-        return [
-            f"--{name}={part}"
-            for name, value in values.items()
-            for part in (value if name in REPEATED else [_comma_separated(value)])
-        ]
-
-    def _subject(self) -> str:
-        values, mode = self.values, self.values["mode"]
-        if mode == "compare":
-            return "compare"
-        if mode == "score":
-            return f"{values['dataset']}-score-{Path(values['rankings']).stem}"
-        method = values["fairness_method"] if values["enable_fairness"] else "none"
-        run = f"{values['dataset']}-{method}-{network_name(values['backbone'], values['synthesis_type'])}"
-        return run if values["seeds"] else f"{run}-seed{values['seed']}"

@@ -25,14 +25,10 @@ def stages_to_train(method: Method) -> tuple[str, ...]:
     return stages if method.config.backbone_checkpoint is None else stages[1:]
 
 
-def load_backbone(run: Run, backbone: Backbone, method: Method) -> None:
+def load_backbone(run: Run, backbone: Backbone) -> None:
     """Put the weights of `--backbone_checkpoint` in place; those of another network or other train data are refused."""
     config, path = run.config, run.config.backbone_checkpoint
     shown = f"--backbone_checkpoint={path}"
-    if method.stages()[0] != "backbone":
-        raise ValueError(
-            f"{shown} has no effect with --fairness_method={config.method}, which trains the backbone itself"
-        )
     trained, content = load_checkpoint(path)
     unread = BACKBONES[config.backbone].unread(config)
     different = [_shown(name, trained, config) for name in NETWORK_SETTINGS if name not in unread]

@@ -7,17 +7,27 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from model.runs.config import Config
 from model.runs.processes import Processes
+
+
+def torchrun_options(environment: Mapping[str, str]) -> list[str]:
+    """Give the options of torchrun, as far as it tells them by `environment`: machines, and processes on each."""
+    options = [f"--nproc_per_node={environment['LOCAL_WORLD_SIZE']}"]
+    if int(environment.get("GROUP_WORLD_SIZE", 1)) > 1:
+        told = {"nnodes": "GROUP_WORLD_SIZE", "node_rank": "GROUP_RANK"}
+        told |= {"master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
+        options += [f"--{option}={environment[name]}" for option, name in told.items()]
+    return options
 
 
 def resume_command(config: Config, processes: Processes) -> str:
     """This program's command line, made to go on with the run: ready to paste where it was typed."""
     command = [sys.executable]
     if processes.world > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+        command += ["-m", "torch.distributed.run", *torchrun_options(os.environ)]
     # of a flag that is given twice the last one counts
     wanted = [f"--run_name={config.run_name}", "--resume"]
     return shlex.join([*command, *sys.argv, *(flag for flag in wanted if flag not in sys.argv)])

@@ -474,7 +474,7 @@ def test_pictures_and_probes_need_no_history(tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"enable_fairness": True, "fairness_sampling": True}, "--backbone=sparsenn"),
+        ({"enable_fairness": True, "fairness_sampling": True}, "--backbone=bprmf, which draws no histories"),
         ({"synthesis_type": "gru"}, "--backbone=bprmf"),
         ({"graph_layers": 2}, "--backbone=bprmf"),
     ],

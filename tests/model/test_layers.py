@@ -111,6 +111,27 @@ def test_pair_products_equal_gathered_products_in_values_and_gradients(cached, m
     assert not ours[1][3].any()
 
 
+@pytest.mark.parametrize("asked", [(True, False), (False, True), (True, True)], ids=["user", "item", "both"])
+def test_pair_products_compute_the_gradients_that_are_asked_for_and_no_others(asked, monkeypatch):
+    """A side that is frozen costs no backward pass; the other side's gradient is the same to the bit."""
+    user, item = torch.randn(6, 5), torch.randn(9, 5)
+    place, weight = torch.randint(9, (6, 4)), torch.randn(6, 4)
+
+    def gradients(sides):
+        leaves = [part.clone().requires_grad_(side) for part, side in zip((user, item), sides, strict=True)]
+        scorers.PairProducts.apply(*leaves, place).backward(weight)
+        return [leaf.grad for leaf in leaves]
+
+    expected, sums = gradients((True, True)), []
+    embedding_bag = torch.nn.functional.embedding_bag
+    monkeypatch.setattr(
+        torch.nn.functional, "embedding_bag", lambda *rest, **more: sums.append(1) or embedding_bag(*rest, **more)
+    )
+    for side, found, whole in zip(asked, gradients(asked), expected, strict=True):
+        assert (found is not None) == side and (not side or torch.equal(found, whole))
+    assert len(sums) == sum(asked)
+
+
 def test_scores_do_not_depend_on_how_many_pairs_are_scored_at_a_time(monkeypatch):
     scorer = make_scorer(6)
     user, item = torch.randn(9, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from model import SYNTHESIZERS
 from model.sparsenn import AttentionSynthesis, GRUSynthesis
+from tests.support.runs import refused
 
 USER, ITEM, LENGTH, ITEMS = 8, 12, 5, 20
 CASES = [("mean", 1), ("attention", 1), ("attention", 2), ("attention", 3), ("attention", 4), ("gru", 1)]
@@ -188,3 +189,10 @@ def test_gru_starts_from_noise_only_when_given_a_generator():
 
 def test_gru_output_width_is_length_times_hidden():
     assert GRUSynthesis(USER, ITEM, 15, 1).width == 15 * 64
+
+
+def test_heads_must_divide_both_widths_of_attention(tmp_path, capsys):
+    with pytest.raises(ValueError, match="--attention_heads=8 does not divide the width 12 of an item's features"):
+        make("attention", heads=8)
+    error = refused(capsys, tmp_path, synthesis_type="attention", attention_heads=3, embedding_dim=50)
+    assert "--attention_heads=3 does not divide the width" in error and "--embedding_dim" in error

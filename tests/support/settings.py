@@ -1,72 +1,32 @@
-"""Settings of the tiny run that tests share."""
+"""Settings of the tiny run that tests share: what differs from the program's defaults."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from data.readers.options import SyntheticOptions
-from model.runs.presets import preset
+from model.runs.config import Config
+from model.runs.presets import filled
+from model.runs.setting import declared
 
 TINY = SyntheticOptions(num_users=60, num_items=40, num_interactions=900)
-SETTINGS = preset("synthetic") | {
+CHANGES = {
     "dataset": "synthetic",
-    "dataset_dir": Path("datasets"),
     "cache_dir": Path("cache"),
     "max_bad_rows": 0.0,
-    "keep_incomplete_users": False,
     "synthetic_users": TINY.num_users,
     "synthetic_items": TINY.num_items,
     "synthetic_interactions": TINY.num_interactions,
-    "backbone": "sparsenn",
-    "backbone_checkpoint": None,
-    "embedding_dim": 96,
-    "graph_layers": 0,
-    "l2": 0.0,
-    "weight_decay": 0.0,
-    "synthesis_type": "mean",
     "sample_size": 5,
-    "attention_heads": 1,
-    "scorer": "dot_compress",
     "user_hidden": (16,),
     "item_hidden": (16,),
-    "upstream_compat": False,
     "enable_fairness": True,
-    "fairness_method": "fabuhs",
-    "method_option": (),
-    "fairness_sampling": False,
-    "fairness_weight": 0.5,
-    "adversarial_lambda_user": 0.1,
-    "adversarial_lambda_item": 0.1,
-    "adversarial_ramp": 0.1,
-    "item_adversary": "popularity",
-    "adversary_input": "user",
-    "mask_sensitive_feature": True,
-    "rerank_fair": False,
-    "rerank_alpha": 0.2,
-    "exposure_floor": 0.1,
     "rerank_pool": 20,
-    "rerank_target": "catalogue",
-    "recipe": "upstream",
     "batch_size": 64,
     "num_negatives": 2,
-    "in_batch_negatives": 2,
-    "loss": "margin",
-    "sparse_updates": False,
     "device": "cpu",
-    "precision": "fp32",
-    "protocol": "loo",
-    "protocol_option": (),
     "eval_k": (10,),
-    "eval_every": 1,
-    "eval_history_draws": 1,
-    "eval_negatives": None,
-    "eval_block_mb": 256,
-    "seed": 0,
-    "output_dir": Path("runs"),
     "run_name": "test",
-    "resume": False,
-    "checkpoint_every": "1",
-    "wandb_mode": "disabled",
     "wandb_project": "test",
-    "dry_run": False,
 }
+SETTINGS = filled({name: one.converted(one.default) for name, one in declared(Config).items()} | CHANGES)

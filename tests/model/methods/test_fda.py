@@ -18,6 +18,7 @@ from model.methods.fda import FDA
 from model.runs.streams import torch_generator
 from model.training.update import update
 from tests.support.methods import identical
+from tests.support.no_host_sync import NoHostSync
 from tests.support.runs import refused, run_main
 
 
@@ -281,6 +282,63 @@ def twin_released(network, method, batch, l2):
         own = [float(item[j] @ item[j]) for j in batch.negatives[row]]
         norms.append(float(u @ u) + float(positive @ positive) + sum(own))
     return inner, np.mean(outer) + l2 * np.mean(norms)
+
+
+def looped_noise_loss(method, batch):
+    """The released inner loss by a loop over ordered pairs of groups that have rows in the batch."""
+    forward, codes = method.forward(batch), method.codes[batch.users]
+    noisy = method._noisy(method.noise, batch.positives)
+    total, pairs = 0 * method.noise.sum(), 0
+    members = [torch.nonzero(codes == code).flatten() for code in range(method.num_groups)]
+    for rows, theirs in itertools.permutations([own for own in members if len(own)], 2):
+        fake = batch.positives[theirs[torch.arange(len(rows)) % len(theirs)], None]
+        scores = method.backbone.score(noisy, forward.user[rows], fake)
+        total = total + torch.nn.functional.softplus(forward.scores[rows, 1:] - scores).mean()
+        total = total + method.config.l2 * method._squared_norm(noisy, fake).mean()
+        pairs += 1
+    return total * (method.num_groups / max(pairs, 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), groups=st.integers(2, 6), unknown=st.floats(0, 1), rows=st.integers(2, 50))
+def test_the_inner_loss_of_any_groups_equals_a_loop_over_their_pairs(shared_made, seed, groups, unknown, rows):
+    rng = np.random.default_rng(seed)
+    codes = np.where(rng.random(60) < unknown, -1, rng.integers(0, groups, 60))
+    network, method, batch = shared_made(codes=codes, labels=tuple("abcdef"[:groups]), l2=0.03, batch_size=rows)
+    spread_out(network, method, size=0.9)
+    slopes = []
+    for loss in (looped_noise_loss(method, batch), method._noise_loss(batch)):
+        (slope,) = torch.autograd.grad(loss, method.noise)
+        slopes.append((loss.detach(), slope))
+    assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+@pytest.mark.parametrize("backbone", ["bprmf", "ncf"])
+def test_no_step_makes_the_host_wait_for_the_device(made, form, backbone):
+    _, method, batch = made(backbone, [f"form={form}"], codes=np.arange(60) % 4 - 1, l2=0.01)
+    with NoHostSync():
+        losses = [method._noise_loss(batch), method._model_loss(batch, "method")]
+        sum(losses).backward()
+    assert all(loss.isfinite() for loss in losses)
+
+
+@pytest.mark.parametrize(("backbone", "clamps"), [("bprmf", True), ("pmf", False), ("lightgcn", False)])
+def test_the_released_form_clamps_the_items_of_the_backbone_that_asks_for_it(made, backbone, clamps):
+    network, method, batch = made(backbone)
+    with torch.no_grad():
+        network.item.weight.fill_(3.0)
+        method.noise.fill_(0.25)
+        seen, prepare = [], network.prepare
+        network.prepare = lambda items, noise: seen.append(network.item.weight + noise) or prepare(items, noise)
+        method._noisy(method.noise, batch.positives)
+    assert_close(seen[0], torch.full_like(seen[0], 1.25 if clamps else 3.25))
+
+
+def test_the_loss_flag_is_read_by_a_warm_up_alone(make_config):
+    plain, warm = make_config(), make_config(method_option=("warmup_epochs=1",))
+    assert "loss" in FDA.unread(plain) and "loss" not in FDA.unread(warm)
+    assert "adversarial_ramp" in FDA.unread(warm)
 
 
 @pytest.mark.parametrize("rotate", [True, False])

@@ -359,6 +359,16 @@ def test_options_of_fabuhs_out_of_range_are_errors(text):
         parse_options(FABUHS.Options, [text])
 
 
+def test_fabuhs_reads_the_settings_of_history_sampling_where_histories_are_drawn(make_config):
+    on = make_config(fairness_sampling=True)
+    assert FABUHS.unread(on) == {"backbone_checkpoint"}
+    assert FABUHS.unread(make_config()) == {"backbone_checkpoint", "fairness_weight"}
+    for changes in ({"synthesis_type": "none"}, {"backbone": "bprmf"}):
+        unread = FABUHS.unread(make_config(fairness_sampling=True, **changes))
+        assert {"fairness_sampling", "fairness_weight"} <= unread and "adversarial_ramp" not in unread
+    assert {"fairness_sampling", "adversary_input"} <= METHODS["none"].unread(on)
+
+
 def test_the_baseline_takes_no_options_and_keeps_no_state(train):
     with pytest.raises(ValueError, match="discriminator_steps=1"):
         parse_options(Method.Options, ["discriminator_steps=1"])

@@ -229,7 +229,8 @@ def test_bad_requests_end_with_one_line_and_leave_nothing(split, tmp_path, capsy
     path = str(_written(tmp_path / "b.csv", frame))
     assert "no effect with --mode=score" in refused(capsys, tmp_path, rankings=path, epochs=3, **values)
     assert "no effect with --mode=score" in refused(capsys, tmp_path, rankings=path, eval_negatives=3, **values)
-    assert "--dry_run=True" in refused(capsys, tmp_path, rankings=path, export_split=str(tmp_path), **values)
+    folder = str(tmp_path)
+    assert "no effect with --mode=score" in refused(capsys, tmp_path, rankings=path, export_split=folder, **values)
     assert "rerank_pool" in refused(capsys, tmp_path, rankings=path, rerank_fair=True, rerank_pool=4, **values)
     assert not (tmp_path / "bad").exists()
 

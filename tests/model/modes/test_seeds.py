@@ -99,6 +99,7 @@ def test_the_command_gives_the_same_settings(tmp_path):
         "resume": True,
         "seeds": ["0", "7"],
         "output_dir": "~/some where",
+        "wandb_mode": "offline",
         "wandb_project": "a=b, c",
     }
     with flagsaver.flagsaver(**values):

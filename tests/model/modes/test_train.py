@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ class Noted(Method):
     """A method of two stages that notes when they begin, and what it had counted by then."""
 
     two_stages = True
-    begun: list = []
-    modes: list = []
+    begun: ClassVar[list] = []
+    modes: ClassVar[list] = []
 
     def begin_phase(self, phase, total_steps):
         self.steps = torch.zeros(())

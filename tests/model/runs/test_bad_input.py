@@ -196,8 +196,9 @@ def cold(data, settings, rng, options):
 def test_a_user_without_train_interactions_is_still_scored(tmp_path, monkeypatch, register, synthesis_type):
     register()
     monkeypatch.setitem(PROTOCOLS, "cold", cold)
-    hidden = {"user_hidden": None, "item_hidden": None} if synthesis_type == "none" else {}
-    result = run_main(tmp_path, **{**TOY, **FAIR, **hidden}, synthesis_type=synthesis_type, protocol="cold")
+    base = {"user_hidden": None, "item_hidden": None, "sample_size": 15, "fairness_sampling": False}
+    own = base if synthesis_type == "none" else {}
+    result = run_main(tmp_path, **{**TOY, **FAIR, **own}, synthesis_type=synthesis_type, protocol="cold")
     frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
     assert (frame["user"].value_counts() == 3).all() and {0, 1, 2} <= set(frame["user"])
     assert np.isfinite(frame["score"]).all() and result["metrics"]["test/leakage_auc/gender"] >= 0

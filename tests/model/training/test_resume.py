@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 import main
 from model import METHODS
 from model.modes import train
-from model.runs.settings import saving_interval
+from model.runs.setting import saving_interval
 from model.training.progress import Progress
 from tests.support.runs import TINY, refused, run_main
 from tests.support.stops import FAIR, CutOff, at_call, crash, outputs, terminate
@@ -96,10 +96,10 @@ def test_a_run_cut_off_at_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch
     ("kind", "owner", "name", "number", "action"),
     [
         # validation of the first epoch and of the second; the test; in each the network may have drawn
-        ("gru", train.Evaluator, "_rank", 1, terminate),
-        ("mean", train.Evaluator, "_rank", 2, crash),
-        ("mean", train.Evaluator, "_rank", 2, terminate),
-        ("gru", train.Evaluator, "_rank", 5, terminate),
+        ("gru", train.Evaluator, "rank_scores", 1, terminate),
+        ("mean", train.Evaluator, "rank_scores", 2, crash),
+        ("mean", train.Evaluator, "rank_scores", 2, terminate),
+        ("gru", train.Evaluator, "rank_scores", 5, terminate),
         ("none", train.Evaluator, "leakage", 1, crash),
         # while a state, a checkpoint or the results are written
         ("mean", torch, "save", 1, crash),
@@ -183,7 +183,7 @@ def test_states_by_the_clock_are_written_within_an_epoch_and_go_on_to_the_same_b
 
 def test_a_state_after_the_last_step_of_an_epoch_goes_on_with_its_validation(tmp_path, monkeypatch, whole):
     every = {"checkpoint_every": "0.00001min"}
-    cut_off(monkeypatch, tmp_path, "gru", train.Evaluator, "_rank", 1, crash, **every)
+    cut_off(monkeypatch, tmp_path, "gru", train.Evaluator, "rank_scores", 1, crash, **every)
     progress = Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0)
     assert (progress.epoch, progress.turn, progress.step) == (1, 0, STEPS)
     run_main(tmp_path, **KINDS["gru"], resume=True, **every)
@@ -191,8 +191,10 @@ def test_a_state_after_the_last_step_of_an_epoch_goes_on_with_its_validation(tmp
 
 
 def test_a_signal_while_the_evaluator_puts_the_network_s_stream_back_does_no_harm(tmp_path, monkeypatch, whole):
-    # `train` is what it calls just before
-    cut_off(monkeypatch, tmp_path, "gru", torch.nn.Module, "train", 3, terminate)
+    put_back = staticmethod(at_call(1, terminate, train.Evaluator._put_back))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train.Evaluator, "_put_back", put_back)
+        run_main(tmp_path, **KINDS["gru"])
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert json.loads(state["progress"])["turn"] == 1
     run_main(tmp_path, **KINDS["gru"], resume=True)
@@ -242,7 +244,7 @@ def test_time_adds_up_over_resumptions(tmp_path, monkeypatch):
 
 def test_a_phase_of_two_stages_and_two_passes_goes_on_too(tmp_path, monkeypatch):
     monkeypatch.setattr(METHODS["none"], "stages", lambda self: ("first", "second"))
-    monkeypatch.setattr(METHODS["none"], "passes", lambda self, stage: ("one", "two"))
+    monkeypatch.setattr(METHODS["none"], "passes", lambda self, stage, epoch: ("one", "two"))
     run_main(tmp_path / "whole", **KINDS["none"])
     # second pass of the first epoch, end of the first stage, second stage
     for number in (STEPS + 3, 4 * STEPS, 7 * STEPS + 2):

@@ -15,6 +15,7 @@ from model.runs.errors import NotFiniteError
 from model.runs.processes import ALONE
 from model.training.checkpoints import Selection, load_checkpoint, save_checkpoint
 from model.training.progress import Progress
+from model.training.signals import torchrun_options
 from model.training.state import Training, tensors
 from model.training.update import update
 from tests.support.training import StatefulMethod, make_module
@@ -117,6 +118,15 @@ def test_a_stage_ends_by_patience_at_a_validation_alone(every, patience, best, s
             training.selection.offer(epoch, float(epoch == best), training.backbone, training.method)
         training.progress.end_epoch({})
     assert training.progress.epoch - 1 == stops
+
+
+def test_the_command_that_goes_on_starts_as_many_processes_on_as_many_machines():
+    one = {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert torchrun_options(one) == ["--nproc_per_node=4"]
+    two = one | {"GROUP_WORLD_SIZE": "2", "GROUP_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+    assert torchrun_options(two) == [
+        "--nproc_per_node=4", "--nnodes=2", "--node_rank=1", "--master_addr=host", "--master_port=29500",
+    ]  # fmt: skip
 
 
 def leaves(value):

@@ -1,0 +1,109 @@
+"""Settings in words: `--help`, and the tables of model/FLAGS.md, which `python -m model.runs.manual` prints."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from data import datareader
+from data.protocols import PROTOCOLS
+from data.wording import shown
+from model import BACKBONES
+from model.runs.config import Config, Request
+from model.runs.presets import RECIPES
+from model.runs.setting import Setting, declared
+
+FLAGS = Path(__file__).parents[1] / "FLAGS.md"
+INTRODUCTION = """# Flags
+
+Made from the declarations in `model/runs/config.py` by `python -m model.runs.manual > model/FLAGS.md`; a test holds it
+to them. `--flagfile=FILE` reads flags from a file, one a line; `--config=runs/NAME/config.json` takes the settings of a
+run. A flag that nothing would read is an error.
+
+*modes*: which values of `--mode` read the flag. *resume*: whether `--resume` may change it.
+"""
+PRESETS = """## Presets
+
+What stands for a flag that is left open. Later tables win over earlier ones: data set, backbone, protocol, backbone
+under a protocol, backbone on a data set, recipe. `--dry_run` shows each value and where it comes from.
+"""
+TYPES = {"Path": "path", "str": "text", "tuple[str, ...]": "list", "tuple[int, ...]": "list of int"}
+
+
+def described(one: Setting) -> str:
+    """What a setting means, with its range and its default."""
+    default = f"default: {one.default_from or shown(one.default)}"
+    if one.default_from is None and one.default in (None, []):
+        default = ""
+    facts = "; ".join(part for part in (one.allowed, default) if part)
+    return f"{one.help}{f' ({facts})' if facts else ''}."
+
+
+def help_text(introduction: str, settings: Iterable[Setting]) -> str:
+    """Every flag by group, with its choices, range, unit and default, below the `introduction`."""
+    lines = [introduction.strip()]
+    for group, members in groupby(settings, lambda one: one.group):
+        lines += ["", f"{group}:"]
+        for one in members:
+            choices = f"<{'|'.join(one.choices)}>  " if one.choices is not None else ""
+            text = f"--{one.name}  {choices}{described(one)}"
+            lines.append(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="      "))
+    return "\n".join(lines)
+
+
+def flag_tables(settings: Iterable[Setting]) -> str:
+    """A table of flags for each group, in Markdown."""
+    lines = []
+    for group, members in groupby(settings, lambda one: one.group):
+        lines += ["", f"## {group}", "", "| flag | type | modes | resume | meaning |", "|---|---|---|---|---|"]
+        for one in members:
+            kind = "text, repeated" if one.flag_each else TYPES.get(one.base, one.base)
+            choices = f"{', '.join(one.choices)}. " if one.choices is not None else ""
+            meaning = (choices + described(one)).replace("|", "\\|")
+            resume = "yes" if one.free else ""
+            lines.append(f"| `--{one.name}` | {kind} | {', '.join(one.modes)} | {resume} | {meaning} |")
+    return "\n".join(lines[1:])
+
+
+def preset_tables() -> str:
+    """A table of each kind of preset, in Markdown: a row for each setting, a column for each who says something."""
+    networks = {name: BACKBONES[name] for name in BACKBONES}
+    parts = {
+        "data set": datareader.PRESETS,
+        "backbone": {name: network.defaults for name, network in networks.items()},
+        "protocol": {name: PROTOCOLS[name].presets for name in PROTOCOLS if PROTOCOLS[name].presets},
+        "backbone under a protocol": {
+            f"{name}, {protocol}": values
+            for name, network in networks.items()
+            for protocol, values in network.defaults_under.items()
+        },
+        "backbone on a data set": {
+            f"{name}, {dataset}": values
+            for name, network in networks.items()
+            for dataset, values in network.defaults_on.items()
+        },
+        "recipe": RECIPES,
+    }
+    return "\n\n".join(_table(title, columns) for title, columns in parts.items())
+
+
+def _table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
+    names = sorted({name for values in columns.values() for name in values})
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name in names:
+        cells = ["" if values.get(name) is None else shown(values[name]) for values in columns.values()]
+        lines.append(f"| `--{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def flags_page() -> str:
+    """The content of model/FLAGS.md."""
+    settings = (declared(Request) | declared(Config)).values()
+    return "\n".join([INTRODUCTION, flag_tables(settings), "", PRESETS, preset_tables()])
+
+
+if __name__ == "__main__":
+    print(flags_page())
