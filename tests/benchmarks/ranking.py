@@ -1,12 +1,13 @@
 """Time and memory of full-catalogue ranking and all metrics, each ratio from one run on one machine.
 
-    python -m tests.benchmarks.ranking [--only=loop|engine|memory|large] [--dataset_dir=./datasets]
+    python -m tests.benchmarks.ranking [--only=loop|engine|memory|large|many] [--dataset_dir=./datasets]
 
 loop: BUHS (mean) at the size of MovieLens-1M (its own data with --dataset_dir), `Evaluator.rank` and `evaluate` for
 every user against the literal loop over users of upstream's evaluation, timed on a sample and scaled. engine:
 `rank_catalogue` alone on scores that are a matrix product. memory: growth of the resident set at 270,000 items, a
-process per setting. large: time per score at BookCrossing's size against the rate of a matrix product. Weights are
-random, which changes neither times nor memory. Times are one thread's processor time: those of an idle machine.
+process per setting. large: time per score at BookCrossing's size against the rate of a matrix product. many: ranks of
+hundreds of relevant items per user. Weights are random, which changes neither times nor memory. Times are one thread's
+processor time: those of an idle machine.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ from data.protocols.loo import leave_one_out
 from data.readers.movielens import read_movielens
 from data.readers.options import ReadOptions, SyntheticOptions
 from data.readers.synthetic import read_synthetic
-from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, Ranking
-from model.evaluation import evaluator as evaluator_module
+from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, ItemLists, Ranking
+from model.evaluation import ranker
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import evaluate
-from model.evaluation.ranking import ENGINE_FLOATS, rank_catalogue
+from model.evaluation.ranking import (
+    ENGINE_FLOATS,
+    _count_at_least_compared,
+    _count_at_least_sorted,
+    rank_catalogue,
+)
 from model.methods.base import Method
 from model.runs.config import Config
 from model.runs.environment import Environment
@@ -97,13 +103,13 @@ class Watch:
     """Time and memory of the part of `Evaluator.rank` that follows the towers: scoring and ranking."""
 
     def __init__(self, evaluator: Evaluator):
-        self.rank, self.seconds = evaluator._rank, 0.0
-        evaluator._rank = self
+        self.rank, self.seconds = evaluator.rank_scores, 0.0
+        evaluator.rank_scores = self
 
-    def __call__(self, *arguments) -> Ranking:
+    def __call__(self, *arguments, **options) -> Ranking:
         self.towers, self.before = memory("VmHWM"), forget_peak()
         start = time.process_time()
-        ranking = self.rank(*arguments)
+        ranking = self.rank(*arguments, **options)
         self.seconds, self.grown = time.process_time() - start, memory("VmHWM") - self.before
         return ranking
 
@@ -170,7 +176,7 @@ def report_engine(arguments: argparse.Namespace) -> None:
     def score_block(ids: np.ndarray) -> torch.Tensor:
         return vectors[torch.from_numpy(ids)] @ items.T
 
-    block = max(1, evaluator_module.CACHE_FLOATS // (ENGINE_FLOATS * data.num_items))
+    block = max(1, ranker.CACHE_FLOATS // (ENGINE_FLOATS * data.num_items))
     rank_catalogue(score_block, everyone[:2], relevant.take(everyone[:2]), excluded, data.num_items, TOP, 2)
     start = time.process_time()
     ranking = rank_catalogue(score_block, everyone, relevant, excluded, data.num_items, TOP, block)
@@ -186,11 +192,34 @@ def report_engine(arguments: argparse.Namespace) -> None:
     print(f"  agreement: {same / len(everyone):.1%} of ranks")
 
 
+def report_many(arguments: argparse.Namespace) -> None:
+    """Print the ratio for ranks of users with many relevant items: each compared with its row, or the row sorted."""
+    num_items, num_users = arguments.size[1], 200
+    rng = np.random.default_rng(0)
+    masked = torch.from_numpy(rng.standard_normal((num_users, num_items)).astype(np.float32))
+    print(f"many relevant items: {num_users} users x {num_items:,} items")
+    for count in (size for size in (1, 10, 100, 300) if size <= num_items):
+        item = np.argsort(rng.random((num_users, num_items)), axis=1)[:, :count].ravel()
+        relevant = ItemLists(count * np.arange(num_users + 1), item)
+        row = torch.from_numpy(relevant.owner)
+        value = masked[row, torch.from_numpy(item)]
+        start = time.process_time()
+        compared = _count_at_least_compared(masked, row, value)
+        middle = time.process_time()
+        by_sorting = _count_at_least_sorted(masked, relevant, row, value)
+        end = time.process_time()
+        same, ratio = (compared == by_sorting).float().mean(), (middle - start) / max(end - middle, 1e-9)
+        print(
+            f"  {count} each: {1e3 * (middle - start):.1f} ms, sorted {1e3 * (end - middle):.1f} ms: ratio {ratio:.2f}"
+        )
+        print(f"  agreement: {same:.1%} of ranks")
+
+
 def peak(block_mb: float, capped: bool) -> tuple[int, int, int]:
     """Resident bytes of a ranking, in a process of its own: the towers' peak, their result, the ranking's peak."""
     torch.set_num_threads(1)
     if not capped:
-        evaluator_module.CACHE_FLOATS = 1 << 40
+        ranker.CACHE_FLOATS = 1 << 40
     evaluator, phase = make_evaluator(bookcrossing(2000, LARGE_ITEMS), block_mb)
     watch = Watch(evaluator)
     for users in (1, 64):
@@ -232,7 +261,13 @@ def report_large(arguments: argparse.Namespace) -> None:
     print(f"  all {LARGE_USERS:,} users would take {full / 60:.0f} min")
 
 
-REPORTS = {"loop": report_loop, "engine": report_engine, "memory": report_memory, "large": report_large}
+REPORTS = {
+    "loop": report_loop,
+    "engine": report_engine,
+    "memory": report_memory,
+    "large": report_large,
+    "many": report_many,
+}
 
 
 def main() -> None:

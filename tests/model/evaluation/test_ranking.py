@@ -406,7 +406,7 @@ def test_random_scores_are_uniform_and_hit_at_chance():
     assert stats.binomtest(hits, num_users, 10 / num_items).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("part", ["loop", "engine"])
+@pytest.mark.parametrize("part", ["loop", "engine", "many"])
 def test_the_benchmark_runs(monkeypatch, capsys, part):
     arguments = ["--only", part, "--size", "60", "300", "1500", "--sample", "5"]
     monkeypatch.setattr(sys, "argv", ["ranking", *arguments])
