@@ -10,12 +10,13 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from data.files import atomic_path
 from model.comparison.finished import FOLDER_OF_SEEDS
 from model.comparison.statistics import CONFIDENCE, Summary, summarise
 from model.results.shown import Shown, comparison_columns, escape, latex_table, main_metrics, shown, under
 from model.results.side_by_side import is_one, roots_of
 from model.results.tables import WIDTH
-from model.runs.files import atomic_path, write_frame, write_json
+from model.runs.files import write_frame, write_json
 
 HEADERS = ("metric", "mean", "std", "95 % interval", "defined")
 

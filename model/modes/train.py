@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.dataloader import BatchSampler
+from data.files import WriteError
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.questions import ask_tests, ask_validation
@@ -23,7 +24,7 @@ from model.modes.setup import build, describe, prepare
 from model.results.tracking import Tracker
 from model.results.writer import origin_of, tables_of, write_lists, write_results
 from model.runs.config import Config
-from model.runs.files import WriteError, append_jsonl, own_run_dir, write_json, write_jsonl
+from model.runs.files import append_jsonl, own_run_dir, write_json, write_jsonl
 from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
 from model.runs.settings import Settings, saving_interval

@@ -15,8 +15,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from data.files import atomic_path
 from model.results.tables import UNDEFINED, Table
-from model.runs.files import atomic_path
 from model.runs.run import Run
 from model.runs.settings import MODE_SETTINGS
 

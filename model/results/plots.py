@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from model.runs.files import atomic_path
+from data.files import atomic_path
 
 DPI = 150
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"

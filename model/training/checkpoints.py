@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.files import atomic_path
 from data.protocols.base import Phase
 from model.methods.base import Method
 from model.runs.config import Config
-from model.runs.files import atomic_path
 
 CHECKPOINT_FORMAT = 3
 

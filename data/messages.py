@@ -1,0 +1,27 @@
+"""Lines for the user on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+_silences: list[bool] = []
+
+
+def warn(text: str) -> None:
+    """Print `warning: text` on standard error, above a progress bar where there is one."""
+    if not _silences:
+        tqdm.write(f"warning: {' '.join(text.split())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Print no warnings in this block: of many processes, the first one speaks for all."""
+    _silences.append(True)
+    try:
+        yield
+    finally:
+        _silences.pop()
