@@ -1,4 +1,4 @@
-"""Lines for the user on standard error."""
+"""What the program says to its user: warnings, and numbers of things."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def warn(text: str) -> None:
     """Print `warning: text` on standard error, above a progress bar where there is one."""
     if not _silences:
         tqdm.write(f"warning: {' '.join(text.split())}", file=sys.stderr)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 row", "2,000 rows"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from data.messages import counted
+
 FEATURE_KINDS = ("categorical", "multi_hot", "dense")
 
 
@@ -127,10 +129,10 @@ class ReadReport:
     def lines(self) -> list[str]:
         """The report in words, one finding a line."""
         read_as = {name: f", read as {encoding}" for name, encoding in self.encodings.items()}
-        text = [f"{name}: {count:,} rows{read_as.get(name, '')}" for name, count in self.rows.items()]
+        text = [f"{name}: {counted(count, 'row')}{read_as.get(name, '')}" for name, count in self.rows.items()]
         for entry in self.rejected:
             where = ", ".join(str(line) for line in entry.lines)
-            text.append(f"{entry.file}: {entry.count:,} rows rejected ({entry.reason}; line {where})")
+            text.append(f"{entry.file}: {counted(entry.count, 'row')} rejected ({entry.reason}; line {where})")
         text += [f"filtered, {reason}: {count:,}" for reason, count in self.filtered.items()]
         return text
 

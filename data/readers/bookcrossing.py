@@ -120,8 +120,8 @@ def _find_bookcrossing(dataset_dir: Path) -> tuple[Path, BookCrossingForm]:
             return folder, form
     raise DataError(
         f"BookCrossing is not in {dataset_dir}: put {', '.join(CLEANED.files)} (cleaned) or "
-        f"{', '.join(DUMP_2004.files)} (the 2004 dump) into {inner}; datasets/README.md says where they come from, "
-        "--dataset=synthetic needs no files"
+        f"{', '.join(DUMP_2004.files)} (the 2004 dump) into {inner}, or pass the folder that holds them "
+        "as --dataset_dir; datasets/README.md says where they come from, --dataset=synthetic needs no files"
     )
 
 
@@ -210,7 +210,7 @@ def _bookcrossing_items(books: FileRows, options: ReadOptions) -> FeatureTable:
         "year": (year, is_number & (year >= FIRST_YEAR) & (year <= LAST_YEAR)),
         "publisher": (books["Publisher"], books["Publisher"] != ""),
     }
-    titles = encode_titles(books["Title"], options.title_encoder, options.cache_dir)
+    titles = encode_titles(books["Title"], options.title_encoder, options.cache_dir, options.may_write)
     return feature_table(
         *((name, *categories(values, is_known)) for name, (values, is_known) in columns.items()),
         ("title", titles, None),

@@ -43,6 +43,7 @@ SOURCE = [_file_hash(path) for path in sorted(Path(__file__).parents[1].rglob("*
 def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[Path]]) -> Reader:
     """Wrap a reader: the same result, loaded from `options.cache_dir` when the same data were read before.
 
+    Nothing is stored without `options.may_write`.
     `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is
     spoilt or cannot be written costs time and one warning, never the run.
     """
@@ -56,7 +57,7 @@ def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[
         if data is None:
             data = read(options)
             # A file that changed while it was read would leave its data under another content's key.
-            if key is not None and key == _key(name, files, options):
+            if options.may_write and key is not None and key == _key(name, files, options):
                 _store(path, data)
         return data
 

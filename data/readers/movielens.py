@@ -10,7 +10,7 @@ import pandas as pd
 from data.readers.cache import cached
 from data.readers.download import download_movielens
 from data.readers.options import ReadOptions
-from data.readers.rows import FileRows, is_repeated, read_integer_rows, read_text_rows
+from data.readers.rows import DataError, FileRows, is_repeated, read_integer_rows, read_text_rows
 from data.readers.tables import categories, feature_table, positions, read_report
 from data.readers.titles import encode_titles
 from data.readers.vocabulary import AGE_CODES, AGES, GENDERS, GENRES, OCCUPATIONS
@@ -27,6 +27,11 @@ def read_movielens(options: ReadOptions) -> InteractionData:
     """
     users_file, movies_file, ratings_file = _movielens_files(options)
     if not users_file.parent.exists():
+        if not (options.may_download and options.may_write):
+            raise DataError(
+                f"MovieLens-1M is not in {options.dataset_dir}, where {users_file.parent} is looked for: pass the folder "
+                "that holds ml-1m as --dataset_dir; training downloads it into ./datasets or a folder that exists"
+            )
         download_movielens(options.dataset_dir)
     users = read_text_rows(users_file, ("user id", "gender", "age", "occupation", "zip code"))
     groups = _movielens_groups(users)
@@ -52,7 +57,7 @@ def read_movielens(options: ReadOptions) -> InteractionData:
             ("id", np.arange(len(movies)), len(movies)),
             ("year", year, num_years),
             ("genres", genres, len(GENRES)),
-            ("title", encode_titles(plain_titles, options.title_encoder, options.cache_dir), None),
+            ("title", encode_titles(plain_titles, options.title_encoder, options.cache_dir, options.may_write), None),
         ),
         user_id=user_id,
         item_id=item_id,

@@ -271,7 +271,7 @@ def read_synthetic(options: ReadOptions) -> InteractionData:
     """Generate data of `options.synthetic` sizes from `options.seed`, with title vectors, as if read from files."""
     arrays = generate(options.synthetic, options.seed)
     num_users, num_items = options.synthetic.num_users, options.synthetic.num_items
-    titles = encode_titles(list(arrays.words), options.title_encoder, options.cache_dir)
+    titles = encode_titles(list(arrays.words), options.title_encoder, options.cache_dir, options.may_write)
     years, year_codes = np.unique(arrays.year, return_inverse=True)
     groups = (
         Group("gender", arrays.gender, GENDERS),

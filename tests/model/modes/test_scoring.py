@@ -113,7 +113,7 @@ def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     assert judged(whole["metrics"]) == judged(again["metrics"])
     capsys.readouterr()
     lists = score(tmp_path, tmp_path / "again" / "recommendations.parquet", run_name="lists", eval_k=["10", "5"])
-    assert "lists have scores that rise along their ranks" in capsys.readouterr().out
+    assert "lists whose scores rise along their ranks" in capsys.readouterr().out
     for name, value in judged(lists["metrics"]).items():
         assert value == again["metrics"][f"test/reranked/{name}"], name
 
@@ -149,6 +149,7 @@ print(json.dumps([evaluate(qrels, run, names, make_comparable=True) for run in r
 """
 
 
+@pytest.mark.slow
 def test_accuracy_equals_ranx_on_the_same_files(split, tmp_path):
     frame = popular(split).drop(columns="rank")
     generator = np.random.default_rng(0)
@@ -184,16 +185,16 @@ def test_what_is_left_out_is_counted_and_printed(split, tmp_path, capsys):
     assert result["metrics"] == whole["metrics"]
     assert result["rankings"]["entries_left_out"] == len(seen)
     printed = capsys.readouterr().out
-    assert f"{len(seen)} entries are items that their user has in train or validation" in printed
-    assert "60 lists are longer than the 10 items that are read: cut" in printed
+    assert f"entries that their user has in train or validation (left out, lists close up): {len(seen)}" in printed
+    assert "lists longer than the 10 items that are read (cut): 60" in printed
     assert f"made for fingerprint {whole['fingerprint']}" not in printed
 
     first = frame["user"].iloc[0]
     short = frame[(frame["user"] != first) & (frame["rank"] <= 7)]
     result = score(tmp_path, _written(tmp_path / "c.csv", short), run_name="c")
     printed = capsys.readouterr().out
-    assert "1 users whom the protocol asks have no list" in printed
-    assert "59 lists are shorter than the largest K, 10" in printed
+    assert "users asked without a list (counted as empty): 1" in printed
+    assert "lists shorter than the largest K, 10 (nothing is shown in their last places): 59" in printed
     assert "their rank is 51, beyond every K" in printed
     per_user = pd.read_parquet(tmp_path / "c" / "per_user.parquet").set_index("user")
     assert len(per_user) == 60
