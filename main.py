@@ -11,7 +11,6 @@ method -> ranking -> metrics -> report.
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import sys
 import textwrap
@@ -29,9 +28,10 @@ from model.modes.score_lists import score_rankings
 from model.modes.serving import evaluate_checkpoint, recommend
 from model.modes.train import train
 from model.runs.config import Config, Request
+from model.runs.console import make_console_lenient
 from model.runs.errors import is_out_of_memory, out_of_memory
 from model.runs.presets import RECIPES
-from model.runs.processes import Processes, joined
+from model.runs.processes import Processes, joined, torchrun_ranks
 from model.runs.settings import MODE_SETTINGS, Settings
 from model.training.signals import Stopped
 
@@ -207,7 +207,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except flags.Error as error:
-        if not int(os.environ.get("RANK", 0)):
+        if (torchrun_ranks() or {}).get("RANK", 0) == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -238,4 +238,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    make_console_lenient()
     app.run(main, flags_parser=parse)

@@ -43,9 +43,9 @@ SOURCE = [_file_hash(path) for path in sorted(Path(__file__).parents[1].rglob("*
 def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[Path]]) -> Reader:
     """Wrap a reader: the same result, loaded from `options.cache_dir` when the same data were read before.
 
-    Nothing is stored without `options.may_write`.
     `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is
     spoilt or cannot be written costs time and one warning, never the run.
+    Nothing is stored without `options.may_write`.
     """
 
     @functools.wraps(read)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from data.readers.cache import cached
 from data.readers.download import download_movielens
-from data.readers.options import ReadOptions
+from data.readers.options import DEFAULT_DATASET_DIR, ReadOptions
 from data.readers.rows import DataError, FileRows, is_repeated, read_integer_rows, read_text_rows
 from data.readers.tables import categories, feature_table, positions, read_report
 from data.readers.titles import encode_titles
@@ -29,8 +29,8 @@ def read_movielens(options: ReadOptions) -> InteractionData:
     if not users_file.parent.exists():
         if not (options.may_download and options.may_write):
             raise DataError(
-                f"MovieLens-1M is not in {options.dataset_dir}, where {users_file.parent} is looked for: pass the folder "
-                "that holds ml-1m as --dataset_dir; training downloads it into ./datasets or a folder that exists"
+                f"{users_file.parent} is missing; pass the folder that holds ml-1m as --dataset_dir (training without "
+                f"--dry_run downloads MovieLens-1M into a folder that exists, or into ./{DEFAULT_DATASET_DIR})"
             )
         download_movielens(options.dataset_dir)
     users = read_text_rows(users_file, ("user id", "gender", "age", "occupation", "zip code"))

@@ -28,7 +28,8 @@ def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path, may_writ
 
     `encoder` is "hash" (384 signed buckets of character n-grams, no model) or a sentence-transformers model: a
     local folder, or a name looked up in an installed package, the local Hugging Face cache and the hub, in that
-    order. Model vectors are cached under `cache_dir/titles`, or only read there without `may_write`. Raises ValueError when the model cannot be had.
+    order. Model vectors are cached under `cache_dir/titles`, or only read there without `may_write`. Raises
+    ValueError when the model cannot be had.
     """
     texts = _clean(titles)
     present = texts != ""

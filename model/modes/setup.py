@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 
@@ -17,7 +15,7 @@ from model.evaluation.probes import held_out_users
 from model.methods.base import Environment, Method
 from model.runs.config import Config
 from model.runs.presets import preset
-from model.runs.processes import ALONE, Processes
+from model.runs.processes import ALONE, Processes, torchrun_ranks
 from model.runs.run import Run
 from model.runs.settings import is_read
 from model.runs.streams import stream_seeds
@@ -28,7 +26,7 @@ def _device(name: str) -> torch.device:
         raise ValueError("--device=cuda: this machine has no CUDA device; use --device=cpu or --device=auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    local, count = (torchrun_ranks() or {}).get("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= count:
         raise ValueError(f"process {local} of this machine has none of its {count} GPUs; lower --nproc_per_node")
     torch.cuda.set_device(local)

@@ -21,6 +21,7 @@ from absl import logging
 from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
+from data.messages import warn, without_warnings
 from data.structs import ItemLists, Ranking
 
 # the others wait while the first downloads data, encodes titles or probes for leakage
@@ -115,6 +116,21 @@ class Processes:
 
 ALONE = Processes()
 
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+TORCHRUN = frozenset({*_RANKS, "MASTER_ADDR", "MASTER_PORT"})
+
+
+def torchrun_ranks() -> dict[str, int] | None:
+    """RANK, LOCAL_RANK and WORLD_SIZE as torchrun set them; None where it did not start this process.
+
+    A part of what it sets, or what is no number, is left from something else.
+    """
+    values = {name: os.environ.get(name, "") for name in _RANKS}
+    if not (os.environ.keys() >= TORCHRUN and all(value.isdecimal() for value in values.values())):
+        return None
+    ranks = {name: int(value) for name, value in values.items()}
+    return ranks if ranks["RANK"] < ranks["WORLD_SIZE"] else None
+
 
 def join_rankings(parts: list[Ranking]) -> Ranking:
     """One ranking of the users of all `parts`, in their order."""
@@ -134,7 +150,11 @@ def joined(device: str) -> Iterator[Processes]:
     Only the first prints. What torchrun started ends at once when this context does: a thread of torch's that asks for
     the interpreter while that shuts down aborts the process (pytorch/pytorch pull request 179291).
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    ranks = torchrun_ranks()
+    if ranks is None and TORCHRUN & os.environ.keys():
+        found = ", ".join(f"{name}={os.environ[name]}" for name in sorted(TORCHRUN & os.environ.keys()))
+        warn(f"{found} in the environment, which torchrun would set all: {', '.join(sorted(TORCHRUN))}; running alone")
+    if ranks is None or ranks["WORLD_SIZE"] == 1:
         yield ALONE
         return
     code = 1
@@ -154,12 +174,19 @@ def joined(device: str) -> Iterator[Processes]:
 
 @contextlib.contextmanager
 def _process_group(device: str) -> Iterator[Processes]:
-    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank else sys.stdout):
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"error: the processes of torchrun cannot be joined ({reason}); start them anew", file=sys.stderr)
+        sys.exit(2)
+    with contextlib.ExitStack() as stack:
         if rank:
             logging.set_verbosity(logging.ERROR)
+            stack.enter_context(without_warnings())
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield Processes(rank, world, store)
     # not after an error, when it would wait for processes that are gone
     distributed.destroy_process_group()

@@ -116,7 +116,10 @@ def widths(name: str, parts: list | tuple) -> tuple[int, ...]:
 
 def expanded(name: str, value: str | Path) -> Path:
     """A path, `~` put in."""
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"--{name}={value}: {' '.join(str(error).split())} Pass a path without ~") from error
 
 
 # How a flag's text becomes a setting.

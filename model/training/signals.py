@@ -17,7 +17,11 @@ def resume_command(config: Config, processes: Processes) -> str:
     """This program's command line, made to go on with the run: ready to paste where it was typed."""
     command = [sys.executable]
     if processes.world > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+        command += [
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', processes.world)}",
+        ]
     # of a flag that is given twice the last one counts
     wanted = [f"--run_name={config.run_name}", "--resume"]
     return shlex.join([*command, *sys.argv, *(flag for flag in wanted if flag not in sys.argv)])

@@ -1,0 +1,188 @@
+"""What surrounds a run -- console, environment variables, folders, git -- neither ends it nor gives a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+
+from data.files import atomic_path, remove_unfinished
+from data.messages import counted, warn, without_warnings
+from model.results import writer
+from model.runs import files
+from model.runs.console import _lenient
+from model.runs.processes import ALONE, TORCHRUN, joined, torchrun_ranks
+from tests.support.runs import ROOT, TINY, run_main
+
+FULL = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """A function: the environment with these of torchrun's variables and no other."""
+
+    def set_to(values):
+        for name in TORCHRUN:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return set_to
+
+
+# Environment variables
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "abc"},
+        {**FULL, "WORLD_SIZE": "two"},
+        {**FULL, "RANK": "-1"},
+        {**FULL, "LOCAL_RANK": ""},
+        {**FULL, "RANK": "2"},
+        {name: value for name, value in FULL.items() if name != "MASTER_PORT"},
+    ],
+)
+def test_a_part_of_what_torchrun_sets_is_named_and_ignored(environment, capsys, tmp_path, left):
+    environment(left)
+    assert torchrun_ranks() is None
+    with joined("cpu") as processes:
+        assert processes is ALONE
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and all(f"{name}={value}" in warning for name, value in left.items())
+
+
+def test_what_torchrun_sets_is_read(environment, capsys):
+    environment(FULL)
+    assert torchrun_ranks() == {"RANK": 1, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+    environment({})
+    with joined("cpu") as processes:
+        assert processes is ALONE
+    environment({**FULL, "RANK": "0", "WORLD_SIZE": "1"})
+    with joined("cpu") as processes:
+        assert processes is ALONE
+    assert capsys.readouterr().err == ""
+
+
+def test_a_dry_run_bears_what_another_program_left(environment, tmp_path, capsys):
+    environment({"RANK": "x", "WORLD_SIZE": "2"})
+    with pytest.raises(FileNotFoundError):  # there is no result
+        run_main(tmp_path, dry_run=True)
+    assert "an epoch" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("values", [{"GIT_DIR": "/nowhere", "GIT_WORK_TREE": "/nowhere"}, {"PATH": "/nowhere"}])
+def test_the_commit_is_this_programs_or_none(monkeypatch, values):
+    own = writer._commit()
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert writer._commit() == (None if "PATH" in values else own)
+
+
+# The console
+
+
+def test_what_the_console_cannot_show_becomes_a_question_mark(tmp_path):
+    with open(tmp_path / "out", "w", encoding="latin-1") as strict:
+        print("NDCG@10 \u2191 \u2013 é", file=_lenient(strict), flush=True)
+    assert (tmp_path / "out").read_bytes() == b"NDCG@10 ? ? \xe9\n"
+
+
+def test_a_reader_that_has_gone_and_a_full_disk_are_no_errors():
+    reading, writing = os.pipe()
+    os.close(reading)
+    for target in (writing, "/dev/full"):
+        with open(target, "w") as strict:
+            print("x" * 100_000, file=_lenient(strict), flush=True)
+    print("nowhere", file=_lenient(None))
+
+
+COMMAND = [sys.executable, "main.py"] + [
+    f"--{name}={','.join(value) if isinstance(value, list) else value}" for name, value in TINY.items()
+]
+
+
+def test_a_run_ends_well_without_a_reader_and_with_an_old_encoding(tmp_path):
+    """One process: standard output is a pipe that nobody reads, standard error is ASCII."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*COMMAND, f"--output_dir={tmp_path}", "--epochs=1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "WORLD_SIZE": "many", "MPLBACKEND": "nonsense"},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writing)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "run" / "result.json").exists() and (tmp_path / "run" / "report.html").exists()
+
+
+# Messages
+
+
+def test_warnings_are_one_line_each_and_can_be_silenced(capsys):
+    warn("something\n odd")
+    with without_warnings():
+        warn("not shown")
+    warn("more")
+    assert capsys.readouterr().err == "warning: something odd\nwarning: more\n"
+    assert [counted(count, "row") for count in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
+
+
+# Files
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "lists.csv"
+    with atomic_path(path) as first, atomic_path(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["lists.csv"]
+
+
+def test_whoever_owns_a_folder_removes_what_killed_writers_left(tmp_path):
+    killed = atomic_path(tmp_path / "state.pt").__enter__()
+    killed.write_text("half")
+    (tmp_path / "result.json").write_text("{}")
+    assert killed.name in os.listdir(tmp_path)
+    with files.lock_run_dir(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "result.json"]
+    remove_unfinished(tmp_path)
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_lock_holds_and_ends_with_its_process(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from filelock import FileLock\n"
+        "lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, tmp_path / ".lock"], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match="in use by another process"), files.lock_run_dir(tmp_path):
+        pytest.fail("two owners")
+    holder.kill()
+    holder.wait()
+    with files.lock_run_dir(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_on_a_file_that_its_holder_removed_does_not_count(tmp_path):
+    """Whoever waited for the removed file would hold nothing; the next one gets a file of its own."""
+    with files.lock_run_dir(tmp_path):
+        (tmp_path / ".lock").unlink()
+        other = FileLock(tmp_path / ".lock", blocking=False)
+        with other:
+            assert (tmp_path / ".lock").exists()
+    with files.lock_run_dir(tmp_path), pytest.raises(ValueError, match="in use"), files.lock_run_dir(tmp_path):
+        pytest.fail("two locks")
