@@ -2,5 +2,7 @@
 
 import os
 
-# Pictures are drawn into files; a backend that the user chose for windows may not exist here, and would end the import.
+# Pictures look the same everywhere and need nothing but matplotlib: neither a backend that the user chose for windows,
+# nor TeX or a font of the user's own matplotlibrc, either of which may be missing. Read when matplotlib is imported.
 os.environ["MPLBACKEND"] = "agg"
+os.environ["MATPLOTLIBRC"] = os.devnull

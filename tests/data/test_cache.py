@@ -186,6 +186,15 @@ def test_the_title_encoder_misses_and_so_does_a_file_in_its_folder(tmp_path, mon
     assert len(entries(tmp_path)) == 4
 
 
+def test_without_leave_to_write_nothing_is_stored_but_entries_are_read(tmp_path, monkeypatch):
+    write(tmp_path, FORMS["ml"][1])
+    fresh = read("ml", tmp_path, may_write=False)
+    assert not (tmp_path / "cache").exists()
+    read("ml", tmp_path)
+    forbid_reading(monkeypatch)
+    assert_same(read("ml", tmp_path, may_write=False), fresh)
+
+
 def test_what_does_not_matter_hits(tmp_path, monkeypatch):
     write(tmp_path, FORMS["ml"][1])
     fresh = read("ml", tmp_path)

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -295,7 +296,7 @@ def test_a_file_without_a_good_row_is_an_error_at_any_threshold(tmp_path, file, 
 
 
 def test_a_missing_or_unreadable_file_is_an_error_and_nothing_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(download.pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded over existing files"))
+    monkeypatch.setattr(pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded over existing files"))
     folder = write(tmp_path, movielens_bytes())
     (folder / "ml-1m/movies.dat").unlink()
     with pytest.raises(DataError, match=r"movies\.dat.*No such file"):
@@ -315,13 +316,25 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, failure):
     def fail(*arguments, **keywords):
         raise failure
 
-    monkeypatch.setattr(download.pooch, "retrieve", fail)
+    monkeypatch.setattr(pooch, "retrieve", fail)
     with pytest.raises(DataError) as error:
         read_movielens(options(tmp_path / "datasets"))
     message = str(error.value)
     for part in (download.MOVIELENS_URL, "ml-1m/users.dat", "ml-1m/ratings.dat", "--dataset=synthetic", str(failure)):
         assert part in message
     assert list((tmp_path / "datasets").iterdir()) == [], "nothing half-done is left"
+
+
+@pytest.mark.parametrize("held_back", ["may_download", "may_write"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_without_leave_nothing_is_downloaded_and_no_folder_made(tmp_path, monkeypatch, held_back, exists):
+    monkeypatch.setattr(pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded"))
+    folder = tmp_path / "datasets"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(DataError, match=r"datasets/ml-1m is missing; pass the folder .* as --dataset_dir"):
+        read_movielens(options(folder, **{held_back: False}))
+    assert folder.exists() == exists and not (tmp_path / "cache").exists()
 
 
 def test_a_download_is_unpacked_into_place(tmp_path, monkeypatch):
@@ -333,7 +346,7 @@ def test_a_download_is_unpacked_into_place(tmp_path, monkeypatch):
                 handle.writestr(name, data)
         return processor(str(archive), "download", None)
 
-    monkeypatch.setattr(download.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
     assert len(read_movielens(options(tmp_path)).user_id) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ml-1m"]
 

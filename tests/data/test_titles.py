@@ -98,6 +98,14 @@ def test_cache_is_read_back_without_a_model(fake, tmp_path):
     assert len(fake.opened) == 1
 
 
+def test_without_leave_to_write_nothing_is_stored(fake, tmp_path):
+    vectors = encode_titles(TITLES, "tiny", tmp_path, False)
+    assert not list(tmp_path.iterdir())
+    assert np.array_equal(encode_titles(TITLES, "tiny", tmp_path), vectors)
+    fake.known = ()
+    assert np.array_equal(encode_titles(TITLES, "tiny", tmp_path, False), vectors)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -220,6 +220,18 @@ def test_the_split_beside_the_rankings_is_checked(split, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("mode", ["evaluate", "recommend"])
+def test_a_scored_ranking_has_no_weights(split, tmp_path, capsys, mode):
+    score(tmp_path, _written(tmp_path / "a.csv", popular(split)))
+    where = {"output_dir": str(tmp_path)} if mode == "evaluate" else {}
+    users = {"users": ["all"]} if mode == "recommend" else {}
+    values = {name: flags.FLAGS[name].default for name in DATA}
+    values |= {**where, **users, "mode": mode, "checkpoint": str(tmp_path / "scored")}
+    with flagsaver.flagsaver(**values), pytest.raises(SystemExit):
+        main.main(["main.py"])
+    assert "holds scored rankings, which have no weights; pass the folder of a trained run" in capsys.readouterr().err
+
+
 def test_bad_requests_end_with_one_line_and_leave_nothing(split, tmp_path, capsys):
     frame = popular(split)
     values = {"mode": "score", "run_name": "bad", "eval_k": ["5", "10"]}

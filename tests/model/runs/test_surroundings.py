@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pooch
 import pytest
 from filelock import FileLock
 
@@ -15,7 +17,10 @@ from model.results import writer
 from model.runs import files
 from model.runs.console import _lenient
 from model.runs.processes import ALONE, TORCHRUN, joined, torchrun_ranks
-from tests.support.runs import ROOT, TINY, run_main
+from tests.support.raw_files import movielens_bytes, write
+from tests.support.runs import FLAGS, ROOT, TINY, refused, run_main
+
+UNSET = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
 
 FULL = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
@@ -86,6 +91,48 @@ def test_the_commit_is_this_programs_or_none(monkeypatch, values):
     assert writer._commit() == (None if "PATH" in values else own)
 
 
+# Folders
+
+
+@pytest.mark.parametrize("dataset", ["ml", "bx"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_data_folder_that_is_not_there_is_an_error_and_stays_away(tmp_path, capsys, monkeypatch, dataset, dry_run):
+    monkeypatch.setattr(pooch, "retrieve", lambda *arguments, **options: pytest.fail("downloaded"))
+    place = {"dataset": dataset, "dataset_dir": str(tmp_path / "nope"), "cache_dir": str(tmp_path / "cache")}
+    error = refused(capsys, tmp_path, **place, **UNSET, title_encoder="hash", dry_run=dry_run)
+    assert "nope" in error and "--dataset_dir" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_folder_is_made_for_a_download_but_not_by_a_dry_run(tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pooch, "retrieve", fail)
+    values = {"dataset": "ml", **UNSET, "title_encoder": "hash", "cache_dir": str(tmp_path / "cache")}
+    assert "ml-1m is missing; pass" in refused(capsys, tmp_path / "runs", **values, dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+    assert "could not be downloaded" in refused(capsys, tmp_path / "runs", **values)
+    assert [path.name for path in tmp_path.iterdir()] == ["datasets"]
+
+
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path, movielens_bytes()))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileNotFoundError):  # there is no result
+        run_main(tmp_path / "runs", dry_run=True, cache_dir="cache")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_a_home_folder_a_path_with_a_tilde_is_refused(tmp_path, capsys, monkeypatch):
+    def fail(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", fail)
+    assert "Pass a path without ~" in refused(capsys, tmp_path, cache_dir="~/cache")
+
+
 # The console
 
 
@@ -111,12 +158,20 @@ COMMAND = [sys.executable, "main.py"] + [
 
 def test_a_run_ends_well_without_a_reader_and_with_an_old_encoding(tmp_path):
     """One process: standard output is a pipe that nobody reads, standard error is ASCII."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    rc = str(tmp_path / "matplotlibrc")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
         [*COMMAND, f"--output_dir={tmp_path}", "--epochs=1"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "WORLD_SIZE": "many", "MPLBACKEND": "nonsense"},
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "ascii",
+            "WORLD_SIZE": "many",
+            "MPLBACKEND": "nonsense",
+            "MATPLOTLIBRC": rc,
+        },
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
