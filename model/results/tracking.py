@@ -153,7 +153,7 @@ def _start(mode: str, settings: dict) -> Any:
 
 def _end_service() -> None:
     """Kill wandb's service process and drop the exit hook that would wait for its answer for ever."""
-    # there is no public way to either
+    # no public way is bounded: wandb's exit hook asks the service to end, and waits for its answer
     with contextlib.suppress(AttributeError, ImportError):
         from wandb.sdk import wandb_setup
 

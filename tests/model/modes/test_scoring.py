@@ -209,7 +209,8 @@ def _written(path, frame):
 
 def test_the_split_beside_the_rankings_is_checked(split, tmp_path, capsys):
     path = _written(tmp_path / "a.csv", popular(split))
-    (tmp_path / "split.json").write_bytes((split / "split.json").read_bytes())
+    # an editor may have saved it with a byte order mark
+    (tmp_path / "split.json").write_bytes(b"\xef\xbb\xbf" + (split / "split.json").read_bytes())
     score(tmp_path, path)
     assert "made for fingerprint" in capsys.readouterr().out
     values = {"mode": "score", "rankings": str(path), "run_name": "other", "eval_k": ["5"]}
