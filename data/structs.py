@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from data.messages import counted
-
 FEATURE_KINDS = ("categorical", "multi_hot", "dense")
 
 
@@ -114,6 +112,10 @@ class Rejected:
     lines: tuple[int, ...]
 
 
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class ReadReport:
     """What became of every row: `rows` per file, malformed rows `rejected`, documented filters `filtered`.
@@ -129,10 +131,10 @@ class ReadReport:
     def lines(self) -> list[str]:
         """The report in words, one finding a line."""
         read_as = {name: f", read as {encoding}" for name, encoding in self.encodings.items()}
-        text = [f"{name}: {counted(count, 'row')}{read_as.get(name, '')}" for name, count in self.rows.items()]
+        text = [f"{name}: {_rows(count)}{read_as.get(name, '')}" for name, count in self.rows.items()]
         for entry in self.rejected:
             where = ", ".join(str(line) for line in entry.lines)
-            text.append(f"{entry.file}: {counted(entry.count, 'row')} rejected ({entry.reason}; line {where})")
+            text.append(f"{entry.file}: {_rows(entry.count)} rejected ({entry.reason}; line {where})")
         text += [f"filtered, {reason}: {count:,}" for reason, count in self.filtered.items()]
         return text
 

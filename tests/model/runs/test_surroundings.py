@@ -175,7 +175,7 @@ def test_a_run_ends_well_without_a_reader_and_with_an_old_encoding(tmp_path):
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     os.close(writing)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
