@@ -50,7 +50,7 @@ def title_vectors():
         yield
 
 
-def _title_vectors(titles, encoder, cache_dir):
+def _title_vectors(titles, encoder, cache_dir, may_write):
     return np.array([[len(title), bool(title)] for title in titles], dtype=np.float32)
 
 
