@@ -10,7 +10,6 @@ method -> ranking -> metrics -> report.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from model.runs.config import Config, Request
 from model.runs.manual import help_text
 from model.runs.setting import Setting, declared
 from model.runs.settings import Settings
+from model.runs.surroundings import make_console_lenient, torchrun_ranks
 
 FLAGS = flags.FLAGS
 
@@ -91,17 +91,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except flags.Error as error:
-        if not int(os.environ.get("RANK", 0)):
+        if (torchrun_ranks() or {}).get("RANK", 0) == 0:
             print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
-
-
-class PlainLines(logging.PythonFormatter):
-    """Lines of the log as the user reads them: what kind, then what."""
-
-    def format(self, record) -> str:
-        """Without time, process and file."""
-        return f"{record.levelname.lower()}: {record.getMessage()}"
 
 
 def main(argv: list[str]) -> None:
@@ -112,7 +104,6 @@ def main(argv: list[str]) -> None:
     from model.runs.processes import joined
     from model.training.signals import Stopped
 
-    logging.get_absl_handler().setFormatter(PlainLines())
     with joined(FLAGS.device) as processes:
         try:
             if len(argv) > 1:
@@ -136,4 +127,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    make_console_lenient()
     app.run(main, flags_parser=parse)

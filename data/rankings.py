@@ -1,12 +1,16 @@
-"""Rankings of another program: a parquet, CSV or TREC run file -> checked lists of 0-based ids.
+"""Rankings of another program: a parquet, CSV, TSV or TREC run file, gzip or not -> checked lists of 0-based ids.
 
 Rows are counted from 1, a header left out. Ids are compared as text, so that leading zeros count.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
+import io
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from data.messages import counted
 from data.structs import InteractionData, ItemLists
 
 COLUMNS = {
@@ -27,25 +32,34 @@ COLUMNS = {
 }
 NUMBERS = ("rank", "score")
 TREC_FIELDS = ("user", "Q0", "item", "rank", "score", "tag")
+# what tables are called by their suffix; other text is one where its first line names user and item
+TABLES = {".csv": "CSV", ".tsv": "TSV"}
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 OFFENDERS_NAMED = 3
 
 
 @dataclass(frozen=True)
 class RankedLists:
-    """Lists of another program, best first: `lists` has one per user id; `scores [E]` of its entries, None without."""
+    """Lists of another program, best first: `lists` has one per user id; `scores [E]` of its entries, None without.
+
+    `note` says which of rank and score counts where they disagree, and is empty where they do not.
+    """
 
     lists: ItemLists
     scores: np.ndarray | None
+    note: str = ""
 
 
 def read_rankings(path: Path, data: InteractionData) -> RankedLists:
-    """Read lists of `data`'s users and items, by the suffix of `path`: .parquet, .csv, or else a TREC run.
+    """Read lists of `data`'s users and items from parquet, a CSV or TSV with a header, or a TREC run.
 
-    Parquet and CSV have the columns of `COLUMNS`, with rank, score or both, of which rank decides; others are ignored.
-    Raises ValueError for a file that cannot be read or is empty, missing columns, unknown ids, a (user, item) that
-    occurs twice, ranks that are not whole, below 1 or repeated, and scores that are not finite.
+    Parquet, CSV and TSV have the columns of `COLUMNS`, with rank, score or both, of which rank decides; others are
+    ignored. In a TREC run the score decides as in trec_eval, whatever the ranks; equal scores go by rank, then in the
+    order of items.csv. Raises ValueError for a file that cannot be read or is empty, missing columns, unknown ids, a
+    (user, item) that occurs twice, numbers that are not finite, and where rank decides ranks that are not whole, below
+    1 or repeated.
     """
-    table = _read(path)
+    table, is_trec = _read(path)
     if not table.num_rows:
         raise ValueError(f"{path} has no rows; write one for each item of each user's list")
     user = _ids(path, "user", table["user"], data.original_user_ids, data.name)
@@ -59,26 +73,62 @@ def read_rankings(path: Path, data: InteractionData) -> RankedLists:
     order = np.argsort(user * data.num_items + item, kind="stable")
     twice = (np.diff(user[order]) == 0) & (np.diff(item[order]) == 0)
     _refuse(path, np.sort(order[1:][twice]), "an item that its user's list has already", pair, "list each item once")
-    order = np.lexsort((item, -score, user)) if rank is None else np.lexsort((rank, user))
-    if rank is not None:
+    if rank is None:
+        order = np.lexsort((item, -score, user))
+    elif is_trec:
+        order = np.lexsort((item, rank, -score, user))
+    else:
+        is_place = (rank >= 1) & (rank % 1 == 0)
+        what = "a rank that is not a whole number from 1 up"
+        _refuse(
+            path, np.flatnonzero(~is_place), what, lambda row: repr(table["rank"][row].as_py()), "count places from 1"
+        )
+        order = np.lexsort((rank, user))
         twice = (np.diff(user[order]) == 0) & (np.diff(rank[order]) == 0)
         remedy = "give each item of a list a rank of its own, or leave the column out and give scores"
         _refuse(path, np.sort(order[1:][twice]), "a rank that its user's list has already", pair, remedy)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=data.num_users))]).astype(np.int64)
-    return RankedLists(ItemLists(indptr, item[order]), None if score is None else score[order])
+    scores = None if score is None else score[order]
+    return RankedLists(ItemLists(indptr, item[order]), scores, _disagreement(user, rank, score, is_trec))
 
 
-def _read(path: Path) -> pa.Table:
+def _disagreement(user: np.ndarray, rank: np.ndarray | None, score: np.ndarray | None, is_trec: bool) -> str:
+    """Say in how many lists a worse rank has a better score, and which of both counts; nothing where there is none."""
+    if rank is None or score is None:
+        return ""
+    order = np.lexsort((-score, rank, user))
+    rises = (np.diff(user[order]) == 0) & (np.diff(score[order]) > 0)
+    lists = len(np.unique(user[order][1:][rises]))
+    counts = "the score counts, as in trec_eval" if is_trec else "the rank counts"
+    return f"rank and score disagree in {counted(lists, 'list')}: {counts}" if lists else ""
+
+
+def _read(path: Path) -> tuple[pa.Table, bool]:
+    """The rows of a file, and whether it is a TREC run."""
     if not path.is_file():
-        raise ValueError(f"--rankings={path} is no file; pass a parquet, CSV or TREC run file")
-    read, form = {".parquet": (_read_parquet, "parquet"), ".csv": (_read_csv, "CSV")}.get(
-        path.suffix.lower(), (_read_trec, "TREC run (any suffix but .csv and .parquet)")
-    )
+        raise ValueError(f"--rankings={path} is no file; pass a parquet, CSV, TSV or TREC run file, gzip or not")
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffix, form = suffixes[-1] if suffixes else "", "text"
     try:
-        return read(path)
+        content = path.read_bytes()
+        if content.startswith(GZIP):
+            form = "gzip"
+            content = gzip.decompress(content)
+        if suffix == ".parquet" or content.startswith(PARQUET):
+            form = "parquet"
+            return _read_parquet(path, content), False
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise _Refused(f"{path} is UTF-16; save it as UTF-8")
+        content = content.removeprefix(codecs.BOM_UTF8)
+        names, separator = _header(content)
+        if suffix in TABLES or {"user", "item"} <= set(names):
+            form = TABLES.get(suffix, "CSV")
+            return _read_csv(path, content, names, separator), False
+        form = "TREC run"
+        return _read_trec(path, content), True
     except _Refused:
         raise
-    except (ValueError, OSError, csv.Error, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, zlib.error, csv.Error, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as {form}: {reason}; write it anew, in UTF-8") from error
 
@@ -92,38 +142,44 @@ def _chosen(path: Path, names: list[str]) -> list[str]:
     if chosen[:2] != ["user", "item"] or len(chosen) < 3 or any(names.count(name) > 1 for name in chosen):
         raise _Refused(
             f"{path} has the columns {', '.join(map(repr, names)) or 'none'}: needed are user, item, and rank or "
-            "score, once each (a CSV names them in its first row); rename them"
+            "score, once each (a CSV or TSV names them in its first row); rename them"
         )
     return chosen
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    with pa.parquet.ParquetFile(path) as file:
+def _read_parquet(path: Path, content: bytes) -> pa.Table:
+    with pa.parquet.ParquetFile(pa.BufferReader(content)) as file:
         return file.read(columns=_chosen(path, file.schema_arrow.names))
 
 
-def _read_csv(path: Path) -> pa.Table:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        names = _chosen(path, next(csv.reader(file), []))
+def _header(content: bytes) -> tuple[list[str], str]:
+    """The fields of the first line, and what separates them: tabs where it has one."""
+    line = content.partition(b"\n")[0].decode(errors="replace")
+    separator = "\t" if "\t" in line else ","
+    return next(csv.reader([line], delimiter=separator), []), separator
+
+
+def _read_csv(path: Path, content: bytes, names: list[str], separator: str) -> pa.Table:
+    names = _chosen(path, names)
     text = pa.dictionary(pa.int32(), pa.string())
     return pa.csv.read_csv(
-        path,
+        pa.BufferReader(content),
         # one thread knows the number of a row that it cannot read
         read_options=pa.csv.ReadOptions(use_threads=False),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
             include_columns=names, column_types={name: pa.string() if name in NUMBERS else text for name in names}
         ),
     )
 
 
-def _read_trec(path: Path) -> pa.Table:
+def _read_trec(path: Path, content: bytes) -> pa.Table:
     width = len(TREC_FIELDS)
     with warnings.catch_warnings():
         # one column more than there should be shows rows that are too long, so what lies behind it may be dropped
         warnings.simplefilter("ignore", pd.errors.ParserWarning)
         frame = pd.read_csv(
-            path,
+            io.BytesIO(content),
             sep=r"\s+",
             header=None,
             names=range(width + 1),
@@ -131,7 +187,7 @@ def _read_trec(path: Path) -> pa.Table:
             dtype={0: "category", 2: "category", **dict.fromkeys((1, 3, 4, 5, 6), str)},
             na_filter=False,
             quoting=csv.QUOTE_NONE,
-            encoding="utf-8-sig",
+            encoding="utf-8",
         )
     wrong = (frame[width - 1] == "") | (frame[width] != "")
     remedy = f"each row is: {' '.join(TREC_FIELDS)}"
@@ -171,9 +227,6 @@ def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
         except pa.ArrowException:  # pandas is slower, but says which are no numbers
             values = pd.to_numeric(column.to_pandas().astype(object), errors="coerce").to_numpy(np.float64)
     wrong, what, remedy = ~np.isfinite(values), f"a {name} that is no finite number", "every row needs one"
-    if name == "rank" and not wrong.any():
-        wrong = (values < 1) | (values % 1 != 0)
-        what, remedy = "a rank that is not a whole number from 1 up", "count places from 1"
     _refuse(path, np.flatnonzero(wrong), what, lambda row: repr(column[row].as_py()), remedy)
     return values
 
@@ -182,4 +235,4 @@ def _refuse(path: Path, rows: np.ndarray, what: str, shown: Callable[[int], str]
     """Raise ValueError for the bad `rows` (from 0), naming the first few, where there are any."""
     if len(rows):
         few = ", ".join(f"{shown(row)} (row {row + 1})" for row in rows[:OFFENDERS_NAMED].tolist())
-        raise _Refused(f"{path}: {len(rows):,} rows have {what}, such as {few}; {remedy}")
+        raise _Refused(f"{path}: {counted(len(rows), 'row')} with {what}, such as {few}; {remedy}")

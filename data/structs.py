@@ -112,20 +112,29 @@ class Rejected:
     lines: tuple[int, ...]
 
 
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class ReadReport:
-    """What became of every row: `rows` per file, malformed rows `rejected`, documented filters `filtered`."""
+    """What became of every row: `rows` per file, malformed rows `rejected`, documented filters `filtered`.
+
+    `encodings` are those of files whose encoding had to be found, by file name.
+    """
 
     rows: dict[str, int] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
+    encodings: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The report in words, one finding a line."""
-        text = [f"{name}: {count:,} rows" for name, count in self.rows.items()]
+        read_as = {name: f", read as {encoding}" for name, encoding in self.encodings.items()}
+        text = [f"{name}: {_rows(count)}{read_as.get(name, '')}" for name, count in self.rows.items()]
         for entry in self.rejected:
             where = ", ".join(str(line) for line in entry.lines)
-            text.append(f"{entry.file}: {entry.count:,} rows rejected ({entry.reason}; line {where})")
+            text.append(f"{entry.file}: {_rows(entry.count)} rejected ({entry.reason}; line {where})")
         text += [f"filtered, {reason}: {count:,}" for reason, count in self.filtered.items()]
         return text
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pycountry
 
 from data.readers.cache import cached
 from data.readers.options import ReadOptions
 from data.readers.rows import DataError, FileRows, is_repeated, matches, parse_integers, read_csv_rows
-from data.readers.tables import _categories, _positions, _report, _table
+from data.readers.tables import categories, feature_table, positions, read_report
 from data.readers.titles import encode_titles
 from data.structs import FeatureTable, Group, InteractionData
 
@@ -23,7 +22,6 @@ YOUNGEST, OLDEST = 5, 110  # years
 UNKNOWN_AGE = OLDEST + 1
 AGE_BINS = (25, 35, 50)
 AGE_BIN_LABELS = ("<=24", "25-34", "35-49", ">=50")
-COUNTRIES = (*(country.name.lower() for country in pycountry.countries), "usa")
 USA_NAMES = ("usa", "united states")
 FIRST_YEAR, LAST_YEAR = 1400, 2030
 
@@ -46,7 +44,7 @@ class BookCrossingForm:
 USER_FIELDS = {"User-ID": "User-ID", "Location": "Location", "Age": "Age"}
 CLEANED = BookCrossingForm(
     files=("Books.csv", "Users.csv", "Ratings.csv"),
-    encoding="utf-8-sig",
+    encoding="utf-8",
     escape=None,
     books={"ISBN": "ISBN", "Title": "Title", "Author": "Author", "Year": "Year", "Publisher": "Publisher"},
     ratings={"User-ID": "User-ID", "ISBN": "ISBN", "Rating": "Rating"},
@@ -81,7 +79,7 @@ def read_bookcrossing(options: ReadOptions) -> InteractionData:
 
     age, country, filtered = _demographics(users)
     is_dropped = np.zeros(len(users), dtype=bool) if options.keep_incomplete_users else (age < 0) | (country == "")
-    user, item = _positions(users["User-ID"], ratings["User-ID"]), _positions(books["ISBN"], ratings["ISBN"])
+    user, item = positions(users["User-ID"], ratings["User-ID"]), positions(books["ISBN"], ratings["ISBN"])
     is_lost = {
         "ratings of an unknown book": item < 0,
         "ratings of an unknown user": (item >= 0) & (user < 0),
@@ -110,7 +108,7 @@ def read_bookcrossing(options: ReadOptions) -> InteractionData:
         original_user_ids=users["User-ID"][is_active],
         original_item_ids=books["ISBN"],
         item_titles=books["Title"],
-        report=_report((books, users, ratings), filtered),
+        report=read_report((books, users, ratings), filtered),
     )
 
 
@@ -122,8 +120,8 @@ def _find_bookcrossing(dataset_dir: Path) -> tuple[Path, BookCrossingForm]:
             return folder, form
     raise DataError(
         f"BookCrossing is not in {dataset_dir}: put {', '.join(CLEANED.files)} (cleaned) or "
-        f"{', '.join(DUMP_2004.files)} (the 2004 dump) into {inner}; datasets/README.md says where they come from, "
-        "--dataset=synthetic needs no files"
+        f"{', '.join(DUMP_2004.files)} (the 2004 dump) into {inner}, or pass the folder that holds them "
+        "as --dataset_dir; datasets/README.md says where they come from, --dataset=synthetic needs no files"
     )
 
 
@@ -169,13 +167,20 @@ def _unescaped(text: str) -> str:
         return text
 
 
+def countries() -> set[str]:
+    """Names of countries in lower case, and "usa"."""
+    import pycountry  # its list takes a moment to load
+
+    return {country.name.lower() for country in pycountry.countries} | {"usa"}
+
+
 def _demographics(users: FileRows) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Age in years `[U]` (-1 unknown), country in lower case `[U]` ("" unknown), and how many are unknown why."""
     age, has_age = parse_integers(users["Age"])
     is_odd = has_age & ((age < YOUNGEST) | (age > OLDEST))
     age = np.where(has_age & ~is_odd, age, -1)
     third = pd.Series(users["Location"], dtype=object).str.split(",", n=3).str[2].str.strip().str.lower()
-    country = third.where(third.isin(COUNTRIES), "").to_numpy(dtype=object)
+    country = third.where(third.isin(countries()), "").to_numpy(dtype=object)
     counts = {
         "users without an age": ~has_age,
         f"users aged outside {YOUNGEST}-{OLDEST}": is_odd,
@@ -185,8 +190,8 @@ def _demographics(users: FileRows) -> tuple[np.ndarray, np.ndarray, dict[str, in
 
 
 def _bookcrossing_users(age: np.ndarray, country: np.ndarray) -> tuple[FeatureTable, dict[str, Group]]:
-    codes, num_countries = _categories(country, country != "")
-    table = _table(
+    codes, num_countries = categories(country, country != "")
+    table = feature_table(
         ("id", np.arange(len(age)), len(age)),
         ("country", codes, num_countries),
         ("age", np.where(age >= 0, age, UNKNOWN_AGE), UNKNOWN_AGE + 1),
@@ -205,9 +210,9 @@ def _bookcrossing_items(books: FileRows, options: ReadOptions) -> FeatureTable:
         "year": (year, is_number & (year >= FIRST_YEAR) & (year <= LAST_YEAR)),
         "publisher": (books["Publisher"], books["Publisher"] != ""),
     }
-    titles = encode_titles(books["Title"], options.title_encoder, options.cache_dir)
-    return _table(
-        *((name, *_categories(values, is_known)) for name, (values, is_known) in columns.items()),
+    titles = encode_titles(books["Title"], options.title_encoder, options.cache_dir, options.may_write)
+    return feature_table(
+        *((name, *categories(values, is_known)) for name, (values, is_known) in columns.items()),
         ("title", titles, None),
     )
 

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from absl import logging
 
+from data.files import atomic_path
+from data.messages import warn
 from data.readers.options import ReadOptions
-from data.readers.titles import encoder_parts, write_whole
+from data.readers.titles import encoder_parts
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, ReadReport, Rejected
 
 KEPT = 8  # entries of one data set; the oldest go first
@@ -44,6 +45,7 @@ def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[
 
     `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is
     spoilt or cannot be written costs time and one warning, never the run.
+    Nothing is stored without `options.may_write`.
     """
 
     @functools.wraps(read)
@@ -55,7 +57,7 @@ def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[
         if data is None:
             data = read(options)
             # A file that changed while it was read would leave its data under another content's key.
-            if key is not None and key == _key(name, files, options):
+            if options.may_write and key is not None and key == _key(name, files, options):
                 _store(path, data)
         return data
 
@@ -82,24 +84,26 @@ def _load(path: Path) -> InteractionData | None:
         return None
     except Exception as error:  # broken bytes can fail anywhere, and the raw files are still there
         reason = (str(error).splitlines() or [""])[0]
-        logging.warning("data cache %s cannot be used (%s: %s); reading anew", path, type(error).__name__, reason)
+        warn(f"data cache {path} cannot be used ({type(error).__name__}: {reason}); reading anew")
         return None
 
 
 def _store(path: Path, data: InteractionData) -> None:
     try:
-        write_whole(path, lambda handle: np.savez(handle, **_pack(data)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **_pack(data))
         # Another process may move or remove files of the folder meanwhile; the next entry's writer tidies up then.
         with contextlib.suppress(FileNotFoundError):
             for entry in sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)[:-KEPT]:
                 entry.unlink()
     except OSError as error:
-        _warn_unwritable(path.parent, str(error.strerror))
+        _warn_unwritable(path.parent, error.strerror or str(error))
 
 
 @functools.cache
 def _warn_unwritable(folder: Path, reason: str) -> None:
-    logging.warning("data cannot be cached in %s (%s); every start reads the raw files", folder, reason)
+    warn(f"data cannot be cached in {folder} ({reason}); every start reads the raw files")
 
 
 def _pack(data: InteractionData) -> dict[str, np.ndarray]:
@@ -132,5 +136,5 @@ def _unpack(arrays: dict[str, np.ndarray]) -> InteractionData:
     groups = {name: Group(name, arrays[f"groups/{name}"], tuple(labels)) for name, labels in facts["groups"].items()}
     report = facts["report"]
     rejected = tuple(Rejected(**(entry | {"lines": tuple(entry["lines"])})) for entry in report["rejected"])
-    report = ReadReport(report["rows"], rejected, report["filtered"])
+    report = ReadReport(report["rows"], rejected, report["filtered"], report["encodings"])
     return InteractionData(name=facts["name"], user_groups=groups, report=report, **fields)

@@ -6,8 +6,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import pooch
-
 from data.readers.rows import DataError
 
 MOVIELENS_URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
@@ -16,6 +14,8 @@ MOVIELENS_HASH = "md5:c4d9eecfca2ab87c1945afe126590906"
 
 def download_movielens(dataset_dir: Path) -> None:
     """Download and unpack MovieLens-1M to `dataset_dir/ml-1m`; raise DataError when that fails."""
+    import pooch  # a start with data at hand does not need it
+
     folder = dataset_dir / "ml-1m"
     try:
         dataset_dir.mkdir(parents=True, exist_ok=True)

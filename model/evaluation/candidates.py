@@ -50,33 +50,18 @@ def popularity_scores(degree: np.ndarray) -> ScoreBlock:
 def random_scores(num_items: int, seed: int) -> ScoreBlock:
     """Score items uniformly in [0, 1), a fixed function of (seed, user, item) whatever the blocks.
 
-    Item i of a user is output i of a SplitMix64 generator started at a hash of the seed and the user id (Steele,
-    Lea and Flood, OOPSLA 2014), so scores need no state and no draw depends on another.
+    A user's scores come from a Philox generator whose key is the seed and the user (Salmon et al., SC 2011).
     """
-    origin = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    offsets = _GOLDEN * np.arange(1, num_items + 1, dtype=np.uint64)
+    (key,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
 
     def score_block(users: np.ndarray) -> torch.Tensor:
-        state = _mix64(origin + _GOLDEN * (users.astype(np.uint64) + np.uint64(1)))
-        bits = _mix64(state[:, None] + offsets)
-        bits >>= np.uint64(40)
-        return torch.from_numpy(bits.astype(np.float32)).mul_(2.0**-24)
+        scores = np.empty((len(users), num_items), np.float32)
+        for row, user in zip(scores, users, strict=True):
+            bits = np.random.Philox(key=np.array([key, user], np.uint64))
+            np.random.Generator(bits).random(out=row, dtype=np.float32)
+        return torch.from_numpy(scores)
 
     return score_block
-
-
-# Multipliers of SplitMix64; arrays of one element, because numpy warns when scalars wrap around.
-_GOLDEN = np.array([0x9E3779B97F4A7C15], np.uint64)
-_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-
-
-def _mix64(words: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit words in place (the output function of SplitMix64)."""
-    for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        words ^= words >> np.uint64(shift)
-        words *= multiplier
-    words ^= words >> np.uint64(31)
-    return words
 
 
 def _draw_without_replacement(

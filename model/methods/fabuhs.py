@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from absl import logging
 from torch import nn
 
+from data.messages import warn
 from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch, Histories, HistoryWeights, Split
@@ -122,11 +122,11 @@ class FABUHS(Method):
         share = smoothing_share(split.train, self.group, split.num_items, self._kappa(split))
         for label, value in zip(self.group.labels, share, strict=True):
             if value > 1 / 3:
-                logging.warning(
-                    "group parity: smoothing makes up %.0f %% of the item distribution of %s=%s, which has too few "
-                    "train interactions; --method_option=smoothing=... lowers it",
-                    100 * value, self.group.name, label,
-                )  # fmt: skip
+                warn(
+                    f"group parity: smoothing makes up {100 * value:.0f} % of the item distribution of "
+                    f"{self.group.name}={label}, which has too few train interactions; "
+                    "--method_option=smoothing=... lowers it"
+                )
 
     def _kappa(self, split: Split) -> float:
         return self.options.smoothing * split.num_items

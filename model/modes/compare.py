@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.files import atomic_path
 from model.comparison.compare import FIELDS, USED, caption_of, common_cutoffs, comparison_rows, label_of
 from model.comparison.compare_report import Comparison, latex_report, terminal_report, write_report
 from model.comparison.finished import Finished, check_comparable, find, load
 from model.comparison.statistics import CONFIDENCE, RESAMPLES
 from model.results.pages import typed_command
-from model.runs.files import atomic_path, own_run_dir, write_frame, write_json
+from model.runs.files import own_run_dir, write_frame, write_json
 from model.runs.processes import Processes
 from model.runs.settings import Settings
 

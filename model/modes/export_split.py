@@ -74,7 +74,7 @@ def _check_folder(folder: Path, fingerprint: str, names: list[str]) -> None:
 def split_fingerprint(path: Path) -> str:
     """The fingerprint that the `split.json` of an export names; another file is a ValueError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        return json.loads(path.read_text(encoding="utf-8-sig"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the {SPLIT_FILE} of an export; move it away") from error
 

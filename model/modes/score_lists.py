@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.messages import counted
 from data.protocols.base import Phase, Task
 from data.rankings import RankedLists, read_rankings
 from data.structs import Ranking
@@ -81,15 +82,15 @@ def match_rankings(
 def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> list[str]:
     """What `match_rankings` counted, in words, a finding a line; nothing about what did not occur."""
     words = {
-        "users_without_list": "users whom the protocol asks have no list: counted as empty ones",
-        "users_ignored": "users of the file are not asked by the protocol: ignored",
-        "entries_left_out": "entries are items that their user has in train or validation: left out, lists close up",
-        "lists_short": f"lists are shorter than the largest K, {longest}: nothing is shown in their last places",
-        "lists_cut": f"lists are longer than the {width} items that are read: cut",
-        "lists_scored_by_rank": "lists have scores that rise along their ranks: places stand for all scores",
-        "relevant_not_listed": f"relevant items are in no list: their rank is {num_items + 1:,}, beyond every K",
+        "users_without_list": "users asked without a list (counted as empty)",
+        "users_ignored": "users of the file whom the protocol does not ask (ignored)",
+        "entries_left_out": "entries that their user has in train or validation (left out, lists close up)",
+        "lists_short": f"lists shorter than the largest K, {longest} (nothing is shown in their last places)",
+        "lists_cut": f"lists longer than the {counted(width, 'item')} that are read (cut)",
+        "lists_scored_by_rank": "lists whose scores rise along their ranks (places stand for all scores)",
+        "relevant_not_listed": f"relevant items in no list (their rank is {num_items + 1:,}, beyond every K)",
     }
-    return [f"{counts[key]:,} {text}" for key, text in words.items() if counts[key]]
+    return [f"{text}: {counts[key]:,}" for key, text in words.items() if counts[key]]
 
 
 class GivenLists(Ranker):
@@ -114,7 +115,7 @@ class GivenLists(Ranker):
                 "the rankings hold none of the users whom the protocol asks: those of test.csv of --export_split"
             )
         self.counts[task.name] = counts
-        print(f"rankings, {task.name}: {len(users):,} users asked")
+        print(f"rankings, {task.name}: {counted(len(users), 'user')} asked")
         for line in found(counts, self.num_items, ranking.topk.shape[1], longest):
             print(f"  {line}")
         return ranking
@@ -145,7 +146,9 @@ def score_rankings(settings: Settings, started: float, processes: Processes) -> 
     print(check_split(path, phase))
     given = read_rankings(path, run.data)
     listed = int((given.lists.lengths > 0).sum())
-    print(f"rankings: {len(given.lists.item):,} rows of {listed:,} users in {path}")
+    print(f"rankings: {counted(len(given.lists.item), 'row')} of {counted(listed, 'user')} in {path}")
+    if given.note:
+        print(f"  {given.note}")
     judge = GivenLists(run, given)
     progress.spend("read")
     answers = ask_tests(run, phase, judge)

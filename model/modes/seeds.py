@@ -84,7 +84,7 @@ def plan(settings: Settings) -> Plan:
         return Plan(settings, config, seeds, 1, None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    threads = int(asked) if asked.isdigit() and int(asked) else max(1, cores // len(seeds))
+    threads = int(asked) if asked.isdecimal() and int(asked) else max(1, cores // len(seeds))
     return Plan(settings, config, seeds, max(1, min(len(seeds), cores // threads)), threads)
 
 

@@ -53,7 +53,7 @@ def serve(settings: Settings, processes: Processes) -> Served:
     _check_registered(path, trained)
     config = settings.over(trained)
     # what the weights were trained to hide, and from whom, stays what it was; other attributes can be reported
-    run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute))
+    run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute), may_download=False)
     phase = run.protocol.phases[-1]
     _check_train_data(path, config, content["train_fingerprint"], phase)
     backbone, method = build(run)

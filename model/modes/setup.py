@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 
@@ -11,7 +9,7 @@ from data.datareader import READERS
 from data.options import parse_options
 from data.protocols import PROTOCOLS
 from data.protocols.base import Protocol, ProtocolSettings
-from data.readers.options import ReadOptions, SyntheticOptions
+from data.readers.options import DEFAULT_DATASET_DIR, ReadOptions, SyntheticOptions
 from data.structs import Group, InteractionData
 from model import BACKBONES, METHODS
 from model.evaluation.probes import held_out_users
@@ -22,6 +20,7 @@ from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
 from model.runs.settings import preset_lines
 from model.runs.streams import stream_seeds
+from model.runs.surroundings import torchrun_ranks
 
 
 def _device(name: str) -> torch.device:
@@ -29,7 +28,7 @@ def _device(name: str) -> torch.device:
         raise ValueError("--device=cuda: this machine has no CUDA device; use --device=cpu or --device=auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    local, count = (torchrun_ranks() or {}).get("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= count:
         raise ValueError(f"process {local} of this machine has none of its {count} GPUs; lower --nproc_per_node")
     torch.cuda.set_device(local)
@@ -66,8 +65,12 @@ def check_request(config: Config, processes: Processes) -> None:
         )
 
 
-def read_data(config: Config) -> InteractionData:
-    """Read the data set."""
+def read_data(config: Config, may_download: bool = True) -> InteractionData:
+    """Read the data set.
+
+    One that is missing is downloaded where it `may_download`, into a folder that exists or the default one, and not by
+    a dry run, which writes nothing.
+    """
     synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
     options = ReadOptions(
         dataset_dir=config.dataset_dir,
@@ -75,6 +78,8 @@ def read_data(config: Config) -> InteractionData:
         cache_dir=config.cache_dir,
         max_bad_rows=config.max_bad_rows,
         keep_incomplete_users=config.keep_incomplete_users,
+        may_download=may_download and (config.dataset_dir == DEFAULT_DATASET_DIR or config.dataset_dir.is_dir()),
+        may_write=not config.dry_run,
         seed=config.seed,
         synthetic=synthetic,
     )
@@ -108,11 +113,11 @@ def apply_protocol(config: Config, data: InteractionData, seed: int) -> Protocol
     return protocol
 
 
-def prepare(config: Config, processes: Processes = ALONE) -> Run:
+def prepare(config: Config, processes: Processes = ALONE, may_download: bool = True) -> Run:
     """Read the data, apply the protocol and set the probe's users aside."""
     check_request(config, processes)
     seeds, device = stream_seeds(config.seed), _device(config.device)
-    data = read_data(config)
+    data = read_data(config, may_download)
     groups = reported_groups(data, config)
     protocol = apply_protocol(config, data, seeds["split"])
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])

@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.dataloader import BatchSampler
+from data.files import WriteError
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import by_list, flat, validation_key
@@ -26,7 +27,7 @@ from model.modes.setup import build, describe, prepare
 from model.results.tracking import Tracker
 from model.results.writer import origin_of, tables_of, write_lists, write_results
 from model.runs.config import Config
-from model.runs.files import WriteError, append_jsonl, own_run_dir, write_json, write_jsonl
+from model.runs.files import append_jsonl, own_run_dir, write_json, write_jsonl
 from model.runs.processes import ALONE, Processes
 from model.runs.run import Run
 from model.runs.setting import saving_interval

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from model.runs.files import atomic_path
+from data.files import atomic_path
 
 DPI = 150
 # the salt keeps random ids out of the files

@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from data.files import atomic_path
 from model.results.metric_text import UNDEFINED
 from model.results.tables import Table
-from model.runs.files import atomic_path
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import logging
 
+from data.messages import warn
 from model.results.tables import Table
 from model.runs.config import Config, network_name
 
@@ -110,7 +111,7 @@ class Tracker:
             else:
                 reason = f"no answer in {LIMIT_SECONDS[action]} s"
                 _end_service()
-            logging.warning("W&B is off for the rest of this run: it failed to %s (%s)", action, reason)
+            warn(f"W&B is off for the rest of this run: it failed to {action} ({reason})")
 
     def _finish(
         self, summary: Mapping[str, float], images: Mapping[str, Path], tables: Sequence[Table], exit_code: int
@@ -152,7 +153,7 @@ def _start(mode: str, settings: dict) -> Any:
 
 def _end_service() -> None:
     """Kill wandb's service process and drop the exit hook that would wait for its answer for ever."""
-    # there is no public way to either
+    # no public way is bounded: wandb's exit hook asks the service to end, and waits for its answer
     with contextlib.suppress(AttributeError, ImportError):
         from wandb.sdk import wandb_setup
 

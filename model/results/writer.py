@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import resource
 import shlex
@@ -40,9 +41,12 @@ from model.training.progress import Progress
 
 
 def _commit() -> str | None:
+    # GIT_DIR and its like are about another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # an unpacked archive without git has no commit to name
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from absl import logging
+
+from data.messages import warn
 
 
 class NotFiniteError(ValueError):
@@ -50,7 +51,7 @@ def in_blocks(work: Callable[[range], None], count: int, size: int, what: str, d
         if len(rows) == 1:
             raise ValueError(f"{what} does not fit in memory even one at a time ({reason}); use a machine with more")
         if limit == size:
-            logging.warning("%s: %d at a time do not fit in memory (%s); going on with fewer", what, len(rows), reason)
+            warn(f"{what}: {len(rows)} at a time do not fit in memory ({reason}); going on with fewer")
         limit = len(rows) // 2
         pending.append(rows)
 

@@ -1,51 +1,20 @@
-"""Files of a run: atomic writing, JSON, tables, and folders that one process owns."""
+"""Files of a run: JSON, tables, and folders that one process owns."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
+from data.files import WriteError, atomic_path, remove_unfinished
 from model.runs.setting import check_table_path
-
-
-class WriteError(OSError):
-    """A file that could not be written; the message names it and the remedy, and what was there before is whole."""
-
-    @classmethod
-    def of(cls, path: Path, error: OSError) -> WriteError:
-        """The error for `path`."""
-        return cls(f"cannot write {path} ({error.strerror or error}); make room there, or choose another place")
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place when the block ends well, and is removed if not.
-
-    Raises WriteError where the file system refuses.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch wraps what its file raised
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise WriteError.of(path, cause) from error
-    finally:
-        with contextlib.suppress(NotADirectoryError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value) -> None:
@@ -163,30 +132,22 @@ def lock_run_dir(directory: Path) -> Iterator[Path]:
     The operating system drops the lock with the process, however that ends.
     """
     path = directory / ".lock"
-    with _locked(path):
-        try:
-            yield directory
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _locked(path: Path) -> TextIO:
-    """Open and lock a file that is still at `path` then: who held it before may have removed it in between."""
-    while True:
-        try:
-            file = open(path, "w")  # noqa: SIM115 (the caller closes it)
-        except OSError as error:
-            raise WriteError.of(path, error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise ValueError(
-                f"{path.parent} is in use by another process; wait for it, or pass another --run_name"
-            ) from error
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        file.close()
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"{directory} is in use by another process; wait for it, or pass another --run_name"
+        ) from error
+    except OSError as error:
+        raise WriteError.of(path, error) from error
+    try:
+        remove_unfinished(directory)
+        yield directory
+    finally:
+        # whoever locks the removed file in between sees that it is gone, and tries again
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextlib.contextmanager

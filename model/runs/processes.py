@@ -21,7 +21,9 @@ from absl import logging
 from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
+from data.messages import warn, without_warnings
 from data.structs import ItemLists, Ranking
+from model.runs.surroundings import TORCHRUN, torchrun_ranks
 
 # the others wait while the first downloads data, encodes titles or probes for leakage
 TIMEOUT = timedelta(hours=4)
@@ -142,7 +144,11 @@ def joined(device: str) -> Iterator[Processes]:
     Only the first prints. What torchrun started ends at once when this context does: a thread of torch's that asks for
     the interpreter while that shuts down aborts the process (pytorch/pytorch pull request 179291).
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    ranks = torchrun_ranks()
+    if ranks is None and TORCHRUN & os.environ.keys():
+        found = ", ".join(f"{name}={os.environ[name]}" for name in sorted(TORCHRUN & os.environ.keys()))
+        warn(f"{found} in the environment, which torchrun would set all: {', '.join(sorted(TORCHRUN))}; running alone")
+    if ranks is None or ranks["WORLD_SIZE"] == 1:
         yield ALONE
         return
     code = 1
@@ -162,12 +168,19 @@ def joined(device: str) -> Iterator[Processes]:
 
 @contextlib.contextmanager
 def _process_group(device: str) -> Iterator[Processes]:
-    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank else sys.stdout):
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"error: the processes of torchrun cannot be joined ({reason}); start them anew", file=sys.stderr)
+        sys.exit(2)
+    with contextlib.ExitStack() as stack:
         if rank:
             logging.set_verbosity(logging.ERROR)
+            stack.enter_context(without_warnings())
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield Processes(rank, world, store)
     # not after an error, when it would wait for processes that are gone
     distributed.destroy_process_group()

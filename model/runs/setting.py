@@ -93,7 +93,11 @@ class Setting:
         if value is None:
             return None
         if self.base == "Path":
-            value = Path(value).expanduser()
+            try:
+                value = Path(value).expanduser()
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"--{self.name}={value}: {reason} Pass a path without ~") from error
         elif self.base == "tuple[int, ...]":
             value = self._integers(value)
         elif self.base.startswith("tuple"):

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.files import atomic_path
 from data.protocols.base import Phase
 from model.methods.base import Method
 from model.runs.config import Config
-from model.runs.files import atomic_path
 
 CHECKPOINT_FORMAT = 3
 
@@ -91,9 +91,18 @@ def _load(path: Path, kind: str, expected_format: int | str, remedy: str) -> dic
     return content
 
 
+def _refuse_scored(folder: Path) -> None:
+    """Raise ValueError where `folder` is what `--mode=score` wrote."""
+    result = folder / "result.json"
+    if result.is_file() and not (folder / "checkpoint.pt").exists() and '"rankings"' in result.read_text("utf-8"):
+        raise ValueError(f"{folder} holds scored rankings, which have no weights; pass the folder of a trained run")
+
+
 def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
     """Read what `save_checkpoint` wrote, from the file or the run's folder: the run's settings and the content."""
-    path = path / "checkpoint.pt" if path.is_dir() else path
+    if path.is_dir():
+        _refuse_scored(path)
+        path = path / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"{path} is no file; pass a run's folder or its checkpoint.pt")
     remedy = "pass one that this version of the program wrote"

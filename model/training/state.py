@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.files import WriteError
 from data.protocols.base import FRESH, Phase
 from model.methods.base import Method, Schedule
 from model.runs.config import FREE_SETTINGS, Config
 from model.runs.errors import NotFiniteError
-from model.runs.files import WriteError
 from model.runs.processes import Processes
 from model.runs.streams import own_generators
 from model.training.checkpoints import Selection, _load, _save

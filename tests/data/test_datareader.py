@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -11,8 +12,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.datareader import READERS
@@ -48,7 +50,7 @@ def title_vectors():
         yield
 
 
-def _title_vectors(titles, encoder, cache_dir):
+def _title_vectors(titles, encoder, cache_dir, may_write):
     return np.array([[len(title), bool(title)] for title in titles], dtype=np.float32)
 
 
@@ -116,10 +118,76 @@ def test_genres_are_in_the_official_order():
     )
 
 
-def test_windows_line_ends_change_nothing(tmp_path):
-    plain = read_movielens(options(write(tmp_path / "unix", movielens_bytes())))
-    files = {name: data.replace(b"\n", b"\r\n") for name, data in movielens_bytes().items()}
-    assert digest(read_movielens(options(write(tmp_path / "windows", files)))) == digest(plain)
+# What editors, spreadsheets and unpackers do to a text file without changing what it says, in an order that they bear
+REWRITES = (
+    lambda data: data if _is_utf_8(data) else data.decode("latin-1").encode(),
+    lambda data: data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"),
+    lambda data: b"\xef\xbb\xbf" + data,
+)
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("reader", [read_movielens, read_bookcrossing])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_rewritten_files_hold_the_same_data(tmp_path_factory, reader, data):
+    # a quoted line end is data, which other line ends change
+    books = [book for book in BOOKS if "\n" not in book[1]]
+    ratings = [rating for rating in BOOK_RATINGS if rating[1] != "0000000001"]
+    forms = {
+        read_movielens: [movielens_bytes()],
+        read_bookcrossing: [cleaned_bytes(books=books, ratings=ratings), dump_bytes(books=books, ratings=ratings)],
+    }
+    files = data.draw(st.sampled_from(forms[reader]))
+    plain = reader(options(write(tmp_path_factory.mktemp("plain"), files)))
+    changed = dict(files)
+    for name in files:
+        for rewrite in REWRITES:
+            if data.draw(st.booleans()):
+                changed[name] = rewrite(changed[name])
+    found = reader(options(write(tmp_path_factory.mktemp("rewritten"), changed)))
+    assert digest(dataclasses.replace(found, report=plain.report)) == digest(plain)
+    assert (found.report.rows, found.report.rejected) == (plain.report.rows, plain.report.rejected)
+
+
+def test_the_report_says_which_encoding_was_found(tmp_path):
+    files = movielens_bytes()
+    data = read_movielens(options(write(tmp_path / "latin", files)))
+    assert data.report.encodings == {"movies.dat": "latin-1"}
+    assert "movies.dat: 4 rows, read as latin-1" in data.report.lines()
+    files["ml-1m/movies.dat"] = files["ml-1m/movies.dat"].decode("latin-1").encode()
+    again = read_movielens(options(write(tmp_path / "utf", files)))
+    assert again.item_titles.tolist() == data.item_titles.tolist() and "Misérables, Les " in data.item_titles
+    assert "movies.dat: 4 rows, read as UTF-8" in again.report.lines()
+    plain = read_movielens(
+        options(
+            write(
+                tmp_path / "ascii",
+                movielens_bytes(
+                    {"movies.dat": [*MOVIELENS["movies.dat"][:2], "9::Seven (Se7en) (1995)::Crime|Thriller"]}
+                ),
+            )
+        )
+    )
+    assert plain.report.encodings == {}
+
+
+@pytest.mark.parametrize("name", [*movielens_bytes(), *cleaned_bytes(), *dump_bytes()])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, name, encoding):
+    is_movielens = name.startswith("ml-1m")
+    files = movielens_bytes() if is_movielens else cleaned_bytes() if "BX-" not in name else dump_bytes()
+    text = files[name].decode("utf-8" if name in cleaned_bytes() else "latin-1")
+    files[name] = text.encode(encoding) if encoding == "utf-16" else ("\ufeff" + text).encode(encoding)
+    with pytest.raises(DataError, match=rf"{Path(name).name}: the file is UTF-16; save it as UTF-8"):
+        (read_movielens if is_movielens else read_bookcrossing)(options(write(tmp_path, files)))
 
 
 def test_synthetic_data_survive_the_movielens_format(tmp_path):
@@ -155,11 +223,11 @@ def test_synthetic_data_survive_the_movielens_format(tmp_path):
         ("movies.dat", "11:::A (1990)::Drama", None),
         ("movies.dat", "7::A (1990)::Drama", "repeats a movie"),
         ("ratings.dat", "1::8::5", "not 4 fields"),
-        ("ratings.dat", "1:::8::5::1", "not 4 fields"),
+        ("ratings.dat", "1:::8::5::1", "a field is not a whole number"),
         ("ratings.dat", "1::8::x::1", "a field is not a whole number"),
         ("ratings.dat", "1::8::5::-1", "a field is not a whole number"),
         ("ratings.dat", "1::8::5::nan", "a field is not a whole number"),
-        ("ratings.dat", "1::8::::1", "not 4 fields"),
+        ("ratings.dat", "1::8::::1", "a field is not a whole number"),
         ("ratings.dat", "::8::5::1", "a field is not a whole number"),
         ("ratings.dat", "1::8::5::", "a field is not a whole number"),
         ("ratings.dat", "1::8::5::\r", "a field is not a whole number"),
@@ -228,7 +296,7 @@ def test_a_file_without_a_good_row_is_an_error_at_any_threshold(tmp_path, file, 
 
 
 def test_a_missing_or_unreadable_file_is_an_error_and_nothing_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(download.pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded over existing files"))
+    monkeypatch.setattr(pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded over existing files"))
     folder = write(tmp_path, movielens_bytes())
     (folder / "ml-1m/movies.dat").unlink()
     with pytest.raises(DataError, match=r"movies\.dat.*No such file"):
@@ -248,13 +316,25 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch, failure):
     def fail(*arguments, **keywords):
         raise failure
 
-    monkeypatch.setattr(download.pooch, "retrieve", fail)
+    monkeypatch.setattr(pooch, "retrieve", fail)
     with pytest.raises(DataError) as error:
         read_movielens(options(tmp_path / "datasets"))
     message = str(error.value)
     for part in (download.MOVIELENS_URL, "ml-1m/users.dat", "ml-1m/ratings.dat", "--dataset=synthetic", str(failure)):
         assert part in message
     assert list((tmp_path / "datasets").iterdir()) == [], "nothing half-done is left"
+
+
+@pytest.mark.parametrize("held_back", ["may_download", "may_write"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_without_leave_nothing_is_downloaded_and_no_folder_made(tmp_path, monkeypatch, held_back, exists):
+    monkeypatch.setattr(pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded"))
+    folder = tmp_path / "datasets"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(DataError, match=r"datasets/ml-1m is missing; pass the folder .* as --dataset_dir"):
+        read_movielens(options(folder, **{held_back: False}))
+    assert folder.exists() == exists and not (tmp_path / "cache").exists()
 
 
 def test_a_download_is_unpacked_into_place(tmp_path, monkeypatch):
@@ -266,7 +346,7 @@ def test_a_download_is_unpacked_into_place(tmp_path, monkeypatch):
                 handle.writestr(name, data)
         return processor(str(archive), "download", None)
 
-    monkeypatch.setattr(download.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
     assert len(read_movielens(options(tmp_path)).user_id) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ml-1m"]
 
@@ -489,6 +569,7 @@ BOOK_TEXT = st.one_of(PLAIN_TEXT, st.text(st.sampled_from('";\\\n\r& a'), max_si
 def test_any_text_survives_both_dialects(texts):
     books = [(str(n), title, author, "2000", publisher) for n, (title, author, publisher) in enumerate(texts)]
     books = [tuple("" if value == "NULL" else value for value in book) for book in books]
+    books.append(("last", "no UTF-8: \xe9.", "", "2000", ""))
     ratings = [("8", "0", "5")]
     with tempfile.TemporaryDirectory() as folder:
         cleaned = read_bookcrossing(options(write(Path(folder) / "a", cleaned_bytes(books, ratings=ratings))))

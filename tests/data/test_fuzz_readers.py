@@ -19,11 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.readers import bookcrossing, movielens
-from data.readers.bookcrossing import COUNTRIES, read_bookcrossing
+from data.readers.bookcrossing import countries, read_bookcrossing
 from data.readers.movielens import LAST_TIMESTAMP, read_movielens
 from data.readers.rows import LONGEST_ROW, DataError
 from data.readers.vocabulary import AGE_CODES, GENRES
 from tests.support.raw_files import BOOK_USERS, BOOKS, cleaned_bytes, dump_bytes, options, write
+
+COUNTRIES = countries()
 
 # Small files of about 30 rows each
 
@@ -92,9 +94,20 @@ def number(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
-def naive_lines(data: bytes) -> list[str]:
-    """Lines without their line feed; what has none at the end is no line."""
-    return data.decode("latin-1").split("\n")[:-1]
+def naive_lines(data: bytes, encoding: str = "latin-1") -> list[str]:
+    """Lines without their line feed; what has none at the end is no line. What is latin-1 may be UTF-8 as well."""
+    if data[:3] == b"\xef\xbb\xbf":
+        data = data[3:]
+    if encoding == "latin-1":
+        try:
+            return data.decode("utf-8").split("\n")[:-1]
+        except UnicodeDecodeError:
+            pass
+    return data.decode(encoding, "surrogateescape").split("\n")[:-1]
+
+
+def is_utf_16(data: bytes) -> bool:
+    return data[:2] in (b"\xff\xfe", b"\xfe\xff")
 
 
 def has_cut_off_row(data: bytes) -> bool:
@@ -103,6 +116,8 @@ def has_cut_off_row(data: bytes) -> bool:
 
 def naive_movielens(files: dict[str, bytes]) -> dict | None:
     """What `read_movielens` should give for these bytes; None where it should refuse them."""
+    if any(map(is_utf_16, files.values())):
+        return None
     users, movies, ratings = Rejecting(), Rejecting(), Rejecting()
     ages = [str(code) for code in AGE_CODES]
     occupations = [str(code) for code in range(21)]
@@ -192,8 +207,9 @@ def naive_record(lines: list[str], escape: str | None) -> tuple[list[str], int] 
 
 def naive_table(data: bytes, names: dict[str, str], form) -> tuple[list[dict], int] | None:
     """Rows of a file as dictionaries by column name and the number of rows rejected; None for a wrong header."""
-    text = data.decode(form.encoding, "surrogateescape")
-    lines = [f"{line}\n" for line in text.split("\n")[:-1]]
+    if is_utf_16(data):
+        return None
+    lines = [f"{line}\n" for line in naive_lines(data, form.encoding)]
     header = naive_record(lines[:1], form.escape)
     if header is None or any(header[0].count(field) != 1 for field in names):
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import io
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,54 @@ def test_the_three_forms_give_the_same_lists_and_ids_are_text(books, tmp_path):
     assert given.scores is None
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "run", ""])
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet", "trec"])
+def test_the_content_tells_the_form(plain, tmp_path, form, suffix, zipped):
+    """Every form in a file of every name, gzip or not; only a TREC run may not be called a table."""
+    if suffix == "parquet" != form or (form == "trec" and suffix in ("csv", "tsv")):
+        return
+    frame, content = frame_of(plain, ROWS), io.BytesIO()
+    if form == "parquet":
+        frame.to_parquet(content)
+    elif form == "trec":
+        write_trec(content, frame)
+    else:
+        frame.to_csv(content, index=False, sep={"csv": ",", "tsv": "\t"}[form], encoding="utf-8-sig")
+    name = "rankings" + f".{suffix}" * bool(suffix) + ".gz" * zipped
+    (tmp_path / name).write_bytes(gzip.compress(content.getvalue()) if zipped else content.getvalue())
+    given = read_rankings(tmp_path / name, plain)
+    assert lists_of(given) == LISTS
+    assert given.note == ""
+
+
+@pytest.mark.parametrize("ranks", [[0] * 6, range(6), [3, 2, 1, 0, 5, 4], [1.5, 2, 1, 4, 5, 6]])
+def test_the_score_decides_in_a_trec_run_whatever_the_ranks(plain, tmp_path, ranks):
+    frame = frame_of(plain, ROWS).assign(rank=list(ranks))
+    write_trec(tmp_path / "run.txt", frame)
+    assert lists_of(read_rankings(tmp_path / "run.txt", plain)) == LISTS
+
+
+def test_equal_scores_of_a_trec_run_go_by_rank_then_by_item(plain, tmp_path):
+    rows = [(0, 0, 3, 1.0), (0, 1, 1, 1.0), (0, 2, 1, 1.0), (0, 3, 9, 2.0)]
+    write_trec(tmp_path / "run.txt", frame_of(plain, rows))
+    assert lists_of(read_rankings(tmp_path / "run.txt", plain))[0] == [3, 1, 2, 0]
+
+
+def test_the_note_says_which_of_rank_and_score_counts(plain, tmp_path):
+    rows = [(0, 1, 1, 0.5), (0, 0, 2, 0.7), (1, 2, 1, 3.0), (1, 3, 2, 3.0), (2, 0, 5, 1.0)]
+    frame = frame_of(plain, rows)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    given = read_rankings(tmp_path / "a.csv", plain)
+    assert lists_of(given)[0] == [1, 0] and given.note == "rank and score disagree in 1 list: the rank counts"
+    write_trec(tmp_path / "a.run", frame)
+    given = read_rankings(tmp_path / "a.run", plain)
+    assert lists_of(given)[0] == [0, 1]
+    assert given.note == "rank and score disagree in 1 list: the score counts, as in trec_eval"
+    frame.drop(columns="rank").to_csv(tmp_path / "b.csv", index=False)
+    assert read_rankings(tmp_path / "b.csv", plain).note == ""
+
+
 def test_trec_runs_are_read_with_any_blanks(plain, tmp_path):
     write_trec(tmp_path / "run.txt", frame_of(plain, ROWS))
     text = (tmp_path / "run.txt").read_text().replace("\t", "  \t ", 5)
@@ -101,7 +151,9 @@ def test_parquet_columns_of_many_types_match(plain, tmp_path, kind):
         ("", "none"),
         ("user,item,rank\n", "no rows"),
         ("user,item\n1,10\n", "'user', 'item'"),
-        ("user\titem\trank\n1\t10\t1\n", "rename"),
+        ("user\titem\tplace\n1\t10\t1\n", "rename"),
+        ("user,item,rank\n1,10,1\n".encode("utf-16"), "is UTF-16"),
+        (b"\x1f\x8b and no more", "cannot be read as gzip"),
         ("user,item,rank,rank\n1,10,1,1\n", "once each"),
         ("user,item,rank\n1,10,1\n9,10,1\n01,10,1\n", "'9' (row 2), '01' (row 3)"),
         ("user,item,rank\n1,10,1\n2,,1\n", "'' (row 2)"),
@@ -129,17 +181,18 @@ def test_bad_csv_files_are_refused_with_rows_and_remedy(plain, tmp_path, text, w
     ("text", "words"),
     [
         ("", "no rows"),
-        ("1 Q0 10 1 0.5 me\n1 Q0 11 2\n", "1 rows have more or less than 6 fields, such as 1 (row 2)"),
+        ("1 Q0 10 1 0.5 me\n1 Q0 11 2\n", "1 row with more or less than 6 fields, such as 1 (row 2)"),
         ("1 Q0 10 1 0.5 me and you and all the others\n", "more or less than 6 fields"),
-        ("user,item,rank\n1,10,1\n", "user Q0 item rank score tag"),
-        ("1 Q0 10 0 0.5 me\n", "count places from 1"),
+        ("user,rank\n1,1\n", "user Q0 item rank score tag"),
+        ("1 Q0 10 first 0.5 me\n", "'first' (row 1)"),
+        (b"\xff\xfe1\x00 \x00", "is UTF-16"),
         ("1 Q0 10 1 0.5 me\n1 Q0 11 2 x me\n", "'x' (row 2)"),
     ],
 )
 @pytest.mark.filterwarnings("error")
 def test_bad_trec_runs_are_refused(plain, tmp_path, text, words):
     path = tmp_path / "bad.run"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=r"bad.run") as caught:
         read_rankings(path, plain)
     assert words in str(caught.value)

@@ -1,13 +1,14 @@
 """Title vectors: the hashed stand-in, the cache on disk and the search for a model (no network, no real model)."""
 
 import importlib.util
+import os
 import sys
 import types
 
+import huggingface_hub
 import numpy as np
 import pytest
 
-from data.readers import titles
 from data.readers.titles import encode_titles
 
 PINNED_HEAT = {1: -1, 5: 1, 227: 1, 268: 1, 300: -1, 309: 1, 344: -1}  # bucket -> sign
@@ -41,15 +42,8 @@ def fake(monkeypatch):
     def unreachable(repository, timeout):
         raise ConnectionError(f"cannot reach {repository} in {timeout:g} s")
 
-    monkeypatch.setattr(titles.huggingface_hub, "model_info", unreachable, raising=False)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable, raising=False)
     return FakeModel
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    messages = []
-    monkeypatch.setattr(titles.logging, "warning", lambda text, *values: messages.append(text % values))
-    return messages
 
 
 def cosine(left, right):
@@ -104,6 +98,14 @@ def test_cache_is_read_back_without_a_model(fake, tmp_path):
     assert len(fake.opened) == 1
 
 
+def test_without_leave_to_write_nothing_is_stored(fake, tmp_path):
+    vectors = encode_titles(TITLES, "tiny", tmp_path, False)
+    assert not list(tmp_path.iterdir())
+    assert np.array_equal(encode_titles(TITLES, "tiny", tmp_path), vectors)
+    fake.known = ()
+    assert np.array_equal(encode_titles(TITLES, "tiny", tmp_path, False), vectors)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -118,29 +120,31 @@ def test_cache_is_read_back_without_a_model(fake, tmp_path):
         lambda path: np.save(path, np.array([["text"]] * 5)),
     ],
 )
-def test_spoilt_cache_is_computed_again_with_a_warning(spoil, fake, warnings, tmp_path):
+def test_spoilt_cache_is_computed_again_with_a_warning(spoil, fake, capsys, tmp_path):
     first = encode_titles(TITLES, "tiny", tmp_path)
     (path,) = (tmp_path / "titles").iterdir()
     spoil(path)
     assert np.array_equal(encode_titles(TITLES, "tiny", tmp_path), first)
-    assert len(warnings) == 1 and str(path) in warnings[0]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and str(path) in warning
     assert np.array_equal(np.load(path), first)
 
 
-def test_unwritable_cache_is_a_warning(fake, warnings, tmp_path):
+def test_unwritable_cache_is_a_warning(fake, capsys, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     assert encode_titles(TITLES, "tiny", blocked).shape == (5, 3)
-    assert len(warnings) == 1 and "cannot be cached" in warnings[0]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "cannot be cached" in warning
 
 
-def test_interrupted_write_leaves_nothing_behind(fake, warnings, monkeypatch, tmp_path):
+def test_interrupted_write_leaves_nothing_behind(fake, capsys, monkeypatch, tmp_path):
     def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(titles.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     encode_titles(TITLES, "tiny", tmp_path)
-    assert "disk full" in warnings[0]
+    assert "disk full" in capsys.readouterr().err
     assert list((tmp_path / "titles").iterdir()) == []
 
 
@@ -182,7 +186,7 @@ def test_weight_package_comes_before_any_cache_or_network(fake, monkeypatch, tmp
 
 def test_hub_is_asked_last_and_once(fake, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(titles.huggingface_hub, "model_info", lambda name, timeout: asked.append(name), raising=False)
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda name, timeout: asked.append(name), raising=False)
     monkeypatch.setattr(FakeModel, "__init__", lambda self, name, local_files_only: self.load(local_files_only))
     monkeypatch.setattr(FakeModel, "load", refuse_offline, raising=False)
     assert encode_titles(TITLES, "tiny", tmp_path).shape == (5, 3)

@@ -114,7 +114,7 @@ def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     assert judged(whole["metrics"]) == judged(again["metrics"])
     capsys.readouterr()
     lists = score(tmp_path, tmp_path / "again" / "recommendations.parquet", run_name="lists", eval_k=["10", "5"])
-    assert "lists have scores that rise along their ranks" in capsys.readouterr().out
+    assert "lists whose scores rise along their ranks" in capsys.readouterr().out
     for name, value in judged(lists["metrics"]).items():
         assert value == again["metrics"][f"test/reranked/{name}"], name
 
@@ -186,16 +186,16 @@ def test_what_is_left_out_is_counted_and_printed(split, tmp_path, capsys):
     assert result["metrics"] == whole["metrics"]
     assert result["rankings"]["entries_left_out"] == len(seen)
     printed = capsys.readouterr().out
-    assert f"{len(seen)} entries are items that their user has in train or validation" in printed
-    assert "60 lists are longer than the 10 items that are read: cut" in printed
+    assert f"entries that their user has in train or validation (left out, lists close up): {len(seen)}" in printed
+    assert "lists longer than the 10 items that are read (cut): 60" in printed
     assert f"made for fingerprint {whole['fingerprint']}" not in printed
 
     first = frame["user"].iloc[0]
     short = frame[(frame["user"] != first) & (frame["rank"] <= 7)]
     result = score(tmp_path, _written(tmp_path / "c.csv", short), run_name="c")
     printed = capsys.readouterr().out
-    assert "1 users whom the protocol asks have no list" in printed
-    assert "59 lists are shorter than the largest K, 10" in printed
+    assert "users asked without a list (counted as empty): 1" in printed
+    assert "lists shorter than the largest K, 10 (nothing is shown in their last places): 59" in printed
     assert "their rank is 51, beyond every K" in printed
     per_user = pd.read_parquet(tmp_path / "c" / "per_user.parquet").set_index("user")
     assert len(per_user) == 60
@@ -210,7 +210,8 @@ def _written(path, frame):
 
 def test_the_split_beside_the_rankings_is_checked(split, tmp_path, capsys):
     path = _written(tmp_path / "a.csv", popular(split))
-    (tmp_path / "split.json").write_bytes((split / "split.json").read_bytes())
+    # an editor may have saved it with a byte order mark
+    (tmp_path / "split.json").write_bytes(b"\xef\xbb\xbf" + (split / "split.json").read_bytes())
     score(tmp_path, path)
     assert "made for fingerprint" in capsys.readouterr().out
     values = {"mode": "score", "rankings": str(path), "run_name": "other", "eval_k": ["5"]}
@@ -219,6 +220,18 @@ def test_the_split_beside_the_rankings_is_checked(split, tmp_path, capsys):
     (tmp_path / "split.json").write_text("[]")
     assert "split.json" in refused(capsys, tmp_path, **values)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "recommend"])
+def test_a_scored_ranking_has_no_weights(split, tmp_path, capsys, mode):
+    score(tmp_path, _written(tmp_path / "a.csv", popular(split)))
+    where = {"output_dir": str(tmp_path)} if mode == "evaluate" else {}
+    users = {"users": ["all"]} if mode == "recommend" else {}
+    values = {name: flags.FLAGS[name].default for name in DATA}
+    values |= {**where, **users, "mode": mode, "checkpoint": str(tmp_path / "scored")}
+    with flagsaver.flagsaver(**values), pytest.raises(SystemExit):
+        main.main(["main.py"])
+    assert "holds scored rankings, which have no weights; pass the folder of a trained run" in capsys.readouterr().err
 
 
 def test_bad_requests_end_with_one_line_and_leave_nothing(split, tmp_path, capsys):

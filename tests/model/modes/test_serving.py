@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pooch
 import pytest
 import torch
 from absl.testing import flagsaver
@@ -78,6 +79,22 @@ def test_evaluation_gives_the_bytes_of_the_run(tmp_path, trained, place):
     names = {path.name for path in (tmp_path / "again").iterdir()}
     tables = {"per_user.parquet", "recommendations.parquet"}
     assert names == {"config.json", "cost.json", "report.html", "result.json", *tables}
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "recommend"])
+def test_data_that_are_elsewhere_are_an_error_and_not_downloaded(tmp_path, capsys, trained, monkeypatch, mode):
+    monkeypatch.setattr(pooch, "retrieve", lambda *a, **k: pytest.fail("downloaded"))
+    checkpoint = torch.load(trained / "checkpoint.pt", weights_only=True)
+    settings = json.loads(checkpoint["config"]) | {"dataset_dir": "datasets"}
+    torch.save({**checkpoint, "config": json.dumps(settings)}, tmp_path / "checkpoint.pt")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    users = {"users": ["all"]} if mode == "recommend" else {}
+    error = unserved(capsys, tmp_path / "again", tmp_path / "checkpoint.pt", mode, **users)
+    assert "datasets/ml-1m is missing" in error and "--dataset_dir" in error
+    assert not list((tmp_path / "elsewhere").iterdir()) and not (tmp_path / "again").exists()
+    if mode == "evaluate":
+        evaluated(tmp_path, tmp_path / "checkpoint.pt", dataset_dir=str(trained.parent))
 
 
 def test_evaluation_may_ask_other_questions(tmp_path, trained):

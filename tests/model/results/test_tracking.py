@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from absl import logging
 
 from model.results import tracking
 from model.results.pages import write_page
@@ -39,10 +38,9 @@ class FakeRun:
 
 
 @pytest.fixture
-def warnings_given(monkeypatch):
-    given = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: given.append(message % values))
-    return given
+def warnings_given(capsys):
+    """A function: the lines on standard error so far."""
+    return lambda: capsys.readouterr().err.splitlines()
 
 
 def make_tracker(monkeypatch, run):
@@ -63,6 +61,7 @@ def test_a_run_is_gone_on_with_by_its_id(monkeypatch, make_config, tmp_path):
     first, second = asked
     assert "id" not in first and (second["id"], second["resume"]) == ("abc", "allow")
     shared = {"project": "test", "name": "test", "group": "synthetic-fabuhs-mean", "dir": str(tmp_path)}
+    shared |= {"job_type": "seed 0"}
     assert all(settings[name] == value for settings in asked for name, value in shared.items())
 
 
@@ -82,7 +81,7 @@ def test_disabled_never_imports_wandb(monkeypatch, warnings_given, tmp_path):
     tracker = Tracker("disabled", "project", "name", {}, tmp_path)
     tracker.log({"loss": 1.0}, 0)
     tracker.finish({"test/ndcg@10": 0.1}, {"curve": tmp_path / "none.png"})
-    assert not tracker.active and not warnings_given and not list(tmp_path.iterdir())
+    assert not tracker.active and not warnings_given() and not list(tmp_path.iterdir())
 
 
 def test_missing_package_is_one_warning(monkeypatch, warnings_given, tmp_path):
@@ -90,7 +89,8 @@ def test_missing_package_is_one_warning(monkeypatch, warnings_given, tmp_path):
     tracker = Tracker("online", "project", "name", {}, tmp_path)
     tracker.log({"loss": 1.0}, 0)
     tracker.finish({}, {})
-    assert len(warnings_given) == 1 and "No module named 'wandb'" in warnings_given[0]
+    (warning,) = warnings_given()
+    assert "No module named 'wandb'" in warning
 
 
 def test_online_without_a_key_warns_and_never_prompts(monkeypatch, warnings_given, tmp_path):
@@ -101,7 +101,8 @@ def test_online_without_a_key_warns_and_never_prompts(monkeypatch, warnings_give
     monkeypatch.setattr(wandb, "init", lambda **settings: pytest.fail("must not start"))
     tracker = Tracker("online", "project", "name", {}, tmp_path)
     assert asked["prompt"] is False and asked["verify"] is False
-    assert not tracker.active and len(warnings_given) == 1 and "wandb login" in warnings_given[0]
+    (warning,) = warnings_given()
+    assert not tracker.active and "wandb login" in warning
 
 
 @pytest.mark.parametrize("failing", ["log", "finish"])
@@ -112,13 +113,13 @@ def test_a_failure_is_one_warning_and_the_run_goes_on(monkeypatch, warnings_give
     tracker.log({"loss": 0.5}, 1)
     tracker.finish({"test/ndcg@10": 0.1})
     tracker.finish({"test/ndcg@10": 0.1})
-    assert not tracker.active and len(warnings_given) == 1
-    assert f"failed to {failing}" in warnings_given[0] and "\n" not in warnings_given[0]
+    (warning,) = warnings_given()
+    assert not tracker.active and f"failed to {failing}" in warning
 
 
 def test_a_missing_picture_is_one_warning(monkeypatch, warnings_given, tmp_path):
     make_tracker(monkeypatch, FakeRun()).finish({}, {"curve": tmp_path / "none.png"})
-    assert len(warnings_given) == 1
+    assert len(warnings_given()) == 1
 
 
 def test_numbers_only_and_no_nan(monkeypatch, warnings_given):
@@ -127,22 +128,12 @@ def test_numbers_only_and_no_nan(monkeypatch, warnings_given):
     tracker.log({"epoch": 1, "loss": 0.5, "undefined": float("nan"), "name": "text", "missing": None}, 7)
     tracker.finish({"test/hr@10": 0.2, "test/hr@10/tail": float("nan")}, exit_code=1)
     assert run.rows == [({"epoch": 1.0, "loss": 0.5}, 7)]
-    assert run.summary == {"test/hr@10": 0.2} and run.exit_code == 1 and not warnings_given
+    assert run.summary == {"test/hr@10": 0.2} and run.exit_code == 1 and not warnings_given()
 
 
 def test_unknown_mode_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="disabled, offline, online"):
         Tracker("on", "project", "name", {}, tmp_path)
-
-
-def test_a_run_is_filed_under_its_method_and_seed(monkeypatch, make_config, tmp_path):
-    import wandb
-
-    given = {}
-    monkeypatch.setattr(wandb, "init", lambda **settings: given.update(settings) or FakeRun())
-    Tracker.of(make_config(seed=3, wandb_mode="offline"), tmp_path)
-    assert given["group"] == "synthetic-fabuhs-mean" and given["job_type"] == "seed 3"
-    assert given["config"]["seed"] == 3
 
 
 def test_pictures_report_and_tables_are_logged_once_at_the_end(monkeypatch, warnings_given, tmp_path):
@@ -162,7 +153,7 @@ def test_pictures_report_and_tables_are_logged_once_at_the_end(monkeypatch, warn
         ("Table", (), {"columns": ["metric", "overall"], "data": [["HR@10", "1.25"]]}),
         ("Table", (), {"columns": ["a"], "data": [["b"]]}),
     ]
-    assert run.exit_code == 0 and not warnings_given
+    assert run.exit_code == 0 and not warnings_given()
 
 
 @pytest.mark.parametrize("hanging", ["start", "log", "finish"])
@@ -184,7 +175,8 @@ def test_a_call_that_never_returns_is_one_warning_and_the_run_goes_on(monkeypatc
     # what answers after all is too late
     for_ever.set()
     assert not tracker.active and tracker.id is None and ended == [True]
-    assert warnings_given == [f"W&B is off for the rest of this run: it failed to {hanging} (no answer in 0.2 s)"]
+    (warning,) = warnings_given()
+    assert warning == f"warning: W&B is off for the rest of this run: it failed to {hanging} (no answer in 0.2 s)"
 
 
 def private(folder):
@@ -220,11 +212,13 @@ KEY = "0123456789" * 4
 UNREACHABLE = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_key_is_neither_asked_nor_held_up(tmp_path):
     (warning,) = tracked(tmp_path).splitlines()
     assert "no API key is configured" in warning
 
 
+@pytest.mark.slow
 def test_a_run_whose_service_cannot_be_reached_goes_on_after_a_bounded_wait(tmp_path):
     script = "tracking.INIT_TIMEOUT_SECONDS = 2"
     (warning,) = tracked(tmp_path, script, **UNREACHABLE).splitlines()
@@ -261,6 +255,7 @@ def test_a_frozen_service_holds_up_neither_training_nor_the_exit(tmp_path):
     assert "failed to finish (no answer in 3 s)" in warning
 
 
+@pytest.mark.slow
 def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
     # A process of its own shows that wandb's background service neither hangs the exit nor outlives it.
     script = (

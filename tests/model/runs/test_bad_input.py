@@ -35,7 +35,7 @@ from model.evaluation.candidates import random_scores, sample_candidates
 from model.evaluation.ranking import rank_catalogue
 from model.modes import train
 from model.results import tables as report
-from model.runs import errors, files
+from model.runs import files
 from model.runs.errors import is_out_of_memory
 from model.sparsenn import SparseNN
 from model.training.checkpoints import save_checkpoint
@@ -509,23 +509,6 @@ def test_a_run_that_ends_between_the_look_and_the_lock_is_seen(tmp_path, monkeyp
     assert (tmp_path / "run" / "result.json").read_text() == "{}"
 
 
-def test_a_lock_on_a_file_that_is_gone_does_not_count(tmp_path, monkeypatch):
-    taken, flock = [], files.fcntl.flock
-
-    def removed(file, operation):
-        flock(file, operation)
-        if not taken:
-            (tmp_path / ".lock").unlink()
-        taken.append(file)
-
-    monkeypatch.setattr(files.fcntl, "flock", removed)
-    with files.lock_run_dir(tmp_path):
-        assert len(taken) == 2
-        with pytest.raises(ValueError, match="in use"), files.lock_run_dir(tmp_path):
-            pytest.fail("two locks")
-    assert not list(tmp_path.iterdir())
-
-
 # Memory
 
 
@@ -559,9 +542,7 @@ def at_most(rows, error):
 
 @MEMORY
 @pytest.mark.parametrize("sampled", [False, True])
-def test_blocks_that_do_not_fit_are_ranked_in_halves(monkeypatch, error, sampled):
-    warnings = []
-    monkeypatch.setattr(errors.logging, "warning", lambda text, *values: warnings.append(text % values))
+def test_blocks_that_do_not_fit_are_ranked_in_halves(capsys, error, sampled):
     users, relevant, excluded, items = questions()
 
     def rank(score):
@@ -578,7 +559,8 @@ def test_blocks_that_do_not_fit_are_ranked_in_halves(monkeypatch, error, sampled
     for name in ("ranks", "topk", "scores", "candidates"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert asked[:2] == [9, 4] and max(asked[2:]) <= 2 and sum(size for size in asked if size <= 3) == len(users)
-    assert len(warnings) == 1 and warnings[0].startswith("ranking users: 9 at a time do not fit in memory")
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ranking users: 9 at a time do not fit in memory")
 
 
 @MEMORY

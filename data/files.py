@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class WriteError(OSError):
+    """A file that could not be written; the message names it and the remedy, and what was there before is whole."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> WriteError:
+        """The error for `path`."""
+        return cls(f"cannot write {path} ({error.strerror or error}); make room there, or choose another place")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path`: it takes the place of `path` when the block ends well, else it is removed.
+
+    Several writers of one file do not disturb each other; the last one wins. Raises WriteError where the file system
+    refuses.
+    """
+    path = Path(path)
+    # process ids repeat across the containers and hosts that may share a folder
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch wraps what its file raised
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise WriteError.of(path, cause) from error
+    finally:
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove the temporary files that killed writers left in `directory`, which must have no other writer now."""
+    for temporary in directory.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
