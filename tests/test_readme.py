@@ -1,4 +1,4 @@
-"""The README's tables of flags and presets say what the program does."""
+"""The tables of flags and presets say what the program does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import main
 from model.runs.config import Config, Request
 from model.runs.presets import BACKBONE_PRESETS, PRESETS
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "model/FLAGS.md").read_text(encoding="utf-8")
 TYPES = {"string": "str", "float": "float", "int": "int", "bool": "bool", "string enum": "str"}
 LISTS = {"comma separated list of strings": "list", "multi string": "str, repeated"}
 FIELDS = (*dataclasses.fields(Request), *dataclasses.fields(Config))
@@ -45,12 +45,12 @@ def preset_rows() -> list[str]:
 
 
 def test_every_flag_is_in_the_table_as_it_is_defined():
-    missing = [row for row in flag_rows() if row not in README]
+    missing = [row for row in flag_rows() if row not in PAGE]
     assert not missing, "\n".join(missing)
 
 
 def test_every_preset_is_in_the_table():
-    missing = [row for row in preset_rows() if row not in README]
+    missing = [row for row in preset_rows() if row not in PAGE]
     assert not missing, "\n".join(missing)
 
 
