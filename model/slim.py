@@ -24,11 +24,8 @@ STEP, RELAXATION = 10.0, 1.6
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the l1 norm and of half the squared l2 norm of a user's neighbour weights, and of half the squared
-    balance; the fit stops at a relative residual of `tolerance`, or after `iterations`.
-
-    Defaults by validation on MovieLens-1M.
-    """
+    """Weights of the terms of `Problem`, and when its fit stops: at a relative residual of `tolerance`, or after
+    `iterations`. Defaults are by validation on MovieLens-1M."""
 
     l1: float = 1.0
     l2: float = 30.0
@@ -38,7 +35,7 @@ class Penalties:
 
 
 class Fit(NamedTuple):
-    """What a fit came to: the objective summed over users, the last residuals' largest, most iterations of a block."""
+    """The result of a fit: objective summed over users; of all blocks the largest residual and the most iterations."""
 
     objective: float
     residual: float
@@ -46,11 +43,15 @@ class Fit(NamedTuple):
 
 
 class Problem:
-    """min over w >= 0, w_u = 0 of 1/2 |r_u - w R|^2 + l1 |w|_1 + l2/2 |w|^2 + balance/2 |w S|^2 for users u.
+    """For each user u, min over w >= 0 with w_u = 0 of
 
-    `gram [U, U]` is R R^T, `signs [U, K]` is S. Douglas-Rachford splitting (ADMM): the quadratic part, balance
-    included, is solved in closed form by one inverse for all users, l1 and the bounds by a threshold. The residual
-    between both solutions never rises (He & Yuan, 2015), the objective may.
+        1/2 |r_u - w R|^2 + l1 |w|_1 + l2/2 |w|^2 + balance/2 |w S|^2,
+
+    where r_u is her row of the interactions R [U, I], `gram [U, U]` is R R^T and `signs [U, K]` is S.
+
+    Solved by Douglas-Rachford splitting (ADMM): the quadratic terms in closed form, by one inverse for all users; l1
+    and the bounds by a threshold. The difference between the two solutions, the residual, never rises (He & Yuan,
+    2015); the objective may.
     """
 
     def __init__(self, gram: torch.Tensor, penalties: Penalties, signs: torch.Tensor | None = None):
@@ -64,9 +65,9 @@ class Problem:
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian)).to(gram.dtype)
 
     def solve(self, users: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
-        """Weights `[b, U]` of `users [b]`, and the residual after each iteration, relative to the first solution."""
+        """Solve for `users [b]`: weights `[b, U]`, and each iteration's residual relative to the first solution."""
         rows, residuals = torch.arange(len(users), device=users.device), []
-        fixed = self.gram[users] @ self.inverse
+        fixed = self.gram[users] @ self.inverse  # [b, U]
         state, scale = torch.zeros_like(fixed), max(float(fixed.norm()), torch.finfo(fixed.dtype).tiny)
         while True:
             weights = (state - self.penalties.l1 / self.step).clamp_(min=0)
@@ -78,7 +79,7 @@ class Problem:
             residuals.append(float(change.norm()) / scale)
 
     def objective(self, users: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The objective of each of `users [b]` at `weights [b, U]`: `[b]`."""
+        """Compute the objective of each of `users [b]` at `weights [b, U]`: `[b]`."""
         penalties, own = self.penalties, self.gram[users]
         fit = (weights * (weights @ self.gram / 2 - own)).sum(1) + self.gram.diagonal()[users] / 2
         size = penalties.l1 * weights.sum(1) + penalties.l2 / 2 * weights.square().sum(1)
@@ -86,8 +87,10 @@ class Problem:
 
 
 class NeighbourSLIM(Backbone):
-    """Scores W R of train interactions R by neighbour weights W (SLIM: Ning & Karypis, ICDM 2011; over users: Burke et
-    al., FAT* 2018). A user's vector is a row of W, an item's a column of R; `fit` makes W (Decision 31).
+    """SLIM (Ning & Karypis, ICDM 2011) over users (Burke et al., FAT* 2018): scores W R [U, I].
+
+    R [U, I] are the train interactions, W [U, U] each user's weights on her neighbours, which `fit` makes (Decision
+    31). A user's vector is her row of W, an item's its column of R.
     """
 
     fitted = True
@@ -112,7 +115,8 @@ class NeighbourSLIM(Backbone):
                 f"{MOST_NUMBERS:,}, about {int(MOST_NUMBERS**0.5):,} users: use a smaller data set or another backbone"
             )
         self.num_items, self.vector_width = num_items, num_users
-        # rows of W one after the other; a parameter, as the weights of every backbone are
+        # W is sparse: weight holds its rows one after the other, neighbour their columns, indptr where each row begins;
+        # a parameter, as the weights of every backbone are
         self.weight = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.register_buffer("neighbour", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("indptr", torch.zeros(num_users + 1, dtype=torch.int64))
@@ -123,7 +127,7 @@ class NeighbourSLIM(Backbone):
         self._pairs = torch.from_numpy(split.train.owner), torch.from_numpy(split.train.item)
 
     def fit(self, penalties: Penalties = Penalties(), signs: torch.Tensor | None = None, progress: bool = False) -> Fit:
-        """Fit W anew; `signs [U, K]` are what the balance weighs, by default nothing."""
+        """Fit W from nothing; `signs [U, K]` is S of `Problem` (None: no balance)."""
         items = self.prepare()
         problem = Problem(items.T @ items, penalties, signs)
         del items
@@ -141,7 +145,7 @@ class NeighbourSLIM(Backbone):
         return Fit(objective, residual, iterations)
 
     def _load_from_state_dict(self, state: dict, prefix: str, *arguments) -> None:
-        # how many weights there are is known after the fit alone
+        # a fresh network has no weights yet: take the sizes from the checkpoint
         for name, own in (("weight", self.weight), ("neighbour", self.neighbour)):
             if prefix + name in state:
                 own.data = own.data.new_zeros(state[prefix + name].shape)
@@ -155,9 +159,9 @@ class NeighbourSLIM(Backbone):
         return columns
 
     def encode_users(self, context: torch.Tensor, users: torch.Tensor, history: History | None) -> torch.Tensor:
-        """Rows of W of `users [B]`: `[B, U]`."""
+        """Look up the rows of W of `users [B]`: `[B, U]`."""
         lengths = self.indptr[users + 1] - self.indptr[users]
-        row = torch.repeat_interleave(torch.arange(len(users), device=users.device), lengths)
+        row = torch.repeat_interleave(torch.arange(len(users), device=users.device), lengths)  # [n], of n weights
         within = torch.arange(len(row), device=users.device) - (lengths.cumsum(0) - lengths)[row]
         place = self.indptr[users][row] + within
         rows = self.weight.new_zeros((len(users), self.vector_width))
@@ -165,7 +169,7 @@ class NeighbourSLIM(Backbone):
         return rows
 
     def encode_items(self, context: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Columns of R of `items [...]`: `[..., U]`."""
+        """Look up the columns of R of `items [...]`: `[..., U]`."""
         return F.embedding(items, context)
 
     def score(self, context: torch.Tensor, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

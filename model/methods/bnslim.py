@@ -18,21 +18,23 @@ from model.slim import Fit, Penalties
 
 
 def group_signs(group: Group) -> torch.Tensor:
-    """S `[U, G]` such that |w S|^2 is G / (G - 1) times the sum over groups of the squared deviation of the group's
-    neighbour weight from the groups' mean: of two groups the squared difference, of unknown users nothing.
+    """Make S `[U, G]`, with which |w S|^2 measures how unequally weights w `[U]` are spread over groups.
+
+    It is G / (G - 1) times the sum over groups of the squared deviation of the group's total weight from the mean of
+    all groups; with two groups that is the squared difference of their weights. Users of unknown group do not count.
     """
     codes, groups = torch.from_numpy(group.codes), group.num_groups
     known = codes >= 0
-    members = F.one_hot(codes.clamp(min=0), groups).double() * known[:, None]
+    members = F.one_hot(codes.clamp(min=0), groups).double() * known[:, None]  # [U, G]
     return (members - known[:, None] / groups) * math.sqrt(groups / (groups - 1))
 
 
 class BNSLIM(Method):
-    """SLIM over users whose weights on neighbours of each group are drawn together (Decision 31)."""
+    """SLIM over users with a penalty on unequal weights of neighbours of different groups (Decision 31)."""
 
     @dataclass(frozen=True)
     class Options(Penalties):
-        """As of plain SLIM, with a `balance` that weighs half the squared difference between the groups' weights."""
+        """SLIM's settings and `balance`, the weight of half the squared difference between the groups' weights."""
 
         balance: float = 1000.0
 

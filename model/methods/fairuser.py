@@ -28,25 +28,29 @@ MOST_HALVINGS = 20
 
 
 def group_contrasts(group: Group) -> torch.Tensor:
-    """C `[G, U]`, of which the rows of C U are G / (G - 1) times (as squares) the groups' mean vectors' deviations from
-    their mean: of two groups |C U v|^2 is the squared difference of the groups' mean scores of item v.
+    """Make C `[G, U]`, with which |C s|^2 measures how far the groups' mean scores of an item are apart, s `[U]`.
 
-    Users of unknown group and groups without members are left out.
+    It is G / (G - 1) times the sum over groups of the squared deviation of the group's mean from the mean of all
+    groups; with two groups that is the squared difference of their means. Users of unknown group and groups without
+    members are left out. Raises ValueError where fewer than two groups have members.
     """
     counts = group.counts()
     present = np.flatnonzero(counts)
     if len(present) < 2:
         raise ValueError(f"--fairness_method=fairuser: {group.name} has fewer than two groups with members")
-    means = (group.codes == present[:, None]) / counts[present, None]
+    means = (group.codes == present[:, None]) / counts[present, None]  # [G, U]
     return torch.from_numpy((means - means.mean(0)) * math.sqrt(len(present) / (len(present) - 1)))
 
 
 class Antidote:
-    """Profiles X `[A, I]` in [0, 1] that lower J = 1/I sum over items |D v|^2, D the contrasts of the user groups.
+    """The disparity J of a matrix factorisation as a function of the antidote users' profiles X `[A, I]` in [0, 1].
 
-    V' = (U'U + A'A + l I)^-1 (U'R + A'X) are the item vectors that ridge regression gives for fixed vectors U of real
-    and A of antidote users (section 4 of the paper). A are those that ridge regression on X gives in turn, for the
-    item vectors without antidote users: so J is a function of X alone.
+    J = 1/I sum over items of |D v|^2 with D = C U `[G, d]`, the contrasts C of the user groups on the real users'
+    vectors U `[U, d]`, and v the item's vector: how far the groups' mean scores are apart.
+
+    Item vectors follow from the profiles by ridge regression: V' = (U'U + A'A + l I)^-1 (U'R + A'X), where R are the
+    real users' profiles and A `[A, d]` the antidote users' vectors (section 4 of the paper). A follows from X by
+    ridge regression on the item vectors without antidote users. So J depends on X alone.
     """
 
     def __init__(self, user: torch.Tensor, split: Split, contrasts: torch.Tensor, ridge: float):
@@ -55,41 +59,43 @@ class Antidote:
         starts = np.concatenate([[0], np.cumsum(split.degree)])
         bags = [torch.from_numpy(part).to(user.device) for part in (owner, starts)]
         user = user.double()  # products below are far from 1 in size
-        self.real = F.embedding_bag(bags[0], user, bags[1], mode="sum", include_last_offset=True)  # R'U
-        self.squares = user.T @ user
+        self.real = F.embedding_bag(bags[0], user, bags[1], mode="sum", include_last_offset=True)  # R'U [I, d]
+        self.squares = user.T @ user  # U'U [d, d]
         self.contrasts = contrasts.to(user) @ user  # D [G, d]
         self.identity = ridge * torch.eye(user.shape[1], dtype=user.dtype, device=user.device)
-        item = torch.linalg.solve(self.squares + self.identity, self.real.T)
+        item = torch.linalg.solve(self.squares + self.identity, self.real.T)  # [d, I], without antidote users
         self.folding = torch.linalg.solve(item @ item.T + self.identity, item).T  # [I, d]
 
     def items(self, antidote: torch.Tensor, profiles: torch.Tensor) -> torch.Tensor:
-        """Item vectors V `[I, d]` for antidote vectors `[A, d]` and `profiles [A, I]`."""
+        """Compute the item vectors V `[I, d]` for antidote vectors `[A, d]` and `profiles [A, I]`."""
         hessian = self.squares + antidote.T @ antidote + self.identity
         return torch.linalg.solve(hessian, (self.real + profiles.T @ antidote).T).T
 
     def vectors(self, profiles: torch.Tensor) -> torch.Tensor:
-        """Antidote vectors A `[A, d]` for `profiles [A, I]`."""
+        """Compute the antidote vectors A `[A, d]` for `profiles [A, I]`."""
         return profiles @ self.folding
 
     def objective(self, item: torch.Tensor) -> torch.Tensor:
-        """J of item vectors `[I, d]`."""
+        """Compute J of item vectors `[I, d]`."""
         return (item @ self.contrasts.T).square().sum(1).mean()
 
     def gradient(self, profiles: torch.Tensor, antidote: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Gradient of J by the profiles `[A, I]`, at their antidote and item vectors.
+        """Compute the gradient of J by the profiles `[A, I]`, at their antidote and item vectors.
 
-        The paper holds A fixed (the first term alone). A that follows undoes such steps: hardly any lowered J.
+        The paper takes A as fixed, which leaves the first term alone. With A following from the profiles, hardly any
+        step along that term lowered J; hence the second term.
         """
         hessian = self.squares + antidote.T @ antidote + self.identity
         pull = 2 / len(item) * (item @ self.contrasts.T) @ torch.linalg.solve(hessian, self.contrasts.T).T  # [I, d]
-        cross = item.T @ pull
-        by_antidote = profiles @ pull - antidote @ (cross + cross.T)
+        cross = item.T @ pull  # [d, d]
+        by_antidote = profiles @ pull - antidote @ (cross + cross.T)  # [A, d]
         return antidote @ pull.T + by_antidote @ self.folding.T
 
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
-        """Projected gradient descent from `profiles [A, I]`: the last step before its projection, and J along the way.
+        """Lower J by projected gradient descent from `profiles [A, I]`, in at most `rounds` steps.
 
-        A step is halved until J falls, and doubled for the next round.
+        A step is halved until J falls, and doubled for the next round. Returns the last step before it was projected
+        to [0, 1], `[A, I]`, and the values of J from the start on.
         """
         proposed = profiles = profiles.double()
         antidote = self.vectors(profiles)
@@ -202,7 +208,7 @@ class FairUser(Method):
 
     @torch.no_grad()
     def _find(self) -> torch.Tensor:
-        """Items `[A, n]` of the antidote users for the recommender as it stands; they begin as copies of real users."""
+        """Find the items `[A, n]` of the antidote users for the trained recommender, from copies of real users on."""
         problem = Antidote(self.backbone.user.weight, self.split, self.contrasts, self.options.ridge)
         device = self.environment.device
         chosen = torch.randperm(self.split.num_users, generator=self.generator, device=device)[: self.count]
@@ -210,7 +216,7 @@ class FairUser(Method):
             dense_rows(self.split.train, chosen, self.split.num_items), self.options.rounds
         )
         print(f"antidote users: disparity {values[0]:.3g} before, {values[-1]:.3g} after", flush=True)
-        # many profiles end at 1: how far beyond the last step went tells those apart
+        # many entries end at the bound 1; before the projection they still differ, and the largest are taken
         return torch.sort(proposed, dim=1, descending=True, stable=True).indices[:, : self.interactions].contiguous()
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
@@ -229,7 +235,7 @@ class FairUser(Method):
         return {"loss": loss.detach()}
 
     def antidote_rows(self, real: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random antidote users `[n]` and their items, a positive and negatives `[n, 1 + M]`, beside `real` rows."""
+        """Draw antidote users `[n]` with a positive and negatives each `[n, 1 + M]`, n in proportion to `real` rows."""
         count = max(1, round(real * self.positives.numel() / len(self.split.train.item)))
         place = torch.randint(
             self.positives.numel(), (count,), generator=self.generator, device=self.environment.device
@@ -258,7 +264,7 @@ class FairUser(Method):
 
 
 def dense_rows(train: Histories, users: torch.Tensor, num_items: int) -> torch.Tensor:
-    """Binary profiles `[A, I]` of `users [A]`."""
+    """Make the binary profiles `[A, I]` of `users [A]`."""
     lists = train.take(users.cpu().numpy())
     profiles = torch.zeros((len(users), num_items))
     profiles[torch.from_numpy(lists.owner), torch.from_numpy(lists.item)] = 1
