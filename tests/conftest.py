@@ -17,6 +17,8 @@ from model.runs.config import Config
 from tests.support.settings import SETTINGS, TINY
 
 torch.set_num_threads(1)
+# modules of fixtures that several tests share
+pytest_plugins = ["tests.support.fda", "tests.support.training"]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch
-from model.factorisation import INITIAL_STD, MatrixFactorisation
+from model.factorisation import BPRMF, INITIAL_STD
 from model.methods.base import Environment, Method, Update
 from model.runs.config import Config
 from model.runs.streams import torch_generator
@@ -136,7 +136,7 @@ class FDA(Method):
 
     def _noisy(self, noise: torch.Tensor, items: torch.Tensor) -> Any:
         """The step's context with noisy `items`; users' vectors are read from the clean one."""
-        if self.options.form == "code" and type(self.backbone) is MatrixFactorisation:
+        if self.options.form == "code" and type(self.backbone) is BPRMF:
             # the released BPR-MF clamps the item's vector, not the noise
             item = self.backbone.item.weight
             noise = noise + item.clamp(-1, 1) - item

@@ -259,7 +259,8 @@ class Settings:
         for name, needed, allowed in _requirements():
             if needed in MODE_SETTINGS[self.values["mode"]]:
                 self._require(name, getattr(config, needed), needed, allowed)
-        for name in sorted(self.given & BACKBONES[config.backbone].unread):
+        known = config.backbone in BACKBONES  # a checkpoint may name another
+        for name in sorted(self.given & BACKBONES[config.backbone].unread if known else ()):
             shown = f"--{name}={self.values[name]}"
             raise ValueError(f"{shown} has no effect with --backbone={config.backbone}; leave it out")
         return config

@@ -474,8 +474,8 @@ def test_pictures_and_probes_need_no_history(tmp_path):
     ("values", "words"),
     [
         ({"enable_fairness": True, "fairness_sampling": True}, "--backbone=sparsenn"),
-        ({"synthesis_type": "gru"}, "--backbone=sparsenn"),
-        ({"graph_layers": 2}, "--backbone=gccf"),
+        ({"synthesis_type": "gru"}, "--backbone=bprmf"),
+        ({"graph_layers": 2}, "--backbone=bprmf"),
     ],
     ids=str,
 )

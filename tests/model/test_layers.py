@@ -56,7 +56,7 @@ def test_closed_form_loses_no_more_to_float32_than_the_literal_formula():
     assert fast < 1e-5
 
 
-@pytest.mark.parametrize("make", [lambda: make_scorer(6), DotScorer], ids=["dot_compress", "dot"])
+@pytest.mark.parametrize("make", [lambda: make_scorer(6), lambda: DotScorer(6)], ids=["dot_compress", "dot"])
 def test_catalogue_form_equals_the_batch_form(make):
     scorer = make()
     user = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from model.losses import LOSSES, bpr_loss, margin_ranking_loss, softmax_loss
+from model import LOSSES
+from model.losses import bpr_loss, margin_ranking_loss, softmax_loss
 
 SCORES = torch.tensor([[2.0, 0.5, 1.5], [0.0, -3.0, 0.0]])
 

@@ -18,7 +18,7 @@ import main
 from data.structs import Group
 from model import slim
 from model.methods.bnslim import group_signs
-from model.modes import setup
+from model.modes import setup, train
 from model.slim import NeighbourSLIM, Penalties, Problem
 from tests.support.runs import (
     TINY,
@@ -223,7 +223,7 @@ def test_a_run_cut_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch, place, f
         raise CutOff
 
     with monkeypatch.context() as patched, pytest.raises(CutOff):
-        patched.setattr(main, place, crash)
+        patched.setattr(train, place, crash)
         run_main(tmp_path / "cut", **BALANCED)
     calls, fit = [], NeighbourSLIM.fit
     monkeypatch.setattr(NeighbourSLIM, "fit", lambda *given, **named: calls.append(1) or fit(*given, **named))
@@ -247,8 +247,8 @@ def test_a_dry_run_fits_nothing(tmp_path, capsys, monkeypatch):
         (SLIM | {"enable_fairness": True, "fairness_method": "fda"}, "this backbone is fitted at once"),
         (SLIM | {"enable_fairness": True, "fairness_method": "fabuhs"}, "this backbone is fitted at once"),
         (BALANCED | {"backbone": "bprmf"}, "it balances neighbours, which only slim has"),
-        (SLIM | {"lr": 0.1}, "--lr=0.1 has no effect with --backbone=slim, which is fitted at once"),
-        (SLIM | {"l2": 0.1}, "--l2=0.1 has no effect without --backbone="),
+        (SLIM | {"lr": 0.1}, "--lr=0.1 has no effect with --backbone=slim"),
+        (SLIM | {"l2": 0.1}, "--l2=0.1 has no effect with --backbone=slim"),
         (BALANCED | {"method_option": ["l1=-1"]}, "l1=-1.0: allowed is 0 or more"),
         (BALANCED | {"method_option": ["l2=inf"]}, "l2=inf: allowed is 0 or more"),
         (BALANCED | {"method_option": ["balance=nan"]}, "balance=nan: allowed is 0 or more"),

@@ -100,7 +100,6 @@ def test_the_history_of_a_user_reaches_her_vector_and_no_other(synthesis):
     assert torch.isfinite(plain).all()
     assert torch.equal(plain[1], changed[1])
     assert torch.equal(plain[0], changed[0]) == (synthesis == "none")
-    assert backbone.history_kind == (None if synthesis == "none" else "sampled")
 
 
 # Counted by hand from the widths in the BUHS specification; every layer has biases but the genres' embedding.
@@ -210,3 +209,10 @@ def test_mean_learns_a_checkerboard_from_histories_alone():
 
 def test_without_histories_the_checkerboard_cannot_be_learned():
     assert train_on_checkerboard("none", epochs=6) < 0.5
+
+
+@every_synthesis
+def test_the_base_model_alone_reads_no_history(tiny_data, make_config, synthesis):
+    config = make_config(synthesis_type=synthesis)
+    backbone = SparseNN.build(tiny_data, config, 0, torch.device("cpu"))
+    assert backbone.history_kind == SparseNN.history(config) == (None if synthesis == "none" else "sampled")

@@ -26,7 +26,7 @@ NAN = math.nan
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    for module in (compare, statistics):
+    for module in (compare, compare_mode, statistics):
         monkeypatch.setattr(module, "RESAMPLES", 200)
     for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
         monkeypatch.setattr(function, "__defaults__", (200,))

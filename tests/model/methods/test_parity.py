@@ -15,10 +15,6 @@ from hypothesis import strategies as st
 from data.options import parse_options
 from model.methods.parity import Parity
 from model.training.update import update
-from tests.support.fda import (
-    made,  # noqa: F401 (fixtures)
-    shared_made,  # noqa: F401 (fixtures)
-)
 from tests.support.runs import refused, run_main
 
 
@@ -45,7 +41,7 @@ def twin_disparity(scores, train, codes, groups, kind):
     kind=st.sampled_from(["dp", "eo"]),
     backbone=st.sampled_from(["bprmf", "gccf", "lightgcn"]),
 )
-def test_disparity_equals_a_loop_over_users(shared_made, tiny_phase, seed, groups, kind, backbone):  # noqa: F811
+def test_disparity_equals_a_loop_over_users(shared_made, tiny_phase, seed, groups, kind, backbone):
     rng = np.random.default_rng(seed)
     codes = rng.integers(-1, groups, 60)
     labels = tuple("abcd"[:groups])
@@ -60,7 +56,7 @@ def test_disparity_equals_a_loop_over_users(shared_made, tiny_phase, seed, group
 
 
 @pytest.mark.parametrize("kind", ["dp", "eo"])
-def test_users_who_are_alike_have_no_disparity(made, kind):  # noqa: F811
+def test_users_who_are_alike_have_no_disparity(made, kind):
     network, method, _ = made(options=[f"kind={kind}"], name="parity")
     with torch.no_grad():
         network.user.weight.copy_(network.user.weight[0].expand_as(network.user.weight))
@@ -69,7 +65,7 @@ def test_users_who_are_alike_have_no_disparity(made, kind):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["dp", "eo"])
-def test_the_loss_without_weight_is_the_plain_one_and_with_it_the_disparity_falls(made, kind):  # noqa: F811
+def test_the_loss_without_weight_is_the_plain_one_and_with_it_the_disparity_falls(made, kind):
     ends = {}
     for weight in (0, 30):
         network, method, batch = made(options=[f"kind={kind}", f"weight={weight}"], name="parity", lr=0.02)
@@ -84,7 +80,7 @@ def test_the_loss_without_weight_is_the_plain_one_and_with_it_the_disparity_fall
     assert ends[30][0] < 0.3 * ends[0][0] and ends[30][1] > ends[0][1]
 
 
-def test_a_group_that_nobody_belongs_to_leaves_the_loss_finite(made):  # noqa: F811
+def test_a_group_that_nobody_belongs_to_leaves_the_loss_finite(made):
     for kind in ("dp", "eo"):
         _, method, batch = made(
             options=[f"kind={kind}"], codes=np.zeros(60, dtype=int), labels=("a", "b"), name="parity"

@@ -199,7 +199,9 @@ def tracked(folder, script="", **environment):
     values = {**TINY, "output_dir": folder, "wandb_mode": "online"}
     shown = {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items()}
     flags = ["main.py", *(f"--{name}={value}" for name, value in shown.items())]
-    code = f"import sys, main, model.tracking as tracking\n{script}\nmain.app.run(main.main, {flags}, main.parse)"
+    code = (
+        f"import sys, main, model.results.tracking as tracking\n{script}\nmain.app.run(main.main, {flags}, main.parse)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -262,8 +264,8 @@ def test_a_frozen_service_holds_up_neither_training_nor_the_exit(tmp_path):
 def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
     # A process of its own shows that wandb's background service neither hangs the exit nor outlives it.
     script = (
-        "from model.report import Table\n"
-        "from model.tracking import Tracker\n"
+        "from model.results.tables import Table\n"
+        "from model.results.tracking import Tracker\n"
         "import sys\n"
         "tracker = Tracker('offline', 'fabuhs', 'name', {'lr': 0.1}, sys.argv[1], group='g')\n"
         "assert tracker.active\n"

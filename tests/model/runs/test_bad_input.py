@@ -48,7 +48,6 @@ from tests.support.runs import (
     refused,
     run_main,
 )
-from tests.support.training import selection  # noqa: F401 (a fixture)
 
 UNSET = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
 FAIR = {"enable_fairness": True, "fairness_sampling": True, "rerank_fair": True, "rerank_pool": 12}
@@ -475,7 +474,7 @@ def test_a_row_that_does_not_fit_leaves_the_rows_before(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_torch_that_runs_out_of_room_says_so(tmp_path, make_config, tiny_phase, selection):  # noqa: F811
+def test_torch_that_runs_out_of_room_says_so(tmp_path, make_config, tiny_phase, selection):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, make_config(), tiny_phase, selection)
     before = path.read_bytes()

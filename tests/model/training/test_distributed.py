@@ -340,7 +340,7 @@ def test_processes_save_by_one_clock(monkeypatch, make_config):
         )
         # the first one's minute is over in the third step, the other's never
         for step in range(1, 5):
-            session.saved = train.time.monotonic() - (20.5 * step if processes.first else 0)
+            session.saved = training_mode.time.monotonic() - (20.5 * step if processes.first else 0)
             session.save_if_due()
         return len(written[processes.rank])
 
@@ -377,6 +377,7 @@ def test_what_ends_one_process_in_the_middle_ends_all_with_its_code(tmp_path, ac
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(Path(main.__file__).parent)!r})\n"
         "import main\n"
+        "from model.modes import train\n"
         "update, calls = train.update, []\n"
         "def struck(*arguments, **options):\n"
         "    calls.append(1)\n"

@@ -80,7 +80,7 @@ def cut_off(monkeypatch, folder, kind, owner, name, number, action, **values):
 @pytest.mark.parametrize("action", [crash, terminate])
 def test_a_run_cut_off_at_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch, whole, kind, action):
     number = random.Random(f"{kind} {action.__name__}").randrange(1, 2 * STEPS * UPDATES[kind])
-    ended = cut_off(monkeypatch, tmp_path, kind, main, "update", number, action)
+    ended = cut_off(monkeypatch, tmp_path, kind, train, "update", number, action)
     assert not (tmp_path / "run" / "result.json").exists()
     if action is terminate:
         assert ended.code == 128 + signal.SIGTERM
@@ -106,8 +106,8 @@ def test_a_run_cut_off_at_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch
         ("mean", torch, "save", 2, crash),
         ("mean", torch, "save", 4, terminate),
         ("none", os, "replace", 3, crash),
-        ("none", main, "append_jsonl", 2, terminate),
-        ("none", main, "write_results", 1, crash),
+        ("none", train, "append_jsonl", 2, terminate),
+        ("none", train, "write_results", 1, crash),
     ],
 )
 def test_a_run_cut_off_elsewhere_goes_on_to_the_same_bytes(
@@ -120,13 +120,13 @@ def test_a_run_cut_off_elsewhere_goes_on_to_the_same_bytes(
 
 def test_a_run_may_be_cut_off_many_times(tmp_path, monkeypatch, whole):
     for number in (5, 1, 2, 11):
-        cut_off(monkeypatch, tmp_path, "mean", main, "update", number, terminate, resume=True)
+        cut_off(monkeypatch, tmp_path, "mean", train, "update", number, terminate, resume=True)
     run_main(tmp_path, **KINDS["mean"], resume=True)
     assert outputs(tmp_path) == whole("mean")
 
 
 def test_a_state_is_tensors_and_plain_values(tmp_path, monkeypatch):
-    cut_off(monkeypatch, tmp_path, "mean", main, "update", 3 * STEPS + 2, terminate)
+    cut_off(monkeypatch, tmp_path, "mean", train, "update", 3 * STEPS + 2, terminate)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     progress = json.loads(state["progress"])
     assert (progress["epoch"], progress["step"]) == (2, 1)
@@ -135,12 +135,12 @@ def test_a_state_is_tensors_and_plain_values(tmp_path, monkeypatch):
 
 
 def test_states_may_be_further_apart(tmp_path, monkeypatch, whole):
-    cut_off(monkeypatch, tmp_path, "mean", main, "update", 2 * 3 * STEPS + 2, crash, checkpoint_every="2")
+    cut_off(monkeypatch, tmp_path, "mean", train, "update", 2 * 3 * STEPS + 2, crash, checkpoint_every="2")
     assert Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0).epoch == 3
     # how often states are written may change
     run_main(tmp_path, **KINDS["mean"], resume=True, checkpoint_every="1")
     assert outputs(tmp_path) == whole("mean")
-    cut_off(monkeypatch, tmp_path / "late", "mean", main, "update", 2 * 3 * STEPS, crash, checkpoint_every="2")
+    cut_off(monkeypatch, tmp_path / "late", "mean", train, "update", 2 * 3 * STEPS, crash, checkpoint_every="2")
     assert not (tmp_path / "late" / "run" / "state.pt").exists()
 
 
@@ -173,10 +173,10 @@ def test_states_by_the_clock_are_written_within_an_epoch_and_go_on_to_the_same_b
     ticks = itertools.count()
     monkeypatch.setattr(train.time, "monotonic", lambda: float(next(ticks)))
     # in the fifth step: the last state is that of the third
-    cut_off(monkeypatch, tmp_path, kind, main, "update", 4 * UPDATES[kind] + 1, crash, checkpoint_every="0.05min")
+    cut_off(monkeypatch, tmp_path, kind, train, "update", 4 * UPDATES[kind] + 1, crash, checkpoint_every="0.05min")
     progress = Progress.of(torch.load(tmp_path / "run" / "state.pt", weights_only=True), 0.0)
     assert (progress.epoch, progress.step) == (1, 3)
-    cut_off(monkeypatch, tmp_path, kind, main, "update", 2 * UPDATES[kind], crash, resume=True)
+    cut_off(monkeypatch, tmp_path, kind, train, "update", 2 * UPDATES[kind], crash, resume=True)
     run_main(tmp_path, **KINDS[kind], resume=True, checkpoint_every="0.05min")
     assert outputs(tmp_path) == whole(kind)
 
@@ -200,7 +200,7 @@ def test_a_signal_while_the_evaluator_puts_the_network_s_stream_back_does_no_har
 
 
 def test_the_checkpoint_of_a_resumed_run_holds_what_was_selected(tmp_path, monkeypatch):
-    cut_off(monkeypatch, tmp_path, "none", main, "update", STEPS + 3, terminate)
+    cut_off(monkeypatch, tmp_path, "none", train, "update", STEPS + 3, terminate)
     path = tmp_path / "run" / "checkpoint.pt"
     # such as a later epoch left that other rounding does not select again
     content = torch.load(path, weights_only=True)
@@ -218,18 +218,18 @@ def test_time_adds_up_over_resumptions(tmp_path, monkeypatch):
         state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
         return json.loads(state["progress"])["seconds"]
 
-    cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
+    cut_off(monkeypatch, tmp_path, "none", train, "update", 4, terminate)
     first = cost()
     # in the second process an hour passes between any two looks at the clock
     with monkeypatch.context() as patch:
         clock, hours = time.perf_counter, itertools.count()
         patch.setattr(time, "perf_counter", lambda: clock() + 3600 * next(hours))
-        cut_off(monkeypatch, tmp_path, "none", main, "update", 2, terminate, resume=True)
+        cut_off(monkeypatch, tmp_path, "none", train, "update", 2, terminate, resume=True)
     second = cost()
     assert first["read"] > 0 and first["train"] > 0 and first["test"] == 0
     assert second["read"] >= first["read"] + 3600 and second["train"] >= first["train"] + 3600
     # what a killed process has done since its last state counts for nothing
-    cut_off(monkeypatch, tmp_path, "none", main, "update", 2, crash, resume=True)
+    cut_off(monkeypatch, tmp_path, "none", train, "update", 2, crash, resume=True)
     run_main(tmp_path, **KINDS["none"], resume=True)
     seconds = json.loads((tmp_path / "run" / "cost.json").read_text())["seconds"]
     assert seconds["train"] > second["train"] and seconds["test"] > 0 and seconds["read"] > second["read"]
@@ -247,7 +247,7 @@ def test_a_phase_of_two_stages_and_two_passes_goes_on_too(tmp_path, monkeypatch)
     # second pass of the first epoch, end of the first stage, second stage
     for number in (STEPS + 3, 4 * STEPS, 7 * STEPS + 2):
         folder = tmp_path / str(number)
-        cut_off(monkeypatch, folder, "none", main, "update", number, terminate)
+        cut_off(monkeypatch, folder, "none", train, "update", number, terminate)
         run_main(folder, **KINDS["none"], resume=True)
         assert outputs(folder) == outputs(tmp_path / "whole")
 
@@ -255,7 +255,7 @@ def test_a_phase_of_two_stages_and_two_passes_goes_on_too(tmp_path, monkeypatch)
 def test_resume_without_a_state_begins(tmp_path, monkeypatch, whole):
     run_main(tmp_path / "new", **KINDS["none"], resume=True)
     assert outputs(tmp_path / "new") == whole("none")
-    cut_off(monkeypatch, tmp_path, "none", main, "update", 3, crash)
+    cut_off(monkeypatch, tmp_path, "none", train, "update", 3, crash)
     assert not (tmp_path / "run" / "state.pt").exists()
     assert "--resume" in refused_like(tmp_path, "none")
     run_main(tmp_path, **KINDS["none"], resume=True)
@@ -285,7 +285,7 @@ def refused_like(folder, kind, **values):
 
 
 def test_other_settings_or_data_are_refused_with_the_difference(tmp_path, monkeypatch):
-    cut_off(monkeypatch, tmp_path, "mean", main, "update", 4, terminate)
+    cut_off(monkeypatch, tmp_path, "mean", train, "update", 4, terminate)
     state = (tmp_path / "run" / "state.pt").read_bytes()
     error = refused_like(tmp_path, "mean", resume=True, lr=0.5, seed=1)
     assert "--lr was 0.001, is 0.5" in error and "--seed was 0, is 1" in error and "fingerprint" in error
@@ -302,7 +302,7 @@ def test_other_settings_or_data_are_refused_with_the_difference(tmp_path, monkey
 
 
 def test_one_folder_serves_one_process_at_a_time(tmp_path, monkeypatch):
-    cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
+    cut_off(monkeypatch, tmp_path, "none", train, "update", 4, terminate)
     with open(tmp_path / "run" / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "in use by another process" in refused_like(tmp_path, "none", resume=True)
@@ -327,7 +327,7 @@ def test_the_tracker_goes_on_with_its_run_and_learns_how_each_part_ended(tmp_pat
             ended.append(exit_code)
 
     monkeypatch.setattr(train, "Tracker", FakeTracker)
-    cut_off(monkeypatch, tmp_path, "none", main, "update", 4, terminate)
-    cut_off(monkeypatch, tmp_path, "none", main, "update", 2, crash, resume=True)
+    cut_off(monkeypatch, tmp_path, "none", train, "update", 4, terminate)
+    cut_off(monkeypatch, tmp_path, "none", train, "update", 2, crash, resume=True)
     run_main(tmp_path, **KINDS["none"], resume=True)
     assert started == [None, "abc", "abc"] and ended == [128 + signal.SIGTERM, 1, 0]

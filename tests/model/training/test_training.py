@@ -15,26 +15,9 @@ from model.runs.processes import ALONE
 from model.training.checkpoints import Selection, load_checkpoint, save_checkpoint
 from model.training.progress import Progress
 from model.training.update import update
+from tests.support.training import StatefulMethod, make_module
 
 PATIENT = Schedule(batch_size=1, epochs=9, every=1, patience=2)
-
-
-class StatefulMethod:
-    """A method with one tensor of its own."""
-
-    def __init__(self):
-        self.level = torch.zeros(2)
-
-    def state_dict(self):
-        return {"level": self.level}
-
-    def load_state_dict(self, state):
-        self.level = state["level"].clone()
-
-
-def make_module():
-    torch.manual_seed(0)
-    return nn.Linear(3, 1)
 
 
 def test_update_steps_every_optimiser_with_fresh_gradients():
