@@ -70,11 +70,12 @@ def rank_catalogue(
         masked[dropped] = -torch.inf  # [b, I]
         row, item = _coordinates(wanted, masked.device)  # [e]: the block's relevant items
         value = masked[row, item]  # [e]
+        # extremes [2], best scores and items [b, K + 1], candidates [b], scores of at least `value` [e], value [e]
         results = (
             extremes,
-            *masked.topk(min(width + 1, num_items), dim=1),  # scores and items, [b, K + 1] each
-            _count(masked > -torch.inf),  # [b]
-            _count_at_least(masked, row, value),  # [e]
+            *masked.topk(min(width + 1, num_items), dim=1),
+            _count(masked > -torch.inf),
+            _count_at_least(masked, row, value),
             value,
         )
         # Copying waits for the device: once per block, and again only where a tie crosses the end of a list.
@@ -201,7 +202,7 @@ def _count(flags: torch.Tensor) -> torch.Tensor:
 
 
 def _count_at_least(masked: torch.Tensor, row: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Count for each e the scores of row `row[e]` of `masked [b, I]` that are at least `value[e]`: `[E]`."""
+    """Count the scores of `masked[row[e]]` that are at least `value[e]`: `[E]`, a block's worth of rows at a time."""
     counts = torch.empty(len(row), dtype=torch.int64, device=row.device)
     for part in (slice(start, start + len(masked)) for start in range(0, len(row), len(masked))):
         counts[part] = _count(masked[row[part]] >= value[part, None])

@@ -30,7 +30,7 @@ def group_signs(group: Group) -> torch.Tensor:
 
 
 class BNSLIM(Method):
-    """SLIM over users with a penalty on unequal weights of neighbours of different groups (Decision 31)."""
+    """SLIM over users whose weights on neighbours of each group are drawn together (Decision 31)."""
 
     @dataclass(frozen=True)
     class Options(Penalties):

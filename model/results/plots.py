@@ -105,7 +105,7 @@ def training_curves(
 
 
 def exposure_lorenz(exposures: Mapping[str, np.ndarray], path_stem: Path | str) -> list[Path]:
-    """Draw the Lorenz curve of the exposure `[I]` that each ranking gives to items; its Gini index is in the legend."""
+    """Draw the Lorenz curve of each list's exposure `[I]` over the whole catalogue, its Gini index in the legend."""
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     panel = figure.subplots()
     panel.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="equal exposure (Gini 0)")
