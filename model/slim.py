@@ -35,7 +35,7 @@ class Penalties:
 
 
 class Fit(NamedTuple):
-    """The result of a fit: objective summed over users; of all blocks the largest residual and the most iterations."""
+    """What a fit came to: the objective summed over users, the last residuals' largest, most iterations of a block."""
 
     objective: float
     residual: float
@@ -65,7 +65,7 @@ class Problem:
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian)).to(gram.dtype)
 
     def solve(self, users: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
-        """Solve for `users [b]`: weights `[b, U]`, and each iteration's residual relative to the first solution."""
+        """Weights `[b, U]` of `users [b]`, and the residual after each iteration, relative to the first solution."""
         rows, residuals = torch.arange(len(users), device=users.device), []
         fixed = self.gram[users] @ self.inverse  # [b, U]
         state, scale = torch.zeros_like(fixed), max(float(fixed.norm()), torch.finfo(fixed.dtype).tiny)
@@ -79,7 +79,7 @@ class Problem:
             residuals.append(float(change.norm()) / scale)
 
     def objective(self, users: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Compute the objective of each of `users [b]` at `weights [b, U]`: `[b]`."""
+        """The objective of each of `users [b]` at `weights [b, U]`: `[b]`."""
         penalties, own = self.penalties, self.gram[users]
         fit = (weights * (weights @ self.gram / 2 - own)).sum(1) + self.gram.diagonal()[users] / 2
         size = penalties.l1 * weights.sum(1) + penalties.l2 / 2 * weights.square().sum(1)
@@ -127,7 +127,7 @@ class NeighbourSLIM(Backbone):
         self._pairs = torch.from_numpy(split.train.owner), torch.from_numpy(split.train.item)
 
     def fit(self, penalties: Penalties = Penalties(), signs: torch.Tensor | None = None, progress: bool = False) -> Fit:
-        """Fit W from nothing; `signs [U, K]` is S of `Problem` (None: no balance)."""
+        """Fit W anew; `signs [U, K]` are what the balance weighs, by default nothing."""
         items = self.prepare()
         problem = Problem(items.T @ items, penalties, signs)
         del items
@@ -159,7 +159,7 @@ class NeighbourSLIM(Backbone):
         return columns
 
     def encode_users(self, context: torch.Tensor, users: torch.Tensor, history: History | None) -> torch.Tensor:
-        """Look up the rows of W of `users [B]`: `[B, U]`."""
+        """Rows of W of `users [B]`: `[B, U]`."""
         lengths = self.indptr[users + 1] - self.indptr[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=users.device), lengths)  # [n], of n weights
         within = torch.arange(len(row), device=users.device) - (lengths.cumsum(0) - lengths)[row]
@@ -169,7 +169,7 @@ class NeighbourSLIM(Backbone):
         return rows
 
     def encode_items(self, context: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Look up the columns of R of `items [...]`: `[..., U]`."""
+        """Columns of R of `items [...]`: `[..., U]`."""
         return F.embedding(items, context)
 
     def score(self, context: torch.Tensor, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

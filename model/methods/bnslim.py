@@ -18,10 +18,8 @@ from model.slim import Fit, Penalties
 
 
 def group_signs(group: Group) -> torch.Tensor:
-    """Make S `[U, G]`, with which |w S|^2 measures how unequally weights w `[U]` are spread over groups.
-
-    It is G / (G - 1) times the sum over groups of the squared deviation of the group's total weight from the mean of
-    all groups; with two groups that is the squared difference of their weights. Users of unknown group do not count.
+    """S `[U, G]` such that |w S|^2 is G / (G - 1) times the sum over groups of the squared deviation of the group's
+    neighbour weight from the groups' mean: of two groups the squared difference, of unknown users nothing.
     """
     codes, groups = torch.from_numpy(group.codes), group.num_groups
     known = codes >= 0

@@ -28,11 +28,10 @@ MOST_HALVINGS = 20
 
 
 def group_contrasts(group: Group) -> torch.Tensor:
-    """Make C `[G, U]`, with which |C s|^2 measures how far the groups' mean scores of an item are apart, s `[U]`.
+    """C `[G, U]`, of which the rows of C U are G / (G - 1) times (as squares) the groups' mean vectors' deviations from
+    their mean: of two groups |C U v|^2 is the squared difference of the groups' mean scores of item v.
 
-    It is G / (G - 1) times the sum over groups of the squared deviation of the group's mean from the mean of all
-    groups; with two groups that is the squared difference of their means. Users of unknown group and groups without
-    members are left out. Raises ValueError where fewer than two groups have members.
+    Users of unknown group and groups without members are left out.
     """
     counts = group.counts()
     present = np.flatnonzero(counts)
@@ -67,12 +66,12 @@ class Antidote:
         self.folding = torch.linalg.solve(item @ item.T + self.identity, item).T  # [I, d]
 
     def items(self, antidote: torch.Tensor, profiles: torch.Tensor) -> torch.Tensor:
-        """Compute the item vectors V `[I, d]` for antidote vectors `[A, d]` and `profiles [A, I]`."""
+        """Item vectors V `[I, d]` for antidote vectors `[A, d]` and `profiles [A, I]`."""
         hessian = self.squares + antidote.T @ antidote + self.identity
         return torch.linalg.solve(hessian, (self.real + profiles.T @ antidote).T).T
 
     def vectors(self, profiles: torch.Tensor) -> torch.Tensor:
-        """Compute the antidote vectors A `[A, d]` for `profiles [A, I]`."""
+        """Antidote vectors A `[A, d]` for `profiles [A, I]`."""
         return profiles @ self.folding
 
     def objective(self, item: torch.Tensor) -> torch.Tensor:
@@ -80,7 +79,7 @@ class Antidote:
         return (item @ self.contrasts.T).square().sum(1).mean()
 
     def gradient(self, profiles: torch.Tensor, antidote: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Compute the gradient of J by the profiles `[A, I]`, at their antidote and item vectors.
+        """Gradient of J by the profiles `[A, I]`, at their antidote and item vectors.
 
         The paper takes A as fixed, which leaves the first term alone. With A following from the profiles, hardly any
         step along that term lowered J; hence the second term.
@@ -92,10 +91,9 @@ class Antidote:
         return antidote @ pull.T + by_antidote @ self.folding.T
 
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
-        """Lower J by projected gradient descent from `profiles [A, I]`, in at most `rounds` steps.
+        """Projected gradient descent from `profiles [A, I]`: the last step before its projection, and J along the way.
 
-        A step is halved until J falls, and doubled for the next round. Returns the last step before it was projected
-        to [0, 1], `[A, I]`, and the values of J from the start on.
+        A step is halved until J falls, and doubled for the next round.
         """
         proposed = profiles = profiles.double()
         antidote = self.vectors(profiles)
@@ -208,7 +206,7 @@ class FairUser(Method):
 
     @torch.no_grad()
     def _find(self) -> torch.Tensor:
-        """Find the items `[A, n]` of the antidote users for the trained recommender, from copies of real users on."""
+        """Items `[A, n]` of the antidote users for the recommender as it stands; they begin as copies of real users."""
         problem = Antidote(self.backbone.user.weight, self.split, self.contrasts, self.options.ridge)
         device = self.environment.device
         chosen = torch.randperm(self.split.num_users, generator=self.generator, device=device)[: self.count]
@@ -235,7 +233,7 @@ class FairUser(Method):
         return {"loss": loss.detach()}
 
     def antidote_rows(self, real: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw antidote users `[n]` with a positive and negatives each `[n, 1 + M]`, n in proportion to `real` rows."""
+        """Random antidote users `[n]` and their items, a positive and negatives `[n, 1 + M]`, beside `real` rows."""
         count = max(1, round(real * self.positives.numel() / len(self.split.train.item)))
         place = torch.randint(
             self.positives.numel(), (count,), generator=self.generator, device=self.environment.device
@@ -264,7 +262,7 @@ class FairUser(Method):
 
 
 def dense_rows(train: Histories, users: torch.Tensor, num_items: int) -> torch.Tensor:
-    """Make the binary profiles `[A, I]` of `users [A]`."""
+    """Binary profiles `[A, I]` of `users [A]`."""
     lists = train.take(users.cpu().numpy())
     profiles = torch.zeros((len(users), num_items))
     profiles[torch.from_numpy(lists.owner), torch.from_numpy(lists.item)] = 1
