@@ -32,7 +32,7 @@ def catalogue_log_weights(histories: Histories, degree: np.ndarray, temperature:
     """
     if not temperature > 0:
         raise ValueError(f"sampling temperature {temperature} is not allowed; use a positive number (inf: uniform)")
-    inverse = 1.0 / np.maximum(degree, 1)[histories.item]
+    inverse = 1.0 / np.maximum(degree, 1)[histories.item]  # [E]
     starts, lengths = _segments(histories)
     return (inverse - np.repeat(np.maximum.reduceat(inverse, starts), lengths)) / temperature
 
@@ -42,13 +42,15 @@ def group_parity_log_weights(
 ) -> np.ndarray:
     """Compute log p_grp(i|u) = log P_mean(i) - log P(i|g(u)), unnormalised, per history entry `[E]`.
 
-    P(i|g) = (n_gi + kappa/I) / (sum_j n_gj + kappa) over the train interactions `counts_from` (default:
-    `histories`), kappa = `num_items` by default; P_mean averages over groups with members. A user of unknown
-    group gets 0 (uniform). Weights are those of importance sampling from P(.|g) towards P_mean.
+    P(i|g) = (n_gi + kappa/I) / (sum_j n_gj + kappa), where n_gi are the interactions of group g with item i in
+    `counts_from` (default: `histories`) and kappa is `num_items` by default; P_mean averages over groups with members.
+    These are importance weights: drawn with them, the histories of every group have items in proportion to P_mean. A
+    user of unknown group gets 0 (uniform).
     """
     known = group.codes[histories.owner] >= 0
     weights = np.zeros(len(histories.item))
     if known.any():
+        # P(i|g): [G, I]
         share, _ = _smoothed_shares(histories if counts_from is None else counts_from, group, num_items, kappa)
         log_ratio = np.log(share[group.counts() > 0].mean(axis=0)) - np.log(share)
         weights[known] = log_ratio[group.codes[histories.owner[known]], histories.item[known]]
@@ -96,6 +98,7 @@ def expected_group_distributions(
     peak = np.maximum.reduceat(weights.log_weights, starts, axis=1)
     mass = np.exp(weights.log_weights - np.repeat(peak, lengths, axis=1))
     mass /= np.repeat(np.add.reduceat(mass, starts, axis=1), lengths, axis=1)
+    # mass [components, E], mixed to [E], summed to [G, I]
     total = _group_item_counts(histories, group, num_items, np.exp(weights.log_mix) @ mass)
     members = np.bincount(group.codes[(group.codes >= 0) & (histories.lengths > 0)], minlength=group.num_groups)
     return np.divide(total, members[:, None], out=np.full_like(total, np.nan), where=members[:, None] > 0)
@@ -403,7 +406,10 @@ def keep_hits(topk: np.ndarray, relevant: ItemLists, num_items: int) -> np.ndarr
 
 
 def _group_counts(topk: np.ndarray, codes: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count how often each group sees each item shown to any, `[G, covered]`, and its users `[G]`, none without."""
+    """Count how often each group is shown each item that anybody is shown, `[G, covered]`, and its users `[G]`.
+
+    Groups without users are left out.
+    """
     known = codes >= 0
     _, rows = np.unique(codes[known], return_inverse=True)
     sizes = np.bincount(rows)
@@ -482,39 +488,46 @@ def rerank(
 ) -> RerankResult:
     """Fill positions 1..k of each user's pool `topk [T, P]` greedily by relevance and missing group exposure.
 
-    Position j weighs w_j = 1/log2(j+1). Each step takes the item of largest (1-alpha) rel(i) + alpha deficit(g(i)),
-    the first in the pool among equals: rel is the score scaled to 0..1 over the user's pool (0 where constant),
-    deficit = max(0, `target [G]` - the group's share of the exposure given so far, which is 0 at the first step),
-    0 for an item of unknown group. An item that is not of the `protected` group gives way to the first protected
-    one where otherwise the protected group could no longer get `exposure_floor` of w_1 + .. + w_k. A user whose
-    pool cannot meet the floor is infeasible and gets all protected items first. The rest keeps its order below k.
-    `scores` must not rise along a list; -1 at the end of a list is padding and stays. ValueError out of range.
-    Decision 19.
+    Position j gives the exposure w_j = 1/log2(j+1). Each step takes the item with the largest
+
+        (1-alpha) rel(i) + alpha deficit(g(i)),
+
+    and of equal ones the first in the pool. rel is the score scaled to 0..1 over the user's pool (0 where all are
+    equal); deficit = max(0, `target [G]` - the group's share of the exposure given so far), where that share is 0 at
+    the first step, and 0 for an item of unknown group.
+
+    The floor: where an item of another group would make it impossible that the `protected` group gets
+    `exposure_floor` of w_1 + .. + w_k, the first protected item is taken instead. A user whose pool cannot meet the
+    floor is infeasible and gets all protected items first. Below k the rest of the pool keeps its order.
+
+    `scores` must not rise along a list; -1 at the end of a list is padding and stays. Raises ValueError for arguments
+    out of range and scores that rise or are not finite. Decision 19.
     """
     _check_arguments(item_groups, alpha, exposure_floor, k, target, protected)
     valid = topk >= 0
     _check_scores(scores, valid)
     rows, pool = topk.shape
     unknown = item_groups.num_groups
-    codes = np.where(valid, item_groups.codes[topk], -1)
+    codes = np.where(valid, item_groups.codes[topk], -1)  # [T, P]
     codes[codes < 0] = unknown
-    merit = (1 - alpha) * _scaled_relevance(scores, valid)
+    merit = (1 - alpha) * _scaled_relevance(scores, valid)  # [T, P]
     protected_code = item_groups.labels.index(protected)
     is_protected = codes == protected_code
     weight = position_weights(k)
-    given = np.concatenate([[0.0], np.cumsum(weight)])
+    given = np.concatenate([[0.0], np.cumsum(weight)])  # [k + 1]: exposure of the first j positions
     floor = exposure_floor * given[k] - EXPOSURE_TOLERANCE
 
     lengths, left = valid.sum(axis=1), is_protected.sum(axis=1)
     infeasible = given[np.minimum(left, k)] < floor
-    exposure, deficit = np.zeros((2, rows, unknown + 1))
+    exposure, deficit = np.zeros((2, rows, unknown + 1))  # [T, G + 1], unknown last
     open_, place = valid.copy(), np.tile(k + np.arange(pool), (rows, 1))
     for step in range(min(k, pool)):
         share = exposure[:, :unknown] / given[step] if step else 0.0
         deficit[:, :unknown] = np.maximum(0, target - share)
-        value = merit + alpha * np.take_along_axis(deficit, codes, axis=1)
+        value = merit + alpha * np.take_along_axis(deficit, codes, axis=1)  # [T, P]
         value[~open_] = -np.inf
-        pick = value.argmax(axis=1)
+        pick = value.argmax(axis=1)  # [T]
+        # what the protected group could still reach if this step took an item of another group: [T]
         reachable = exposure[:, protected_code] + given[np.minimum(k, step + 1 + left)] - given[step + 1]
         forced = np.flatnonzero((reachable < floor) & (left > 0) & ~is_protected[np.arange(rows), pick])
         # Scores do not rise along the list, so the first open protected item is the best one.

@@ -24,11 +24,8 @@ STEP, RELAXATION = 10.0, 1.6
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the l1 norm and of half the squared l2 norm of a user's neighbour weights, and of half the squared
-    balance; the fit stops at a relative residual of `tolerance`, or after `iterations`.
-
-    Defaults by validation on MovieLens-1M.
-    """
+    """Weights of the terms of `Problem`, and when its fit stops: at a relative residual of `tolerance`, or after
+    `iterations`. Defaults are by validation on MovieLens-1M."""
 
     l1: float = 1.0
     l2: float = 30.0
@@ -50,11 +47,15 @@ class Fit(NamedTuple):
 
 
 class Problem:
-    """min over w >= 0, w_u = 0 of 1/2 |r_u - w R|^2 + l1 |w|_1 + l2/2 |w|^2 + balance/2 |w S|^2 for users u.
+    """For each user u, min over w >= 0 with w_u = 0 of
 
-    `gram [U, U]` is R R^T, `signs [U, K]` is S. Douglas-Rachford splitting (ADMM): the quadratic part, balance
-    included, is solved in closed form by one inverse for all users, l1 and the bounds by a threshold. The residual
-    between both solutions never rises (He & Yuan, 2015), the objective may.
+        1/2 |r_u - w R|^2 + l1 |w|_1 + l2/2 |w|^2 + balance/2 |w S|^2,
+
+    where r_u is her row of the interactions R [U, I], `gram [U, U]` is R R^T and `signs [U, K]` is S.
+
+    Solved by Douglas-Rachford splitting (ADMM): the quadratic terms in closed form, by one inverse for all users; l1
+    and the bounds by a threshold. The difference between the two solutions, the residual, never rises (He & Yuan,
+    2015); the objective may.
     """
 
     def __init__(self, gram: torch.Tensor, penalties: Penalties, signs: torch.Tensor | None = None):
@@ -70,7 +71,7 @@ class Problem:
     def solve(self, users: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
         """Solve for the weights [b, U] of `users [b]`, and give each residual, relative to the first solution."""
         rows, residuals = torch.arange(len(users), device=users.device), []
-        fixed = self.gram[users] @ self.inverse
+        fixed = self.gram[users] @ self.inverse  # [b, U]
         state, scale = torch.zeros_like(fixed), max(float(fixed.norm()), torch.finfo(fixed.dtype).tiny)
         while True:
             weights = (state - self.penalties.l1 / self.step).clamp_(min=0)
@@ -90,8 +91,10 @@ class Problem:
 
 
 class NeighbourSLIM(Backbone):
-    """Scores W R of train interactions R by neighbour weights W (SLIM: Ning & Karypis, ICDM 2011; over users: Burke et
-    al., FAT* 2018). A user's vector is a row of W, an item's a column of R; `fit` makes W (Decision 31).
+    """SLIM (Ning & Karypis, ICDM 2011) over users (Burke et al., FAT* 2018): scores W R [U, I].
+
+    R [U, I] are the train interactions, W [U, U] each user's weights on her neighbours, which `fit` makes (Decision
+    31). A user's vector is her row of W, an item's its column of R.
     """
 
     fitted = True
@@ -119,7 +122,8 @@ class NeighbourSLIM(Backbone):
                 f"{MOST_NUMBERS:,}, about {int(MOST_NUMBERS**0.5):,} users: use a smaller data set or another backbone"
             )
         self.num_items, self.vector_width = num_items, num_users
-        # rows of W one after the other; a parameter, as the weights of every backbone are
+        # W is sparse: weight holds its rows one after the other, neighbour their columns, indptr where each row begins;
+        # a parameter, as the weights of every backbone are
         self.weight = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.register_buffer("neighbour", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("indptr", torch.zeros(num_users + 1, dtype=torch.int64))
@@ -148,7 +152,7 @@ class NeighbourSLIM(Backbone):
         return Fit(objective, residual, iterations)
 
     def _load_from_state_dict(self, state: dict, prefix: str, *arguments) -> None:
-        # how many weights there are is known after the fit alone
+        # a fresh network has no weights yet: take the sizes from the checkpoint
         for name, own in (("weight", self.weight), ("neighbour", self.neighbour)):
             if prefix + name in state:
                 own.data = own.data.new_zeros(state[prefix + name].shape)
@@ -164,7 +168,7 @@ class NeighbourSLIM(Backbone):
     def encode_users(self, context: torch.Tensor, users: torch.Tensor, history: History | None) -> torch.Tensor:
         """Give the rows of W of `users [B]`: [B, U]."""
         lengths = self.indptr[users + 1] - self.indptr[users]
-        row = torch.repeat_interleave(torch.arange(len(users), device=users.device), lengths)
+        row = torch.repeat_interleave(torch.arange(len(users), device=users.device), lengths)  # [n], of n weights
         within = torch.arange(len(row), device=users.device) - (lengths.cumsum(0) - lengths)[row]
         place = self.indptr[users][row] + within
         rows = self.weight.new_zeros((len(users), self.vector_width))

@@ -1,7 +1,7 @@
 """Synthetic interactions in the MovieLens schema: long-tailed, unequal groups, and tastes that can be learned.
 
-Items belong to niches (two per genre). A user's taste is a distribution over niches, moved by gender, age,
-occupation and a personal part; within a niche items are drawn by popularity, tilted by gender and year. Memory
+Items belong to niches (two per genre). A user's taste is a distribution over niches that depends on gender, age,
+occupation and a personal part; within a niche items are drawn by popularity, changed by gender and year. Memory
 grows with users, items and interactions, never with users x items.
 """
 
@@ -59,7 +59,7 @@ EXPLORATION = 0.05  # fraction of draws that ignore the niche
 COHERENCE = 1.0  # how much a user's order in time follows niches, against noise of 1
 TASTE_ROUNDS, POPULAR_ROUNDS = 6, 6
 BLOCK = 1 << 21  # draws at a time, to bound memory
-STREAM = 1997  # keeps the data's streams apart from those that a run spawns from the same seed
+STREAM = 1997  # makes the data's random streams differ from those that a run spawns from the same seed
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def generate(options: SyntheticOptions, seed: int) -> SyntheticArrays:
 
 
 def _quota_codes(shares, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Codes `[count]` int64 in random order whose shares are exact up to rounding."""
+    """Give each of `count` entries a code, in random order, with shares that are exact up to rounding: `[count]`."""
     edges = np.cumsum(shares) / np.sum(shares)
     return rng.permutation(np.searchsorted(edges, (np.arange(count) + 0.5) / count)).astype(np.int64)
 
@@ -122,7 +122,7 @@ def _catalogue(options: SyntheticOptions, rng: np.random.Generator) -> dict[str,
     count = options.num_items
     niche = _quota_codes(np.outer(GENRE_SHARES, (0.6, 0.4)).ravel(), count, rng)
     second = rng.integers(len(GENRES), size=NUM_NICHES)[niche]
-    genres = np.zeros((count, len(GENRES)), dtype=np.float32)
+    genres = np.zeros((count, len(GENRES)), dtype=np.float32)  # [I, genres]
     genres[np.arange(count), niche // NICHES_PER_GENRE] = 1
     genres[np.arange(count), second] = np.maximum(genres[np.arange(count), second], rng.random(count) < 0.6)
     # A power law with exponential cut-off, cut so that the rarest items are expected about once or twice.
@@ -146,10 +146,10 @@ def _catalogue(options: SyntheticOptions, rng: np.random.Generator) -> dict[str,
 
 
 def _taste_logits(users: dict[str, np.ndarray], mass: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Log preference of each user for each niche `[U, NUM_NICHES]` float32; -inf for a niche without items."""
+    """Make each user's log preference for each niche: `[U, NUM_NICHES]` float32, -inf for a niche without items."""
     num_users = len(users["gender"])
-    sign = 1.0 - 2.0 * users["gender"][:, None]
-    age = (users["age"][:, None] - 2.5) / 1.5
+    sign = 1.0 - 2.0 * users["gender"][:, None]  # [U, 1]: 1 or -1
+    age = (users["age"][:, None] - 2.5) / 1.5  # [U, 1]
     occupations = rng.normal(0, OCCUPATION_TASTE, (len(OCCUPATIONS), NUM_NICHES))
     factors = rng.normal(0, FACTOR_TASTE / np.sqrt(NUM_FACTORS), (NUM_FACTORS, NUM_NICHES)).astype(np.float32)
     logits = rng.standard_normal((num_users, NUM_FACTORS), dtype=np.float32) @ factors
@@ -162,7 +162,7 @@ def _taste_logits(users: dict[str, np.ndarray], mass: np.ndarray, rng: np.random
 
 
 def _activity(options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """Interactions per user `[U]` int64: log-normal, from 3 to half of the catalogue, with the exact sum."""
+    """Draw each user's number of interactions: `[U]`, log-normal, 3 to half of the catalogue, with the exact sum."""
     room = np.full(options.num_users, (options.num_items + 1) // 2 - MIN_PER_USER)
     weight = rng.lognormal(0, 0.8, options.num_users)
     counts = np.full(options.num_users, MIN_PER_USER)
@@ -178,10 +178,11 @@ def _activity(options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray
 
 
 def _niche_sampler(users, items, logits, rng) -> Callable[[np.ndarray, float, np.random.Generator], np.ndarray]:
-    """Build `draw(users [B], exploration, rng) -> items [B]`, each draw from the user's own item distribution.
+    """Make `draw(users [B], exploration, rng) -> items [B]`, which draws from each user's own item distribution.
 
-    Items are weighted per stratum (gender x age) and laid out by niche, so that a niche of a stratum is one
-    interval of a single cumulative sum.
+    A share `exploration` of the draws is from the whole catalogue, the rest from a niche that the user likes. Items
+    have a weight per stratum (gender x age) and are sorted by niche, so that a niche of a stratum is one interval of
+    a single cumulative sum and a draw is one binary search.
     """
     num_items = len(items["niche"])
     order = np.argsort(items["niche"], kind="stable")
@@ -190,11 +191,12 @@ def _niche_sampler(users, items, logits, rng) -> Callable[[np.ndarray, float, np
     recency = (items["year"] - items["year"].mean()) / max(items["year"].std(), 1.0)
     sign = np.array([1.0, -1.0])[:, None, None]
     youth = (2.5 - np.arange(len(AGES)))[None, :, None] / 2.5
-    tilt = sign * lean + YEAR_TILT * youth * recency
-    weights = (items["weight"] * np.exp(tilt))[:, :, order].ravel()
+    tilt = sign * lean + YEAR_TILT * youth * recency  # [genders, ages, I]
+    weights = (items["weight"] * np.exp(tilt))[:, :, order].ravel()  # [strata * I]
     cumulative = np.concatenate([[0.0], np.cumsum(weights)])
     stratum = users["gender"] * len(AGES) + users["age"]
-    niche_cumulative = np.cumsum(softmax(logits, axis=1), axis=1, dtype=np.float64)
+    # one rising sequence for all users: user u's niches lie in [u, u + 1]
+    niche_cumulative = np.cumsum(softmax(logits, axis=1), axis=1, dtype=np.float64)  # [U, NUM_NICHES]
     niche_cumulative = niche_cumulative / niche_cumulative[:, -1:] + np.arange(len(stratum))[:, None]
     niche_cumulative = niche_cumulative.ravel()
 
@@ -215,8 +217,8 @@ def _niche_sampler(users, items, logits, rng) -> Callable[[np.ndarray, float, np
 def _distinct_pairs(counts: np.ndarray, num_items: int, draw, rng: np.random.Generator) -> np.ndarray:
     """Draw `counts[u]` distinct items per user: sorted keys `user * num_items + item [E]`.
 
-    Repeats are dropped and drawn again, from taste, then from popularity, then uniformly: no user owns more than
-    about half of the catalogue, so uniform draws are new at least every second time and the rounds end.
+    Repeats are dropped and drawn again, first by taste, then by popularity, then uniformly. As no user has more than
+    about half of the catalogue, every second uniform draw is a new item on average, so the rounds end.
     """
     keys = np.empty(0, dtype=np.int64)
     missing = counts.copy()
@@ -243,7 +245,11 @@ def _distinct_pairs(counts: np.ndarray, num_items: int, draw, rng: np.random.Gen
 
 
 def _timeline(user_id: np.ndarray, phase: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Order interactions `[E]` by user and time; times rise within a user, with some exact ties and long pauses."""
+    """Order interactions by user and time: the order `[E]`, and times `[E]` that rise within a user.
+
+    Some times are equal and some pauses are long, as in real data. `phase [E]` moves a user's niche as a whole to an
+    earlier or later part of her history.
+    """
     events = len(user_id)
     position = expit((rng.standard_normal(events) + COHERENCE * phase) / 2)
     order = np.argsort(user_id + position, kind="stable")
@@ -259,7 +265,7 @@ def _timeline(user_id: np.ndarray, phase: np.ndarray, rng: np.random.Generator) 
 
 
 def _ratings(user_id, item_id, affinity, weight, rng: np.random.Generator) -> np.ndarray:
-    """Ratings 1-5 `[E]`: better for popular items and for niches that the user likes."""
+    """Draw ratings 1-5 `[E]`: higher for popular items and for niches that the user likes."""
     bias = rng.normal(0, 0.35, user_id.max() + 1)
     popularity = np.log(weight)
     quality = rng.normal(0, 0.35, len(weight)) + 0.2 * (popularity - popularity.mean()) / popularity.std()

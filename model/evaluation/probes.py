@@ -19,14 +19,15 @@ DIRECTION_TOLERANCE = 1e-8
 def held_out_users(codes: np.ndarray, fraction: float = 0.2, seed: int | np.random.Generator = 0) -> np.ndarray:
     """Draw `fraction` of each group's users for the probe's test: `[U]` bool, from `codes [U]` (-1 unknown).
 
-    A group of two users or more gives at least one and keeps at least one; unknown users are never drawn.
+    Of a group of two users or more at least one is drawn and at least one is not. Unknown users are never drawn.
+    Raises ValueError for a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise ValueError(f"held-out fraction is {fraction}; allowed is the open interval (0, 1), the default is 0.2")
     codes = np.asarray(codes)
     known = np.flatnonzero(codes >= 0)
     order = known[np.lexsort((np.random.default_rng(seed).random(len(known)), codes[known]))]
-    counts = np.bincount(codes[order])
+    counts = np.bincount(codes[order])  # [G]
     quota = np.clip(np.floor(fraction * counts + 0.5).astype(np.int64), np.minimum(1, counts - 1), counts - 1)
     first = np.cumsum(counts) - counts
     held_out = np.zeros(len(codes), dtype=bool)
@@ -55,13 +56,16 @@ def leakage_auc(
 ) -> dict[str, float]:
     """Measure how well fresh attackers read `codes [U]` (-1 unknown) off `representations [U, D]`.
 
-    A standardised logistic regression and a small MLP, both class-balanced, are fitted on the known users outside
-    `held_out [U]` and scored by the AUC of their probabilities on the known users inside it; with more than two
-    groups the AUC is the mean of one-vs-rest over the groups in both sets. Training may have scrubbed just the users
-    whose attribute it saw, and then these two learn nothing that holds for others: `within` is a logistic regression
-    cross-validated among the held-out users alone. Returns `linear`, `mlp`, `within` and `auc`, the largest (the
-    strongest attacker). 0.5 is chance; an AUC below it is kept as it is; NaN where fewer than two groups can be told
-    apart. The first two attacks are AFRL's (Zhu et al., SIGIR 2024).
+    Three attackers:
+    - `linear`, a standardised logistic regression, and `mlp`, a small MLP, both class-balanced: fitted on the known
+      users outside `held_out [U]`, scored by the AUC of their probabilities on the known users inside it (AFRL's
+      attacks; Zhu et al., SIGIR 2024).
+    - `within`, a logistic regression cross-validated among the held-out users alone. Training may hide the attribute
+      of just those users whose attribute it saw; attackers fitted on them then learn nothing about other users.
+
+    Returns these and `auc`, the largest of them. With more than two groups an AUC is the mean of one-vs-rest over the
+    groups in both sets. 0.5 is chance; an AUC below it is kept as it is; NaN where fewer than two groups can be told
+    apart.
     """
     representations, codes, held_out = _checked(representations, codes, held_out)
     classes, counts = np.unique(codes[(codes >= 0) & ~held_out], return_counts=True)
@@ -102,24 +106,25 @@ def linear_erasure(representations: np.ndarray, codes: np.ndarray, fit_mask: np.
     """Erase what is linearly readable of `codes [U]` (-1 unknown) from `representations [U, D]`: `[U, D]`.
 
     Least-squares concept erasure (LEACE; Belrose et al., NeurIPS 2023, section 4): whiten, project onto the
-    complement of the attribute's cross-covariance, unwhiten. Fitted on the known users of `fit_mask [U]`, whose
-    group means are equal afterwards; applied to every user. With fewer than two groups nothing is erased.
+    complement of the cross-covariance with the attribute, undo the whitening. The projection is fitted on the known
+    users of `fit_mask [U]`, whose group means are equal afterwards, and applied to every user. With fewer than two
+    groups nothing is erased.
     """
     vectors, codes, fit_mask = _checked(representations, codes, fit_mask)
     fit = fit_mask & (codes >= 0)
     if not fit.any():
         return vectors.copy()
     mean = vectors[fit].mean(axis=0)
-    centred = vectors[fit] - mean
-    groups = (codes[fit, None] == np.unique(codes[fit])).astype(np.float64)
+    centred = vectors[fit] - mean  # [F, D]
+    groups = (codes[fit, None] == np.unique(codes[fit])).astype(np.float64)  # [F, G]
     groups -= groups.mean(axis=0)
     variance, basis = np.linalg.eigh(centred.T @ centred / len(centred))
     support = variance > variance.max() * len(variance) * np.finfo(np.float64).eps
     basis, deviation = basis[:, support], np.sqrt(variance[support])
-    whitened_cross = (centred @ basis / deviation).T @ groups / len(centred)
+    whitened_cross = (centred @ basis / deviation).T @ groups / len(centred)  # [rank, G]
     directions, strength, _ = np.linalg.svd(whitened_cross, full_matrices=False)
-    directions = directions[:, strength > DIRECTION_TOLERANCE]
-    readable = ((vectors - mean) @ basis / deviation) @ directions
+    directions = directions[:, strength > DIRECTION_TOLERANCE]  # [rank, k], k < G
+    readable = ((vectors - mean) @ basis / deviation) @ directions  # [U, k]
     return vectors - readable @ (directions.T * deviation) @ basis.T
 
 
@@ -162,7 +167,7 @@ def _held_out_auc(attacker, name, vectors, codes, fit, test) -> float:
     final_step = attacker.steps[-1][0]
     weights = compute_sample_weight("balanced", codes[fit])
     attacker.fit(vectors[fit], codes[fit], **{f"{final_step}__sample_weight": weights})
-    probabilities = attacker.predict_proba(vectors[test])
+    probabilities = attacker.predict_proba(vectors[test])  # [T, G]
     is_class = codes[test, None] == attacker.classes_
     scorable = is_class.any(axis=0) & ~is_class.all(axis=0)
     if not scorable.any():

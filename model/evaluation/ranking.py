@@ -15,9 +15,10 @@ ScoreBlock = Callable[[np.ndarray], torch.Tensor]
 """Scores of a block of users against the whole catalogue: user ids `[b]` -> `[b, I]`, on any device."""
 
 CandidateLists = Callable[[np.ndarray], ItemLists]
-"""Candidates on demand: row numbers (positions in `users`) `[b]` -> one list per row."""
+"""Makes the candidates of a block: row numbers (positions in `users`) `[b]` -> one list of items per row."""
 
-# The engine's own peak of float32 numbers per score: 2.4 where few scores tie, 5.3 where a tie crosses every top-K.
+# Most float32 numbers per score that the engine itself holds at a time: measured 2.4 where few scores tie, 5.3 where a
+# tie crosses the end of every top-K.
 ENGINE_FLOATS = 6
 
 # With more relevant items per user than this, sorting a row once is faster than comparing each score with all of it.
@@ -36,20 +37,22 @@ def rank_catalogue(
     candidates: ItemLists | CandidateLists | None = None,
     progress: str | None = None,
 ) -> Ranking:
-    """Rank the catalogue for `users [T]`, `block_users` at a time, without ever holding `[T, I]`.
+    """Rank the catalogue for `users [T]` in blocks of `block_users`; the scores `[T, I]` are never held at once.
 
-    Row t of `relevant` belongs to `users[t]`; `excluded` has one list per user id of items that are never ranked.
-    With `candidates` (row t: the only items ranked for `users[t]`, or a function that makes the lists of a block)
-    the relevant items are always added. The rank of a relevant item is 1 + candidates scored strictly above it +
-    tied candidates that are not relevant + tied relevant ones earlier in the user's list, in float32
-    (Decision 8).
-    `topk [T, min(top, I)]` breaks ties by ascending item id; rows with fewer candidates end in -1, scored -inf.
-    Memory is about `4 * ENGINE_FLOATS * block_users * num_items` bytes beside the scorer's and the result.
-    `progress` describes a progress bar on stderr; without it there is none.
+    `relevant` has one list of items per row of `users`, `excluded` one per user id: its items are never ranked.
+    `candidates` limits what is ranked to one list per row of `users`, given or made by a function for each block;
+    relevant items are always added to it.
 
-    Raises ValueError for ids out of range, a relevant item that is excluded or listed twice, scores of another
-    shape, and a candidate whose score is not finite (NotFiniteError). A block that does not fit in memory is
-    ranked in halves, with the same result.
+    The rank of a relevant item is 1 + candidates with a higher score + tied candidates that are not relevant + tied
+    relevant ones earlier in the user's list, all in float32 (Decision 8). `topk [T, min(top, I)]` breaks ties by
+    ascending item id; where there are fewer candidates, the row ends in -1 with score -inf.
+
+    Memory is about `4 * ENGINE_FLOATS * block_users * num_items` bytes, beside the scorer's and the result. A block
+    that does not fit in memory is ranked in halves, with the same result. `progress` names a progress bar on standard
+    error; None shows none.
+
+    Raises ValueError for ids out of range, a relevant item that is excluded or listed twice, scores of another shape,
+    and a candidate whose score is not finite (NotFiniteError).
     """
     _check_request(users, relevant, excluded, num_items, top, block_users)
     width = min(top, num_items)
@@ -67,9 +70,10 @@ def rank_catalogue(
         allowed = drawn.take(rows)
         masked, dropped = _score_candidates(score_block, users[rows], wanted, excluded, allowed, num_items)
         extremes = torch.stack(masked.aminmax())
-        masked[dropped] = -torch.inf
-        row, item = _coordinates(wanted, masked.device)
-        value = masked[row, item]
+        masked[dropped] = -torch.inf  # [b, I]
+        row, item = _coordinates(wanted, masked.device)  # [e]: the block's relevant items
+        value = masked[row, item]  # [e]
+        # extremes [2], best scores and items [b, K + 1], candidates [b], scores of at least `value` [e], value [e]
         results = (
             extremes,
             *masked.topk(min(width + 1, num_items), dim=1),
@@ -77,7 +81,7 @@ def rank_catalogue(
             _count_at_least(masked, wanted, row, value),
             value,
         )
-        # The one place where a block waits for the device, as long as no tie crosses the end of a list.
+        # Copying waits for the device: once per block, and again only where a tie crosses the end of a list.
         extremes, best_score, best, count, above, value = (result.cpu().numpy() for result in results)
         if not np.isfinite(extremes).all():
             _raise_not_finite(masked, dropped, users[rows])
@@ -106,7 +110,7 @@ def block_users_for(num_items: int, block_mb: float, floats_per_score: float = E
 def _check_request(
     users: np.ndarray, relevant: ItemLists, excluded: ItemLists, num_items: int, top: int, block_users: int
 ) -> None:
-    """Raise ValueError where the questions themselves cannot be answered."""
+    """Raise ValueError for sizes below 1, lists that do not match the users, ids out of range and repeated items."""
     for name, value in (("num_items", num_items), ("top", top), ("block_users", block_users)):
         if value < 1:
             raise ValueError(f"{name} is {value}: allowed is 1 or more")
@@ -127,7 +131,7 @@ def _check_request(
 
 
 class _Drawn:
-    """Candidates of blocks of rows. A function is asked once for each row, whatever becomes of the block."""
+    """Candidates by block. A function that draws them is called once per row, also if a block is ranked in halves."""
 
     def __init__(self, candidates: ItemLists | CandidateLists | None):
         self._candidates, self._rows, self._lists = candidates, range(0), None
@@ -139,7 +143,7 @@ class _Drawn:
             try:
                 self._lists = self._candidates(rows)
             except (MemoryError, RuntimeError) as error:
-                # a second draw would be another
+                # no second try: it would draw other candidates
                 raise (out_of_memory(error) if is_out_of_memory(error) else error) from error
             self._rows = range(rows[0], rows[-1] + 1)
         return self._lists.take(rows - self._rows.start)
@@ -158,8 +162,11 @@ def _score_candidates(
     allowed: ItemLists | None,
     num_items: int,
 ) -> tuple[torch.Tensor, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
-    """Score a block: `[b, I]` with 0 wherever an item is not a candidate, and the index of these places."""
-    raw = score_block(users)
+    """Score a block: scores `[b, I]` with 0 where an item is not a candidate, and the index of those places.
+
+    The index is a pair of rows and items, or a mask `[b, I]` where candidates are listed.
+    """
+    raw = score_block(users)  # [b, I]
     if raw.shape != (len(users), num_items):
         raise ValueError(f"scores are {list(raw.shape)}: need [{len(users)}, {num_items}] (users, items)")
     dropped = _coordinates(excluded.take(users), raw.device)
@@ -229,12 +236,12 @@ def _count_at_least_compared(masked: torch.Tensor, row: torch.Tensor, value: tor
 
 
 def _tied_from_here(owner: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Count, for every relevant item, those at or after it in the same list with the same score: `[E]`."""
+    """Count for every relevant item those with its score from its own place to the end of its list: `[E]`."""
     order = np.lexsort((score, owner))
     sorted_owner, sorted_score = owner[order], score[order]
     last = np.ones(len(order), bool)
     last[:-1] = (sorted_owner[1:] != sorted_owner[:-1]) | (sorted_score[1:] != sorted_score[:-1])
-    ends = np.flatnonzero(last)
+    ends = np.flatnonzero(last)  # the last place of each run of equal scores in one list
     position = np.arange(len(order))
     counts = np.empty(len(order), np.int64)
     counts[order] = ends[np.searchsorted(ends, position)] - position + 1
@@ -244,10 +251,13 @@ def _tied_from_here(owner: np.ndarray, score: np.ndarray) -> np.ndarray:
 def _settle_ties(
     masked: torch.Tensor, item: np.ndarray, score: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put the best items `[b, width or one more]` of each row in order of (score descending, id ascending)."""
+    """Sort the best items `item [b, width or width + 1]` of each row by score, equal scores by ascending id.
+
+    The item beyond `width` shows whether a tie crosses the end of the list; its place goes to the lowest tied ids.
+    """
     if item.shape[1] > width:
         # topk picks freely among equal scores: a tie that crosses the boundary must be settled by item id.
-        boundary = score[:, width - 1]
+        boundary = score[:, width - 1]  # [b]
         item, score, next_score = item[:, :width], score[:, :width], score[:, width]
         crossing = np.flatnonzero((next_score == boundary) & (boundary > -np.inf))
         if len(crossing):
@@ -263,7 +273,7 @@ def _settle_ties(
 
 
 def _lowest_ids(rows: torch.Tensor, boundary: torch.Tensor, width: int) -> torch.Tensor:
-    """Items scored above `boundary [r]`, filled up to `width` with the lowest ids scored equal to it: `[r, width]`."""
+    """Find the items scored above `boundary [r]`, and the lowest ids scored equal to it up to `width`: `[r, width]`."""
     above = rows > boundary[:, None]
     tied = rows == boundary[:, None]
     needed = width - _count(above)[:, None]

@@ -26,7 +26,7 @@ def group_signs(group: Group) -> torch.Tensor:
     """
     codes, groups = torch.from_numpy(group.codes), group.num_groups
     known = codes >= 0
-    members = F.one_hot(codes.clamp(min=0), groups).double() * known[:, None]
+    members = F.one_hot(codes.clamp(min=0), groups).double() * known[:, None]  # [U, G]
     return (members - known[:, None] / groups) * math.sqrt(groups / (groups - 1))
 
 
@@ -35,7 +35,7 @@ class BNSLIM(Fitted):
 
     @dataclass(frozen=True)
     class Options(Penalties):
-        """As of plain SLIM, with a `balance` that weighs half the squared difference between the groups' weights."""
+        """SLIM's settings and `balance`, the weight of half the squared difference between the groups' weights."""
 
         balance: float = 1000.0
 

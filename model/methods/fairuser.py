@@ -40,16 +40,19 @@ def group_contrasts(group: Group) -> torch.Tensor:
     present = np.flatnonzero(counts)
     if len(present) < 2:
         raise ValueError(f"--fairness_method=fairuser: {group.name} has fewer than two groups with members")
-    means = (group.codes == present[:, None]) / counts[present, None]
+    means = (group.codes == present[:, None]) / counts[present, None]  # [G, U]
     return torch.from_numpy((means - means.mean(0)) * math.sqrt(len(present) / (len(present) - 1)))
 
 
 class Antidote:
-    """Profiles X `[A, I]` in [0, 1] that lower J = 1/I sum over items |D v|^2, D the contrasts of the user groups.
+    """The disparity J of a matrix factorisation as a function of the antidote users' profiles X `[A, I]` in [0, 1].
 
-    V' = (U'U + A'A + l I)^-1 (U'R + A'X) are the item vectors that ridge regression gives for fixed vectors U of real
-    and A of antidote users (section 4 of the paper). A are those that ridge regression on X gives in turn, for the
-    item vectors without antidote users: so J is a function of X alone.
+    J = 1/I sum over items of |D v|^2 with D = C U `[G, d]`, the contrasts C of the user groups on the real users'
+    vectors U `[U, d]`, and v the item's vector: how far the groups' mean scores are apart.
+
+    Item vectors follow from the profiles by ridge regression: V' = (U'U + A'A + l I)^-1 (U'R + A'X), where R are the
+    real users' profiles and A `[A, d]` the antidote users' vectors (section 4 of the paper). A follows from X by
+    ridge regression on the item vectors without antidote users. So J depends on X alone.
     """
 
     def __init__(self, user: torch.Tensor, split: Split, contrasts: torch.Tensor, ridge: float):
@@ -58,11 +61,11 @@ class Antidote:
         starts = np.concatenate([[0], np.cumsum(split.degree)])
         bags = [torch.from_numpy(part).to(user.device) for part in (owner, starts)]
         user = user.double()  # products below are far from 1 in size
-        self.real = F.embedding_bag(bags[0], user, bags[1], mode="sum", include_last_offset=True)  # R'U
-        self.squares = user.T @ user
+        self.real = F.embedding_bag(bags[0], user, bags[1], mode="sum", include_last_offset=True)  # R'U [I, d]
+        self.squares = user.T @ user  # U'U [d, d]
         self.contrasts = contrasts.to(user) @ user  # D [G, d]
         self.identity = ridge * torch.eye(user.shape[1], dtype=user.dtype, device=user.device)
-        item = torch.linalg.solve(self.squares + self.identity, self.real.T)
+        item = torch.linalg.solve(self.squares + self.identity, self.real.T)  # [d, I], without antidote users
         self.folding = torch.linalg.solve(item @ item.T + self.identity, item).T  # [I, d]
 
     def items(self, antidote: torch.Tensor, profiles: torch.Tensor) -> torch.Tensor:
@@ -81,12 +84,13 @@ class Antidote:
     def gradient(self, profiles: torch.Tensor, antidote: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Compute the gradient of J by the profiles [A, I], at their antidote and item vectors.
 
-        The paper holds A fixed (the first term alone). A that follows undoes such steps: hardly any lowered J.
+        The paper takes A as fixed, which leaves the first term alone. With A following from the profiles, hardly any
+        step along that term lowered J; hence the second term.
         """
         hessian = self.squares + antidote.T @ antidote + self.identity
         pull = 2 / len(item) * (item @ self.contrasts.T) @ torch.linalg.solve(hessian, self.contrasts.T).T  # [I, d]
-        cross = item.T @ pull
-        by_antidote = profiles @ pull - antidote @ (cross + cross.T)
+        cross = item.T @ pull  # [d, d]
+        by_antidote = profiles @ pull - antidote @ (cross + cross.T)  # [A, d]
         return antidote @ pull.T + by_antidote @ self.folding.T
 
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
@@ -215,7 +219,7 @@ class FairUser(Method):
             dense_rows(self.split.train, chosen, self.split.num_items), self.options.rounds
         )
         print(f"antidote users: disparity {values[0]:.3g} before, {values[-1]:.3g} after", flush=True)
-        # many profiles end at 1: how far beyond the last step went tells those apart
+        # many entries end at the bound 1; before the projection they still differ, and the largest are taken
         return torch.sort(proposed, dim=1, descending=True, stable=True).indices[:, : self.interactions].contiguous()
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:

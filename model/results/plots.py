@@ -12,12 +12,12 @@ import pandas as pd
 from model.results.drawing import new_figure, own_style, save
 
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
-# A curve needs no more points than this, and a catalogue may have hundreds of thousands of items.
+# Most points of a curve: a catalogue may have hundreds of thousands of items, more than anyone can see.
 CURVE_POINTS = 501
 
 
 class Style(NamedTuple):
-    """How a series looks: by colour, and without it by line, marker and hatch."""
+    """How a series looks; line, marker and hatch tell series apart where there is no colour."""
 
     color: str
     line: str
@@ -31,7 +31,7 @@ STYLES = (
     Style("tab:blue", "-.", "^", "----"),
     Style("tab:green", ":", "D", "xxxx"),
 )
-# no legend inside a panel whose lines may go anywhere
+# above the panel: inside it the legend could hide a line
 LEGEND_ABOVE = {
     "loc": "lower right",
     "bbox_to_anchor": (1, 1),
@@ -40,12 +40,12 @@ LEGEND_ABOVE = {
     "frameon": False,
     "borderaxespad": 0.1,
 }
-# a ranking looks the same in every picture
+# these have the same look in every picture
 RANKINGS = ("this run", "re-ranked", "most popular", "random")
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each series: a ranking's own, or one by its place."""
+    """Choose a style for each series: a fixed one for the names in `RANKINGS`, else one by its place."""
     return {
         name: STYLES[RANKINGS.index(name) if name in RANKINGS else place % len(STYLES)]
         for place, name in enumerate(names)
@@ -60,10 +60,11 @@ def training_curves(
     metric: str = "valid/ndcg@10",
     selected_epoch: int | None = None,
 ) -> list[Path]:
-    """Draw `loss`, what else training reports and `metric` by `epoch`, the selected epoch marked (by default the best).
+    """Draw `loss`, the other values that training reports and `metric` by epoch, and mark the selected epoch.
 
-    A row without one of them, or where it is undefined (None or NaN), has no point on that curve. Where epochs count
-    anew (stages, phases) they are drawn one after the other, and `selected_epoch` is one of the last stage.
+    `rows` are those of metrics.jsonl. A value that is missing or undefined (None or NaN) has no point. Stages and
+    phases, whose epochs start again from 1, are drawn one after the other; `selected_epoch` is an epoch of the last
+    one (None: the one with the best `metric`).
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -127,9 +128,9 @@ def exposure_lorenz(exposures: Mapping[str, np.ndarray], path_stem: Path | str) 
 def exposure_by_popularity(
     shares: Mapping[str, np.ndarray], catalogue: np.ndarray, train: np.ndarray, path_stem: Path | str
 ) -> list[Path]:
-    """Draw each ranking's share of exposure per popularity bucket `[B]`, least popular first, as bars.
+    """Draw the share of exposure that each ranking gives to each popularity bucket `[B]`, least popular first, as bars.
 
-    Beside them the bucket's share of the `catalogue [B]` as a line and of `train [B]` interactions as a mark.
+    A line shows the bucket's share of the `catalogue [B]`, a mark its share of the `train [B]` interactions.
     """
     buckets, width = np.arange(1, len(catalogue) + 1), 0.8 / len(shares)
     figure = new_figure(6.4, 3.8)
@@ -162,8 +163,8 @@ def accuracy_intervals(
 ) -> list[Path]:
     """Draw means with their intervals as points and whiskers: a panel per metric, a row per label of `blocks`.
 
-    `estimates`: metric -> ranking -> `[R, 3]` (mean, low, high; fractions) for all rows of all blocks in order; NaN is
-    not drawn. A dotted line goes through the first ranking's first row, everyone's.
+    `estimates`: metric -> ranking -> `[R, 3]` (mean, low, high; fractions), one row per label, all blocks in order; NaN
+    is not drawn. The first label stands for all users; a dotted line marks its mean under the first ranking.
     """
     labels = [label for names in blocks.values() for label in names]
     rankings = list(next(iter(estimates.values())))
@@ -199,9 +200,9 @@ def accuracy_intervals(
 def history_distributions(
     shares: Mapping[str, np.ndarray], labels: Sequence[str], path_stem: Path | str, group: str = ""
 ) -> list[Path]:
-    """Draw, a panel per way of sampling (its title), the expected share of a draw per bucket: `[G, B]`.
+    """Draw the expected share of each popularity bucket in the first draw, with a panel per way of sampling.
 
-    `labels` name the G rows, the groups of the attribute `group`.
+    `shares`: title of the panel -> `[G, B]`; `labels` name its rows, the groups of the attribute `group`.
     """
     figure = new_figure(2.5 * len(shares) + 0.8, 3.7)
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
@@ -229,10 +230,10 @@ def history_distributions(
 def rerank_trade_off(
     curves: pd.DataFrame, metric: str, chosen: tuple[float, float], path_stem: Path | str, due: float | None = None
 ) -> list[Path]:
-    """Draw accuracy against the tail's exposure share for each `floor` of `curves`, by `alpha`.
+    """Draw accuracy against the tail's share of exposure under re-ranking: a line per floor, a point per alpha.
 
-    `curves` has a row per setting: `floor`, `alpha`, `accuracy` and `tail_share` (fractions); `chosen` is the (floor,
-    alpha) to mark, `due` the tail's target share of exposure.
+    `curves` has a row per setting: `floor`, `alpha`, `accuracy` and `tail_share` (fractions). `chosen` is the (floor,
+    alpha) to mark, `due` the tail's target share.
     """
     figure = new_figure(6.0, 4.2)
     panel = figure.subplots()
@@ -264,7 +265,7 @@ def rerank_trade_off(
 
 
 def _positions(rows: Sequence[Mapping]) -> tuple[np.ndarray, list[int]]:
-    """Where each row lies on the axis of epochs `[N]`, and how many epochs lie before each stage."""
+    """Compute where each row lies on the axis of epochs `[N]`, and how many epochs come before each stage."""
     epochs = np.array([row["epoch"] for row in rows], dtype=np.int64)
     anew = np.flatnonzero(np.diff(epochs) <= 0) + 1
     if not len(anew):
@@ -279,7 +280,7 @@ def _curve(rows: Sequence[Mapping], epochs: np.ndarray, key: str) -> tuple[np.nd
 
 
 def _lorenz(exposure: np.ndarray) -> tuple[np.ndarray, float]:
-    """Cumulative shares `[I + 1]`, least exposed first, and the Gini index: one less twice the area below them."""
+    """Compute the Lorenz curve `[I + 1]`, least exposed first, and the Gini index: 1 - 2 * the area below the curve."""
     total = float(np.sum(exposure))
     if not total > 0:
         return np.full(2, np.nan), np.nan

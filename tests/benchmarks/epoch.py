@@ -35,7 +35,7 @@ WAYS = {
 
 
 def epoch_of(dataset_dir: str, backbone: str, flags: tuple[str, ...]) -> Callable[[], None]:
-    """A function that trains an epoch of `backbone` under `flags`."""
+    """Make a function that trains an epoch of `backbone` under `flags`."""
     for name in program.FLAGS:
         program.FLAGS[name].unparse()
     words = ["--dataset=ml", f"--dataset_dir={dataset_dir}", "--title_encoder=hash", "--protocol=fda", "--device=cpu"]

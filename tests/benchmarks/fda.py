@@ -91,13 +91,13 @@ ROWS |= {name: (flags, SEEDS[:1]) for name, flags in ABLATION.items()}
 
 
 def run_name(row: str, seed: int) -> str:
-    """The folder of a row's run."""
+    """Name the folder of a row's run."""
     plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in row)
     return f"fda-{plain}-seed{seed}".lower()
 
 
 def execute(row: str, seed: int, dataset_dir: Path, output_dir: Path) -> None:
-    """Run one row with one seed, or what is left of it, and keep its numbers; one that is kept already is left out."""
+    """Run one row with one seed, or what is left of it, and keep its numbers; one that is kept is not run again."""
     flags, name = f"{COMMON} {ROWS[row][0]} --seed={seed}", run_name(row, seed)
     if any((kept["row"], kept["seed"]) == (row, seed) for kept in read_kept()):
         return
@@ -126,12 +126,12 @@ def execute(row: str, seed: int, dataset_dir: Path, output_dir: Path) -> None:
 
 
 def read_kept() -> list[dict]:
-    """All kept runs."""
+    """Read all kept runs."""
     return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
 
 
 def measured(row: str, k: int) -> Iterator[np.ndarray]:
-    """The values over seeds of each of `MEASURES` at k."""
+    """Give the values over seeds `[S]` of each of `MEASURES` at k."""
     runs = [kept["metrics"] for kept in read_kept() if kept["row"] == row]
     for measure in MEASURES:
         group = "/gender" if measure.endswith("_code") else ""
@@ -139,13 +139,13 @@ def measured(row: str, k: int) -> Iterator[np.ndarray]:
 
 
 def shown(values: np.ndarray) -> str:
-    """Mean ± standard deviation over seeds, without the leading zero."""
+    """Format mean ± standard deviation over seeds, without the leading zero."""
     text = f"{values.mean():.4f}"[1:]
     return text + f" ± {values.std(ddof=1):.4f}".replace("0.", ".") if len(values) > 1 else text
 
 
 def table() -> str:
-    """Table 4: every row measured, the published figures below it."""
+    """Make Table 4: every row as measured, with the published figures below it."""
     lines = []
     for row in ROWS:
         if row in ABLATION or not any(kept["row"] == row for kept in read_kept()):
@@ -158,7 +158,7 @@ def table() -> str:
 
 
 def draw_ablation(k: int = 20) -> list[Path]:
-    """NDCG, DP and EO against the share of fakes, and of both hypotheses and each alone, of one seed each."""
+    """Draw NDCG, DP and EO against the share of fakes, and under both hypotheses and each alone, of one seed each."""
     kept = {run["row"]: run["metrics"] for run in read_kept() if run["seed"] == SEEDS[0]}
     ratios = {float(row.split()[-1]): row for row in RATIOS} | {0.4: "FDA_BPR"}
     points = sorted((ratio, row) for ratio, row in ratios.items() if row in kept)

@@ -32,14 +32,14 @@ STYLES = (("black", "-", "o"), ("0.25", "--", "s"), ("0.45", "-.", "^"), ("0.6",
 
 
 def sizes_of(millions: float) -> tuple[int, int, int]:
-    """Interactions, users and items at a size: powers of the interactions through the smallest and the largest."""
+    """Choose interactions, users and items of a size: power laws through the smallest and the largest size."""
     place = np.log(millions * 1e6 / SMALLEST[0]) / np.log(LARGEST[0] / SMALLEST[0])
     users, items = (round(SMALLEST[n] * (LARGEST[n] / SMALLEST[n]) ** place) for n in (1, 2))
     return round(millions * 1e6), users, items
 
 
 def peak_mb() -> float:
-    """Peak resident set of this process in MiB (Linux reports KiB)."""
+    """Read this process's peak resident set in MiB (Linux reports KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -131,7 +131,7 @@ def measure(millions: float, steps: int, warm_up: int, clock_name: str, flags: l
 
 
 def in_own_process(millions: float, options: argparse.Namespace, flags: list[str]) -> dict[str, float]:
-    """Measure one size in a fresh process, whose peak memory is its own."""
+    """Measure one size in a fresh process, so that the peak memory is this size's alone."""
     command = [sys.executable, "-m", __spec__.name, f"--one={millions}", f"--steps={options.steps}"]
     command += [f"--warm_up={options.warm_up}", f"--clock={options.clock}", *flags]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -139,7 +139,7 @@ def in_own_process(millions: float, options: argparse.Namespace, flags: list[str
 
 
 def exponent(points: list[dict[str, float]], without: tuple[str, ...] = ()) -> float:
-    """Least-squares slope of log time per positive over log interactions, some parts left out."""
+    """Fit the slope of log time per positive, some parts left out, over log interactions by least squares."""
     seconds = [point["step_us"] - sum(point[f"{part}_us"] for part in without) for point in points]
     return float(np.polyfit(np.log([point["interactions"] for point in points]), np.log(seconds), 1)[0])
 
@@ -169,7 +169,7 @@ def draw(points: list[dict[str, float]], stem: Path) -> None:
 
 
 def summary(points: list[dict[str, float]]) -> str:
-    """The points as a table, the exponents, and the growth that the item tower and Adam leave unexplained."""
+    """Make a table of the points, with the exponents and the growth beyond that of the item tower and Adam."""
     columns = ["step", *PARTS]
     header = ["M", "users", "items", *[f"{name} µs" for name in columns], "load s", "build s", "peak GiB"]
     rows = [

@@ -21,7 +21,7 @@ from tests.support.metric_twins import twin_accuracy, twin_dtr, twin_exposure, t
 def literal_ranking(
     evaluator: Evaluator, task: Task, user: int, past: torch.Tensor, top: int
 ) -> tuple[list, np.ndarray]:
-    """One user as upstream's evaluation goes about it: both towers and the scorer's formula on a row per candidate."""
+    """Score one user's candidates as upstream does: both towers and the scorer's formula on a row per candidate."""
     backbone, items = evaluator.backbone, torch.arange(evaluator.num_items)
     features = backbone.user_encoder(torch.full_like(items, user))
     history = backbone.item_encoder(past).mean(0).expand(len(items), -1)
@@ -34,7 +34,7 @@ def literal_ranking(
 
 
 def literal_metrics(ranks: list, topk: np.ndarray, codes: np.ndarray, is_tail: np.ndarray, split: Split, ks) -> dict:
-    """Accuracy user by user and exposure entry by entry in Python; user t has one test item, `is_tail [t]` or not."""
+    """Compute accuracy user by user and exposure entry by entry; `is_tail [t]`: user t's test item is in the tail."""
     tail, degree, result = split.item_groups["popularity"].codes == 1, split.degree, {}
     slices = (("head", ~is_tail), ("tail", is_tail), ("gender/M", codes == 0), ("gender/F", codes == 1))
     for k in ks:

@@ -38,7 +38,7 @@ class LiteralStep:
         return items[np.sort(np.argsort(-keys)[: self.config.sample_size])]
 
     def row_features(self, user: int, item: int, history: np.ndarray) -> tuple[dict, ...]:
-        """What one row carries: table rows of the user, of the item and of every history item, column by column."""
+        """Gather one row's table rows, of the user, of the item and of every history item, column by column."""
         tables = []
         for encoder, rows in (
             (self.backbone.user_encoder, [user]),
@@ -50,11 +50,11 @@ class LiteralStep:
 
     @staticmethod
     def embed(encoder, columns: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Features `[..., F]` of table rows that were gathered before."""
+        """Embed gathered table rows: features `[..., F]`."""
         return torch.cat([module(columns[name]) for name, module in encoder.columns.items()], dim=-1)
 
     def scores(self, users: torch.Tensor, items: torch.Tensor, history: History | None) -> torch.Tensor:
-        """Scores of `items [B, 1 + M]` (positive first); a row without given `history [B, N]` draws one per score."""
+        """Score `items [B, 1 + M]` (positive first); without a given `history [B, N]` every score draws its own."""
         rows, masks = [], []
         for row, user in enumerate(users.tolist()):
             for item in items[row].tolist():
@@ -70,7 +70,7 @@ class LiteralStep:
         return self.forward(user_side, item_side, past_side, torch.stack(masks)).view(items.shape)
 
     def forward(self, user_side: dict, item_side: dict, past_side: dict, mask: torch.Tensor) -> torch.Tensor:
-        """Scores `[R]` of R rows with their own features."""
+        """Score R rows with features of their own: `[R]`."""
         backbone = self.backbone
         user = self.embed(backbone.user_encoder, user_side)[:, 0]
         if backbone.synthesis is not None:
@@ -82,7 +82,7 @@ class LiteralStep:
         return literal(backbone.scorer, user, item[:, None])[:, 0]
 
     def train(self, sampler, edges: torch.Tensor) -> None:
-        """Take one step on the train edges `edges [B]`: negatives, rows, forward, backward, Adam."""
+        """Take one step on the train edges `edges [B]`: draw negatives, gather rows, forward, backward, Adam."""
         users, positives = sampler.user[edges], sampler.item[edges]
         known = [set(self.split.train[user].tolist()) for user in users.tolist()]
         items = []

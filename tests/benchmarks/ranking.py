@@ -55,7 +55,7 @@ LARGE_USERS, LARGE_ITEMS = 50_000, 270_000
 
 
 def make_evaluator(data: InteractionData, block_mb: float) -> tuple[Evaluator, Phase]:
-    """An untrained BUHS (mean, MovieLens's widths) and the data's leave-one-out phase."""
+    """Make an untrained BUHS (mean, MovieLens's widths) and the data's leave-one-out phase."""
     changes = {"sample_size": 15, "eval_block_mb": block_mb, "mask_sensitive_feature": False}
     config = Config(**(SETTINGS | preset("ml") | changes))
     seeds = stream_seeds(config.seed)
@@ -68,14 +68,14 @@ def make_evaluator(data: InteractionData, block_mb: float) -> tuple[Evaluator, P
 
 
 def movielens(arguments: argparse.Namespace) -> InteractionData:
-    """MovieLens-1M, or synthetic data of its size."""
+    """Read MovieLens-1M, or make synthetic data of its size."""
     size = SyntheticOptions(*arguments.size)
     options = ReadOptions(arguments.dataset_dir or Path(), "hash", Path("unused"), synthetic=size)
     return read_movielens(options) if arguments.dataset_dir else read_synthetic(options)
 
 
 def bookcrossing(users: int, items: int) -> InteractionData:
-    """Random data with BookCrossing's item columns but its titles, and 20 interactions per user."""
+    """Make random data with BookCrossing's item columns but its titles, and 20 interactions per user."""
     generator = np.random.default_rng(0)
 
     def table(rows: int, **sizes: int) -> FeatureTable:
@@ -100,7 +100,7 @@ def bookcrossing(users: int, items: int) -> InteractionData:
 
 
 class Watch:
-    """Time and memory of the part of `Evaluator.rank` that follows the towers: scoring and ranking."""
+    """Measure time and memory of `Evaluator.rank` after the towers: of scoring and ranking."""
 
     def __init__(self, evaluator: Evaluator):
         self.rank, self.seconds = evaluator.rank_scores, 0.0
@@ -115,13 +115,13 @@ class Watch:
 
 
 def memory(field: str) -> int:
-    """The process's resident set in bytes: now (VmRSS) or at its peak (VmHWM)."""
+    """Read the process's resident set in bytes: now (VmRSS) or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def forget_peak() -> int:
-    """Make the peak start afresh, as Linux offers; the resident set in bytes. An earlier peak would hide later ones."""
+    """Reset the peak, which would hide later and lower ones (Linux); give the resident set in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return memory("VmRSS")
 
@@ -165,7 +165,7 @@ def report_loop(arguments: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def report_engine(arguments: argparse.Namespace) -> None:
-    """Print the ratio for ranking alone: a loop that scores, masks and sorts one user at a time."""
+    """Print the ratio for ranking alone, against a loop that scores, masks and sorts one user at a time."""
     data = movielens(arguments)
     evaluator, phase = make_evaluator(data, arguments.block_mb)
     backbone, excluded, everyone = evaluator.backbone, phase.tests[0].excluded, np.arange(data.num_users)
@@ -216,7 +216,7 @@ def report_many(arguments: argparse.Namespace) -> None:
 
 
 def peak(block_mb: float, capped: bool) -> tuple[int, int, int]:
-    """Resident bytes of a ranking, in a process of its own: the towers' peak, their result, the ranking's peak."""
+    """Measure resident bytes in a process of its own: the towers' peak, their result, the ranking's peak."""
     torch.set_num_threads(1)
     if not capped:
         ranker.CACHE_FLOATS = 1 << 40

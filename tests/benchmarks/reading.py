@@ -30,7 +30,7 @@ LEAVE_ONE_OUT = ProtocolSettings(warm_threshold=0.2, ks=(10,), epochs=1, patienc
 
 
 def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median seconds of a call, and what it gave last."""
+    """Measure the median seconds of a call; give its last result too."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -40,7 +40,7 @@ def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 
 
 def measure(name: str, options: ReadOptions, repeats: int) -> list:
-    """One row of the table: seconds of each stage, rows per second, and how much faster the cache is."""
+    """Make a row of the table: seconds of each stage, rows per second, and how much faster the cache is."""
     reader = READERS[name]
     reader(options)
     raw, _ = timed(lambda: reader.__wrapped__(options), repeats)

@@ -31,7 +31,7 @@ ROWS = (("uniform", 1.0, np.inf), *((f"alpha = {alpha:g}", alpha, 0.01) for alph
 
 
 def sampled_distributions(sampler: HistorySampler, split: Split, group: Group, seed: int) -> tuple[np.ndarray, list]:
-    """Item distribution of each group's sampled histories `[G, I]`, and the tail's share of them."""
+    """Compute the item distribution of each group's sampled histories `[G, I]`, and the tail's share of them."""
     users = torch.arange(split.num_users)
     history = sampler.sample(users, None, torch_generator(seed))
     is_tail = split.item_groups["popularity"].codes == 1

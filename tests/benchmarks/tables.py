@@ -1,4 +1,4 @@
-"""Print the README's result tables from the runs kept in tests/benchmarks/results/.
+"""Print the result tables of results/README.md from the runs kept beside it.
 
     python -m tests.benchmarks.tables                        # print
     python -m tests.benchmarks.tables --keep runs/NAME ...   # copy finished runs in, then print
@@ -59,7 +59,7 @@ def keep(run: Path, dataset_dir: Path) -> None:
 
 
 def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
-    """Leakage of a finished run's checkpoint by today's probes, keys as in result.json."""
+    """Measure the leakage of a finished run's checkpoint with today's probes; keys are those of result.json."""
     config, checkpoint = load_checkpoint(run)
     config = replace(config, dataset_dir=dataset_dir, device="cpu")
     setting = prepare(config)
@@ -75,13 +75,13 @@ def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
 
 
 def load(name: str) -> dict:
-    """The metrics of a kept run, by key, its leakage as probed when it was kept."""
+    """Load the metrics of a kept run, with the leakage that was measured when it was kept."""
     metrics = json.loads((FOLDER / name / "result.json").read_text())["metrics"]
     return metrics | json.loads((FOLDER / name / "run.json").read_text())["leakage"]
 
 
 def row(name: str, metrics: dict, root: str, group: str) -> list[str]:
-    """One row of a table: the metrics under `root`, accuracy in percent."""
+    """Make a row of a table from the metrics under `root`, accuracy in percent."""
     cells = [name]
     for column, key in (ACCURACY | FAIRNESS).items():
         value = metrics.get(f"{root}/{key.format(group=group)}", "")
@@ -94,7 +94,7 @@ def row(name: str, metrics: dict, root: str, group: str) -> list[str]:
 
 
 def overview(runs: dict[str, str], group: str) -> str:
-    """A table of runs (shown name -> kept run) with their yardsticks, re-ranked rows where there are any."""
+    """Make a table of runs (shown name -> kept run), with their yardsticks and their re-ranked lists."""
     rows = []
     for shown, name in runs.items():
         metrics = load(name)
@@ -107,7 +107,7 @@ def overview(runs: dict[str, str], group: str) -> str:
 
 
 def leakage(prefixes: dict[str, str], group: str) -> str:
-    """Leakage and accuracy against lambda for the sweeps `prefix-LAMBDA`."""
+    """Make a table of leakage and accuracy against lambda for the sweeps `prefix-LAMBDA`."""
     rows = []
     for shown, prefix in prefixes.items():
         for strength in ("0", "0.1", "1", "10"):

@@ -38,7 +38,7 @@ ADVERSARIES = ("--enable_fairness", "--fairness_sampling", "--adversarial_ramp=0
 
 
 def settings(options: argparse.Namespace, *extra: str) -> Config:
-    """The published MovieLens setting with `extra` flags."""
+    """Make the published MovieLens setting with `extra` flags."""
     words = ["train_step", f"--precision={options.precision}", "--epochs=1", "--device=cpu"]
     if options.dataset_dir:
         words += ["--dataset=ml", f"--dataset_dir={options.dataset_dir}"]
@@ -53,7 +53,7 @@ def settings(options: argparse.Namespace, *extra: str) -> Config:
 
 
 def typical(action: Callable, repeats: int) -> float:
-    """Median seconds of `action` after one call to warm up."""
+    """Measure the median seconds of `action`, after one call to warm up."""
     action()
     times = []
     for _ in range(repeats):
@@ -64,7 +64,7 @@ def typical(action: Callable, repeats: int) -> float:
 
 
 def useful_flops(backbone, config: Config) -> float:
-    """FLOPs of one step of the plain formulation, forward and backward, without adversaries."""
+    """Count the FLOPs of one step of the plain formulation, forward and backward, without adversaries."""
     batch, length, pairs = config.batch_size, config.sample_size, 1 + config.num_negatives + config.in_batch_negatives
 
     def products(module: nn.Module) -> int:
@@ -85,7 +85,7 @@ def useful_flops(backbone, config: Config) -> float:
 
 
 def stages(backbone, method, sampler, make_batch: Callable[[], Batch], repeats: int) -> dict[str, float]:
-    """Median seconds of each part of a step without adversaries."""
+    """Measure the median seconds of each part of a step without adversaries."""
     seconds: dict[str, list[float]] = {}
 
     def step() -> None:
@@ -122,7 +122,7 @@ def stages(backbone, method, sampler, make_batch: Callable[[], Batch], repeats: 
 
 
 def measure(options: argparse.Namespace, synthesis: str) -> dict:
-    """Times of the steps with one synthesis type, with and without adversaries, and of the literal one."""
+    """Measure steps of one synthesis type, with and without adversaries, and the literal step."""
     row: dict = {"synthesis": synthesis}
     for adversaries in (False, True):
         config = settings(options, f"--synthesis_type={synthesis}", *(ADVERSARIES if adversaries else ()))
@@ -156,7 +156,7 @@ def measure(options: argparse.Namespace, synthesis: str) -> dict:
 
 
 def compare(method, literal: LiteralStep, batch: Batch) -> float:
-    """Largest difference between both forms' scores of one batch, relative to the scores' standard deviation."""
+    """Compute the largest difference between both forms' scores of one batch, in standard deviations of the scores."""
     with torch.no_grad():
         ours = method.forward(batch).scores
         theirs = literal.scores(batch.users, torch.cat([batch.positives[:, None], batch.negatives], 1), batch.history)
