@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data.files import atomic_path
+from data.messages import warn
+
+# Read when matplotlib is imported: pictures need neither a backend that the user chose for windows, nor TeX or a font of
+# the user's own matplotlibrc, either of which may be missing.
+os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 DPI = 150
 # the salt keeps random ids out of the files
@@ -23,7 +28,7 @@ def attempt(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: {what} is left out ({reason}); the results are complete", file=sys.stderr, flush=True)
+        warn(f"{what} is left out ({reason}); the results are complete")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from sklearn.metrics import ndcg_score
 
 import fairness_utils as metrics
 from data.protocols.base import Definitions
-from data.protocols.fda import FDA_DEFINITIONS
+from data.protocols.fda import DEFINITIONS
 from data.structs import Group, Histories, ItemLists, Ranking, Split
 from model.evaluation.keys import MetricKey
 from model.evaluation.metric_table import COUNT, LEAKAGE, METRICS
@@ -449,7 +449,7 @@ def test_an_evaluation_has_every_metric_of_the_table_that_is_computed():
     topk, relevant, codes, tail, degree, generator = random_case(2)
     ranking, split = make_ranking(topk, relevant, len(degree), generator), make_split(degree, tail, len(topk))
     # FDA's definitions add to the standard ones
-    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3], FDA_DEFINITIONS).summary
+    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3], DEFINITIONS).summary
     keys = [MetricKey.parse(name) for name in names]
     measured_elsewhere = {name for name, row in METRICS.items() if row.kind in (LEAKAGE, COUNT)}
     assert {key.name for key in keys} | {key.spread for key in keys} - {""} | measured_elsewhere == set(METRICS)
@@ -560,7 +560,7 @@ def fda_case(relevant, ranks, topk, codes, num_items=8):
         np.arange(len(topk)), item_lists(relevant), np.array(ranks), topk, -topk.astype(float), np.full(len(topk), 8)
     )
     split = make_split(np.ones(num_items, dtype=np.int64), np.arange(num_items) > 0, len(topk))
-    return evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [2, 4], FDA_DEFINITIONS)
+    return evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [2, 4], DEFINITIONS)
 
 
 def test_hit_rate_of_fda_is_hits_over_what_could_be_hit():

@@ -283,11 +283,6 @@ def test_misspelt_options_and_runs_get_a_suggestion(tmp_path, capsys):
     assert refused(capsys, tmp_path, **compared).endswith("; did you mean synthetic-mean?")
 
 
-def test_warnings_are_plain_lines(capsys):
-    record = main.logging.logging.LogRecord("absl", 30, "fabuhs.py", 7, "groups of %d", (3,), None)
-    assert main.PlainLines().format(record) == "warning: groups of 3"
-
-
 # Quick to start
 
 
