@@ -12,8 +12,8 @@ from typing import Any
 from data.files import atomic_path
 from data.messages import warn
 
-# Read when matplotlib is imported: pictures need neither a backend that the user chose for windows, nor TeX or a font of
-# the user's own matplotlibrc, either of which may be missing.
+# Read when matplotlib is imported: pictures need neither a backend that the user chose for windows, nor TeX or a font
+# of the user's own matplotlibrc, either of which may be missing.
 os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 DPI = 150
