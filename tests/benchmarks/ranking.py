@@ -135,8 +135,8 @@ def report_loop(arguments: argparse.Namespace) -> None:
     checked = evaluator.rank(ask_some(task, users), split.test_histories, split, TOP)
     ours = evaluate(checked, split, data.user_groups, KS).summary
     # the program's own draws: the loop gets them for nothing
-    generator = torch_generator(evaluator.seeds["evaluation"])
-    drawn = evaluator._sampler(split.test_histories, split).sample(torch.from_numpy(users), None, generator)
+    generator = torch_generator(evaluator.environment.seeds["evaluation"])
+    drawn = evaluator.method.histories.of(split.test_histories, split).sample(torch.from_numpy(users), None, generator)
     pasts = [items[mask] for items, mask in zip(drawn.items, drawn.mask, strict=True)]
 
     start = time.process_time()
