@@ -126,7 +126,7 @@ PLACES = [
     ("mean", "torch.save", 3, "half", {"checkpoint.pt", "state.pt", ".checkpoint.pt.tmp"}),
     ("mean", "model.modes.train.write_state", 1, "after", {"checkpoint.pt", "state.pt"}),
     # validation
-    ("compat", "model.modes.train.Evaluator._rank", 1, "after", {"config.json"}),
+    ("compat", "model.modes.train.Evaluator.rank", 1, "after", {"config.json"}),
     # between the files of the results, and after the last one
     ("none", "model.results.writer.write_frame", 1, "after", {"recommendations.parquet", "state.pt"}),
     ("none", "model.modes.train.write_results", 1, "after", {"result.json", "state.pt"}),
@@ -135,8 +135,8 @@ MORE_PLACES = [
     ("mean", "torch.save", 1, "half", {".checkpoint.pt.tmp"}),
     ("compat", "torch.save", 3, "half", {"checkpoint.pt", "state.pt", ".state.pt.tmp"}),
     ("none", "os.replace", 4, "before", {"checkpoint.pt", ".state.pt.tmp"}),
-    ("gru", "model.modes.train.Evaluator._rank", 2, "before", {"state.pt"}),
-    ("none", "model.modes.train.Evaluator._rank", 4, "before", {"state.pt"}),
+    ("gru", "model.modes.train.Evaluator.rank", 2, "before", {"state.pt"}),
+    ("none", "model.modes.train.Evaluator.rank", 3, "before", {"state.pt"}),
     ("none", "model.modes.train.append_jsonl", 2, "after", {"state.pt"}),
     ("none", "model.results.writer.write_per_user", 1, "after", {"per_user.parquet", "state.pt"}),
     ("none", "model.results.writer._write_cost", 1, "after", {"cost.json", "state.pt"}),
