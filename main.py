@@ -99,7 +99,7 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Run what the flags ask for; a bad request ends with one line and exit code 2."""
     started = time.perf_counter()
-    # torch takes two seconds to load, for which --help and a misspelt flag need not wait
+    # torch takes two seconds to load, for which --help and a misspelt flag need not wait (Decision 46)
     from model.runs.errors import is_out_of_memory, out_of_memory
     from model.runs.processes import joined
     from model.training.signals import Stopped

@@ -100,7 +100,7 @@ class BatchSampler:
         if not self.draws_once:
             return self.negatives.sample(users, positives, generator)
         if self.drawn is None:
-            # from where the stream begins, so that a phase that is resumed has the same ones
+            # from the beginning of the stream, so that a resumed phase draws the same ones (Decision 35)
             fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
             parts = torch.arange(self.num_rows, device=self.user.device).split(ONCE_ROWS)
             rows = [self._rows_at(part) for part in parts]

@@ -75,7 +75,7 @@ def read_rankings(path: Path, data: InteractionData) -> RankedLists:
     _refuse(path, np.sort(order[1:][twice]), "an item that its user's list has already", pair, "list each item once")
     if rank is None:
         order = np.lexsort((item, -score, user))
-    elif is_trec:
+    elif is_trec:  # Decision 37
         order = np.lexsort((item, rank, -score, user))
     else:
         is_place = (rank >= 1) & (rank % 1 == 0)

@@ -141,7 +141,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class InteractionData:
-    """A data set as read: features, interactions `[E]` in file order, user groups and original ids.
+    """A data set as read: features, interactions `[E]` in file order, user groups and original ids (Decision 13).
 
     `time` is in seconds, or None where the source has none; `rating` is on the source's own scale.
     """

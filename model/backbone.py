@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         """Get ready for a phase on `split` (its graph, its interactions)."""
 
     def freeze(self) -> None:
-        """Take gradients away from all weights and stay in evaluation mode, whatever `train()` asks, until `thaw`."""
+        """Take gradients away from all weights and stay in evaluation mode until `thaw` (Decision 42)."""
         if not self.frozen:
             self._thawed = [parameter for parameter in self.parameters() if parameter.requires_grad]
         for parameter in self._thawed:

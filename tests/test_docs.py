@@ -100,8 +100,16 @@ def test_every_decision_that_is_named_is_written_down():
     numbers = [int(number) for number in re.findall(r"^## (\d+)\. ", page, re.MULTILINE)]
     assert numbers == list(range(1, len(numbers) + 1))
     for path in (*SOURCES, *PAGES):
-        for number in re.findall(r"Decision (\d+)", path.read_text(encoding="utf-8")):
+        for number in re.findall(r"Decision\s+(\d+)", path.read_text(encoding="utf-8")):
             assert int(number) in numbers, f"{path.relative_to(ROOT)}: Decision {number}"
+
+
+def test_every_decision_is_named_where_it_happens():
+    page = (ROOT / "model/DECISIONS.md").read_text(encoding="utf-8")
+    code = " ".join(path.read_text(encoding="utf-8") for path in SOURCES if ROOT / "tests" not in path.parents)
+    named = set(re.findall(r"Decision\s+(\d+)", code))
+    for number, title in re.findall(r"^## (\d+)\. (.*)$", page, re.MULTILINE):
+        assert number in named, f"no code names decision {number}, {title}"
 
 
 def test_every_method_has_a_page_with_its_options():

@@ -236,7 +236,7 @@ class Protocol:
     def __post_init__(self):
         phases = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))
         object.__setattr__(self, "phases", phases)
-        if not phases[-1].tests:
+        if not phases[-1].tests:  # Decision 45
             raise ValueError(
                 f"phase {phases[-1].name} is the last and has no test: nothing would be asked of what it trains"
             )

@@ -255,7 +255,7 @@ def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, l
 def _decoded(data: bytes, encoding: str) -> tuple[str, str | None]:
     """Decode a file whose format says `encoding`, without byte order mark; and the encoding where it had to be found.
 
-    Every text is latin-1, so one that is also UTF-8 beyond ASCII was written as that.
+    Any bytes are valid latin-1, so text with other characters than ASCII is tried as UTF-8 first (Decision 38).
     """
     data = data.removeprefix(codecs.BOM_UTF8)
     if encoding != "latin-1" or data.isascii():

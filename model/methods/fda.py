@@ -111,7 +111,7 @@ class FDA(Method):
     def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
         """Name the noise's passes and the model's (noise first in the paper, model first in the code).
 
-        Warm-up epochs have passes that train the backbone plainly, as many as the model's, and none of the noise's.
+        Warm-up epochs train the backbone plainly in as many passes as the model's, without the noise's (Decision 39).
         """
         if epoch <= self.options.warmup_epochs:
             return ("plain",) * self.options.model_passes

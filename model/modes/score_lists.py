@@ -3,8 +3,8 @@
 A list is what its file says, closed up over the user's items that are no candidates (train and validation) and cut to
 the length that metrics and re-ranking read. A user whom the protocol asks and the file lacks has an empty list: nothing
 is found, and nothing shown. A user whom it does not ask is ignored. A relevant item's rank is its place in the
-closed-up list, and that of one which the list lacks is the size of the catalogue + 1: beyond every K. All of it is
-counted, printed, and written to result.json.
+closed-up list (Decision 27), and that of one which the list lacks is the size of the catalogue + 1: beyond every K. All
+of it is counted, printed, and written to result.json.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def check_request(config: Config, processes: Processes) -> None:
 def read_data(config: Config, may_download: bool = True) -> InteractionData:
     """Read the data set.
 
-    One that is missing is downloaded where it `may_download`, into a folder that exists or the default one, and not by
-    a dry run, which writes nothing.
+    A missing one is downloaded where it `may_download`, into a folder that exists or the default one, and never by a
+    dry run, which writes nothing (Decision 44).
     """
     synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
     options = ReadOptions(

@@ -1,4 +1,7 @@
-"""`--mode=train`: the loop. Phases, their stages, epochs, passes and steps; one test at the end of each phase."""
+"""`--mode=train`: the training loop over phases, stages, epochs, passes and steps, with one test after each phase.
+
+It stands here and not in main.py so that --help need not load torch (Decision 46).
+"""
 
 from __future__ import annotations
 

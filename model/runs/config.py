@@ -169,7 +169,7 @@ class Config:
     def from_json(cls, values: dict) -> Config:
         """The settings that `as_json` wrote, of this version or an earlier one.
 
-        A setting that is missing takes its default; one that is unknown is a ValueError.
+        A setting that is missing takes its default; one that is unknown is a ValueError (Decision 43).
         """
         restored = restored_settings(values, cls)
         missing = {name: one.converted(one.default) for name, one in declared(cls).items() if name not in restored}

@@ -87,8 +87,10 @@ class Settings:
         return config
 
     def after(self, path: Path) -> Settings:
-        """These settings over those in a run's config.json at `path`: what is named here wins, and what nothing would
-        read beside it falls back to its default."""
+        """Put these settings over those of a run's config.json at `path` (Decision 43).
+
+        What the command line names wins; a setting of the file that nothing would then read falls back to its default.
+        """
         kept = {
             name: value
             for name, value in _of_file(path, self.kind).items()

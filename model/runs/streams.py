@@ -29,9 +29,9 @@ def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Gene
 
 
 def global_generators(seed: int, device: torch.device, rank: int) -> dict[str, torch.Generator]:
-    """Seed torch's global generators, from which dropout draws, and give them by name.
+    """Seed torch's global generators, from which dropout draws, and give them by name (Decision 34).
 
-    Each process has a stream of its own, as it drops parts of rows of its own.
+    Each process has its own stream, because it drops numbers of its own rows.
     """
     generators = {f"dropout/{rank}": torch.default_generator}
     if device.type == "cuda":

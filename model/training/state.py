@@ -78,7 +78,7 @@ class Training:
     def over(self, schedule: Schedule) -> bool:
         """Tell whether a stage with that `schedule` has no epoch left.
 
-        Patience is judged by validations, so only after an epoch that had one.
+        Patience counts epochs without a better validation, so it is judged only after a validated epoch (Decision 22).
         """
         last, selection = self.progress.epoch - 1, self.selection
         patient = last not in selection.values or not schedule.exhausted(last, selection.epoch, selection.values)
@@ -91,7 +91,7 @@ class Training:
     def set_generator_states(self, states: dict[str, torch.Tensor]) -> None:
         """Put every random stream where `generator_states` found it."""
         for name, generator in self.generators.items():
-            # where more processes go on than were stopped, the further ones have begun a dropout stream of their own
+            # a state of fewer processes has no dropout stream for the further ones: theirs begins anew (Decision 34)
             if name in states or not name.startswith("dropout/"):
                 generator.set_state(states[name])
 
