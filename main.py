@@ -49,13 +49,13 @@ def define_flags(settings: Iterable[Setting], values: flags.FlagValues = FLAGS) 
 
 
 class ChoiceParser(flags.ArgumentParser):
-    """Reads a flag whose choices are those that the setting has at the time of parsing."""
+    """Reads a flag that has choices; they are looked up when the flag is parsed, so a registered toy counts."""
 
     def __init__(self, one: Setting):
         self.one = one
 
     def parse(self, argument: str) -> str:
-        """Give the argument back; one that is no choice is a ValueError."""
+        """Give `argument` back; one that is not among the choices is a ValueError."""
         self.one.check_choice(argument)
         return argument
 
@@ -64,7 +64,7 @@ define_flags((declared(Request) | declared(Config)).values())
 
 
 def settings_from_flags(values: flags.FlagValues = FLAGS, kind: type[Config] = Config) -> Settings:
-    """The values of all flags, and which of them the user chose; refuses what does not go together."""
+    """Give the values of all flags and which of them the user chose; flags that do not go together are a ValueError."""
     names = [*declared(Request), *declared(kind)]
     settings = Settings(
         {name: values[name].value for name in names},
@@ -79,7 +79,7 @@ def settings_from_flags(values: flags.FlagValues = FLAGS, kind: type[Config] = C
 
 
 def config_from_flags() -> Config:
-    """The settings of a run under the flags."""
+    """Give the settings of a run as the flags say."""
     return settings_from_flags().config()
 
 

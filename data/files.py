@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 class WriteError(OSError):
-    """A file that could not be written; the message names it and the remedy, and what was there before is whole."""
+    """A file could not be written. The message names it and the remedy; what was there before is whole."""
 
     @classmethod
     def of(cls, path: Path, error: OSError) -> WriteError:
-        """The error for `path`."""
+        """Make the error for `path` from what the file system said."""
         return cls(f"cannot write {path} ({error.strerror or error}); make room there, or choose another place")
 
 
@@ -43,6 +43,6 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove the temporary files that killed writers left in `directory`, which must have no other writer now."""
+    """Remove temporary files that killed writers left in `directory`; nobody else may write there meanwhile."""
     for temporary in directory.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)

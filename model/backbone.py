@@ -67,7 +67,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """Name the settings that this backbone does not read under `config`, beside those that ask for a history."""
+        """Name the settings that this backbone does not read under `config`, beside those that need a history."""
         return frozenset()
 
     @classmethod

@@ -50,7 +50,7 @@ class FeatureEncoder(nn.Module):
         return torch.cat(parts, dim=1)
 
     def detach_columns(self, encoded: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        """`encoded [n, len(schema) * dim]` without a way back for gradients to the columns `names`."""
+        """Cut the gradient to the columns `names` of `encoded [n, len(schema) * dim]`; the values stay."""
         parts = encoded.chunk(len(self.columns), dim=1)
         named = zip(self.columns, parts, strict=True)
         return torch.cat([part.detach() if name in names else part for name, part in named], dim=1)

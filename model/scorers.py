@@ -26,7 +26,7 @@ def _users_at_a_time(user: torch.Tensor, pairs: int, items: int) -> int:
 
 
 class PairProducts(torch.autograd.Function):
-    """Inner products of users with rows of a matrix; neither pass builds the `[B, M, D]` of gathered vectors."""
+    """Inner products of users with chosen rows of a matrix; neither pass builds the `[B, M, D]` of gathered vectors."""
 
     @staticmethod
     def forward(context, user: torch.Tensor, item: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ class Penalties:
 
 
 class Fit(NamedTuple):
-    """What came of a fit.
+    """The result of a fit.
 
     `objective` is summed over users, `residual` the largest last residual of a block of users, `iterations` the most
     iterations that a block took.
@@ -91,10 +91,10 @@ class Problem:
 
 
 class NeighbourSLIM(Backbone):
-    """SLIM (Ning & Karypis, ICDM 2011) over users (Burke et al., FAT* 2018): scores W R [U, I].
+    """SLIM (Ning & Karypis, ICDM 2011) over users (Burke et al., FAT* 2018): the scores are W R [U, I].
 
-    R [U, I] are the train interactions, W [U, U] each user's weights on her neighbours, which `fit` makes (Decision
-    31). A user's vector is her row of W, an item's its column of R.
+    R [U, I] are the train interactions; row u of W [U, U] are user u's weights on the other users, found by `fit`
+    (Decision 31). A user's vector is that row of W, an item's vector its column of R.
     """
 
     fitted = True
@@ -159,7 +159,7 @@ class NeighbourSLIM(Backbone):
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def prepare(self, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Make R with its columns as rows: [I, U], all of them whichever `items` are asked for."""
+        """Make the items' columns of R, as rows [I, U]: those of all items, whichever `items` are asked for."""
         columns = torch.zeros((self.num_items, self.vector_width), device=self.weight.device)
         owner, item = (part.to(columns.device) for part in self._pairs)
         columns[item, owner] = 1

@@ -39,7 +39,7 @@ class MeanSynthesis(nn.Module):
 
 
 class AttentionSynthesis(nn.Module):
-    """One query from the user's features over the history's items; values are the raw item features."""
+    """Attention over the history's items with one query from the user's features; values are the raw item features."""
 
     reads_user = True
 
@@ -68,7 +68,7 @@ class AttentionSynthesis(nn.Module):
 
 
 class GRULayer(nn.Module):
-    """One gated recurrent layer that takes its input already projected and skips masked steps."""
+    """One gated recurrent layer whose input is projected already; a masked step leaves the state as it is."""
 
     def __init__(self, inputs: int, hidden: int):
         super().__init__()
@@ -131,8 +131,11 @@ OWN_FEATURE = "id"
 
 @dataclass(frozen=True)
 class StepContext:
-    """Item side of one step: `features [n, F]` of its items, `scored [n, D']` (their vectors and what else the
-    scorer needs of them) and `row [I]`, item id -> row, or None where rows are ids."""
+    """The item side of one step, for its n items.
+
+    `features [n, F]` are their encoded features, `scored [n, D']` their vectors and whatever else the scorer needs of
+    them, and `row [I]` says in which row an item id stands (None: ids are rows).
+    """
 
     features: torch.Tensor
     scored: torch.Tensor
@@ -219,7 +222,8 @@ class SparseNN(Backbone):
         self.scorer = SCORERS[options.scorer](VECTOR_WIDTH)
 
     def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> StepContext:
-        """Run the item tower once on the distinct ones of `items [n]`, or on the smaller catalogue (Decision 12).
+        """Run the item tower once on the distinct ones of `items [n]`, or on the catalogue where that is smaller
+        (Decision 12).
 
         `item_noise [I, D]` is added to the items' vectors, not to their features, which histories read.
         """
@@ -245,7 +249,7 @@ class SparseNN(Backbone):
     def encode_users_apart(
         self, context: StepContext, users: torch.Tensor, history: History | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute `encode_users`, and the same vectors without a gradient to the users' id embeddings."""
+        """Compute `encode_users`, and the same vectors without a gradient to the users' id embeddings: [B, D] each."""
         features = self.user_encoder(users)
         shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))
         past = shared_past = None

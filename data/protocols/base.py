@@ -97,18 +97,18 @@ class Task:
 
     @property
     def given(self) -> ItemLists | None:
-        """Candidates that are given as lists, if they are."""
+        """Give the candidates where they are lists, else None."""
         return None if isinstance(self.candidates, int) else self.candidates
 
     @property
     def sampled(self) -> str:
-        """Whether the candidates are a sample, in words."""
+        """Say in words whether the candidates are a sample."""
         if self.candidates is None:
             return "no: full ranking"
         return f"{self.candidates:,} candidates" if isinstance(self.candidates, int) else "candidates of the protocol"
 
     def left_out(self, split: Split) -> str:
-        """Which items of the user's own are never ranked, in words."""
+        """Say in words which of a user's own items are never ranked: train, validation, both or none."""
         excluded = self.excluded.owner * split.num_items + self.excluded.item
         parts = {"train": split.train, "validation": split.valid}
         names = [
@@ -275,8 +275,12 @@ def one_phase(
     seen: ItemLists | None = None,
     barred: ItemLists | None = None,
 ) -> Phase:
-    """The only phase of a protocol that trains on `split`, validates on its validation items and tests on its test
-    items, ranked among all items but those `seen` (None: train and validation items)."""
+    """Make the only phase of a protocol: it trains on `split`, validates on its validation items and tests on its test
+    items.
+
+    Test items are ranked among all items but those `seen` (None: the user's train and validation items), or among
+    `candidates` sampled ones.
+    """
     seen = split.train.merge(split.valid) if seen is None else seen
     return Phase(
         name=name,

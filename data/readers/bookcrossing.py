@@ -168,7 +168,7 @@ def _unescaped(text: str) -> str:
 
 
 def countries() -> set[str]:
-    """Names of countries in lower case, and "usa"."""
+    """Give the names of all countries in lower case, and "usa"."""
     import pycountry  # its list takes a moment to load
 
     return {country.name.lower() for country in pycountry.countries} | {"usa"}

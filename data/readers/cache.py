@@ -41,11 +41,10 @@ SOURCE = [_file_hash(path) for path in sorted(Path(__file__).parents[1].rglob("*
 
 
 def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[Path]]) -> Reader:
-    """Wrap a reader: the same result, loaded from `options.cache_dir` when the same data were read before.
+    """Wrap a reader: what it read before from the same files with the same options is loaded from `options.cache_dir`.
 
-    `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is
-    spoilt or cannot be written costs time and one warning, never the run.
-    Nothing is stored without `options.may_write`.
+    `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is broken
+    or cannot be written costs time and one warning, never the run. Without `options.may_write` nothing is stored.
     """
 
     @functools.wraps(read)

@@ -64,7 +64,7 @@ class FileRows:
         return len(self) + self.num_rejected
 
     def reject(self, is_bad: np.ndarray, reason: str) -> None:
-        """Drop the rows where `is_bad [N]` bool, and count them under `reason`."""
+        """Drop the rows where `is_bad [N]` (bool) is true, and count them under `reason`."""
         if not is_bad.any():
             return
         self.rejected.append(_rejected(self.file, reason, self.lines[is_bad]))

@@ -87,7 +87,7 @@ def _hash_vectors(texts: np.ndarray) -> np.ndarray:
 
 
 def encoder_parts(encoder: str) -> list[str]:
-    """What a cache knows an encoder by: its name, or of a folder its name and every file's name, size and time."""
+    """Give what a cache knows an encoder by: its name and, of a local folder, also every file's name, size and time."""
     if not (encoder and Path(encoder).is_dir()):
         return [encoder]
     folder = Path(encoder).resolve()

@@ -15,9 +15,9 @@ EARLY_ROWS = 64  # rows of similar length that share a pass: few, so that little
 def arrival_limits(log_p: np.ndarray, lists: ItemLists, kept: float) -> tuple[np.ndarray, np.ndarray]:
     """Find the times until which about `kept` entries of each list arrive, at rates `exp(log_p) [E]`.
 
-    Gives the limits `[N]` (infinite for lists of up to `kept` entries) and each entry's chance to arrive in time,
-    `[E]` float64. The expected number is concave in the limit, so that Newton's method climbs to it from below; where
-    it stops early, fewer entries arrive, which costs time and nothing else.
+    Gives the limits `[N]` (infinite for lists of up to `kept` entries) and each entry's probability to arrive in time,
+    `[E]` float64. The expected number is concave in the limit, so Newton's method climbs to it from below; where it
+    stops early, fewer entries arrive, which costs time alone.
     """
     owner, rate, number = lists.owner, np.exp(log_p), len(lists.lengths)
     limit = np.full(number, float(kept))
@@ -41,10 +41,11 @@ def _unit(draw: torch.Tensor) -> torch.Tensor:
 
 
 class EarlyHistorySampler(HistorySampler):
-    """The same draws as `HistorySampler`, faster on a CPU and from other random numbers.
+    """Draws like `HistorySampler`, faster on a CPU and from other random numbers.
 
-    Only items that arrive early are looked at, a tenth of a long history: whether one does costs two random bytes, its
-    exact time is drawn when it does, and the row is finished in full where the early ones do not settle it.
+    Each item arrives after an exponentially distributed time, and the first N are the sample. Two random bytes tell
+    whether an item arrives before a limit that about N do; of a long history a tenth does. Exact times are drawn for
+    these items alone. Where they do not settle which items are first, the row is drawn in full.
     """
 
     def _prepare(self, log_p: np.ndarray, histories: ItemLists) -> None:

@@ -43,11 +43,10 @@ def exponential(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 class HistorySampler:
-    """Draw N items of each user's history without replacement (Decision 3); where no history has N, as many as the
-    longest has.
+    """Draws N items of each user's history without replacement (Decision 3); N is at most the longest history's length.
 
-    Each item arrives after an exponentially distributed time of rate p, and the first N are the sample: Gumbel top-k,
-    in log space, over whole rows padded to the longest history.
+    Each item arrives after an exponentially distributed time of rate p, and the first N are the sample: Gumbel top-k in
+    log space, over whole rows padded to the longest history.
     """
 
     def __init__(
@@ -141,7 +140,10 @@ class HistorySampler:
         return torch.where(short, repeated, chosen)
 
     def sample(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> History:
-        """Draw a history for each of `users [B]` without the target at CSR position `exclude [B]`."""
+        """Draw a history for each of `users [B]`.
+
+        `exclude [B]` are the targets' positions in the lists, which are left out (None: nothing is).
+        """
         chosen = self._choose(users, exclude, generator)
         if self.with_replacement:
             chosen = self._repeat_short(chosen, users, exclude, generator)

@@ -9,10 +9,10 @@ from data.structs import ItemLists
 
 
 class NegativeSampler:
-    """Uniform and in-batch negatives that the user has not interacted with in `known` (Decision 10).
+    """Draws uniform and in-batch negatives that are not among the user's `known` items (Decision 10).
 
-    A draw from the items that a user does not know is exact and needs no second try: the r-th unknown item is found by
-    one binary search, since in a sorted list of known items `known[j] - j` counts the unknown items before `known[j]`.
+    A draw from the items that a user does not know is exact and needs no second try. In a sorted list of known items
+    `known[j] - j` counts the unknown items below `known[j]`, so one binary search finds the r-th unknown item.
     """
 
     def __init__(self, known: ItemLists, num_items: int, num_uniform: int, num_in_batch: int, device: torch.device):

@@ -26,7 +26,10 @@ FIELDS = ["baseline", "run", "kind", "k", "metric", *USED["paired"]]
 
 
 def common_cutoffs(runs: Sequence[Finished], asked: tuple[int, ...] | None) -> list[int]:
-    """Cut-offs that every run has, the baseline's primary one first; or those `asked`, which every run must have."""
+    """Give the cut-offs that every run has, the baseline's primary one first, or those `asked`.
+
+    Cut-offs that are asked and that a run lacks, or none in common, are a ValueError.
+    """
     common = [k for k in runs[0].ks if all(k in run.ks for run in runs)]
     each = "; ".join(f"{run.name} has {', '.join(map(str, run.ks))}" for run in runs)
     if not common:
@@ -38,13 +41,16 @@ def common_cutoffs(runs: Sequence[Finished], asked: tuple[int, ...] | None) -> l
 
 
 def per_user_metrics(k: int) -> list[MetricKey]:
-    """The metrics at cut-off `k` that every user has a value of, as far as the metric table knows."""
+    """Give the metrics at cut-off `k` of which every user has a value, by the metric table."""
     return [MetricKey(row.name, k) for row in METRICS.values() if row.per_user]
 
 
 def comparison_rows(baseline: Finished, other: Finished, ks: Sequence[int]) -> Iterator[dict]:
-    """Rows of the long table for one pair of runs: paired tests at each K over all users and by group, changes of the
-    gaps, and what is a number of the whole list, which has a difference and no test."""
+    """Make the rows of the long table for one pair of runs.
+
+    These are paired tests at each K over all users and by group, changes of the gaps between groups, and differences
+    without a test of what is one number for the whole list.
+    """
     pair, told = {"baseline": baseline.name, "run": other.name}, set()
     for k in ks:
         both = [str(key) for key in per_user_metrics(k) if all(str(key) in run.values for run in (baseline, other))]
@@ -90,7 +96,7 @@ def _corrected(family: list[dict]) -> list[dict]:
 
 
 def label_of(run: Finished) -> str:
-    """What a run is: method, list and seeds."""
+    """Say what a run is: method, list and seeds."""
     if not run.seeds:
         return run.label
     return f"{run.label}, {'seed' if len(run.seeds) == 1 else f'mean of {len(run.seeds)} seeds:'} {_listed(run.seeds)}"
@@ -101,7 +107,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def caption_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
-    """What the numbers are and how they were come by."""
+    """Say what the numbers are and how they were computed."""
     facts, tested = runs[0].facts, table[(table["family"] == f"all users @{k}") & (table["run"] == runs[1].name)]
     labels = "; ".join(f"{run.name} = {label_of(run)}" for run in runs)
     averaged = " Values of a user are means over seeds, and what is tested is users, not seeds." * any(

@@ -29,10 +29,11 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Finished:
-    """One list of a finished run, or the mean over its `seeds`; the list is `root` in the files ("test").
+    """One list of a finished run, or its mean over `seeds`; `root` is the list's name in the files ("test").
 
-    `facts` by the names of `FACTS`; `metrics` by key without the root; `values` one row per user (sorted by the data
-    set's own id, the index) and a column per metric ("ndcg@10"), means over seeds; `groups` the same users' labels.
+    `facts` are by the names of `FACTS`; `metrics` by key without the root; `values` have one row per user (sorted by
+    the data set's own id, the index) and a column per metric ("ndcg@10"), means over seeds; `groups` are the same
+    users' labels.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Finished:
 
 
 def read_json(path: Path) -> dict:
-    """The content of a JSON file; one that cannot be read is a ValueError."""
+    """Read a JSON file; one that cannot be read is a ValueError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -59,14 +60,17 @@ def read_json(path: Path) -> dict:
 
 
 def read_result(folder: Path) -> dict:
-    """The result.json of a finished run, undefined metrics as NaN."""
+    """Read the result.json of a finished run; undefined metrics become NaN."""
     result = read_json(folder / "result.json")
     numbers = {key: float("nan") if value is None else value for key, value in result["metrics"].items()}
     return result | {"metrics": numbers}
 
 
 def find(spec: str, output_dir: Path) -> tuple[Path, str]:
-    """The folder that an entry of `--runs` names, a path or a name under `output_dir`, and the list after its colon."""
+    """Find the folder that an entry of `--runs` names, and the name of the list behind its colon ("": none).
+
+    An entry is a path, or a name under `output_dir`.
+    """
     name, colon, chosen = spec.rpartition(":")
     readings = [(spec, "")] + ([(name, chosen)] if colon and name else [])
     for text, list_name in readings:
@@ -146,7 +150,7 @@ def _chosen_list(name: str, lists: list[str], chosen: str) -> str:
 
 
 def difference(first: Finished, other: Finished) -> str | None:
-    """What makes two runs' numbers incomparable, in words; None where nothing does."""
+    """Say in words what makes two runs' numbers incomparable; None where nothing does."""
     for fact, called in FACTS.items():
         if first.facts[fact] != other.facts[fact]:
             return f"{called}: {first.facts[fact]} and {other.facts[fact]}"

@@ -1,4 +1,4 @@
-"""What the runs of several seeds say together: mean, spread and interval of every metric."""
+"""Summary of several seeds: mean, spread and interval of every metric."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADERS = ("metric", "mean", "std", "95 % interval", "defined")
 
 
 def folder_name(seed: int) -> str:
-    """The name of a seed's run."""
+    """Give the name of a seed's run folder."""
     return f"seed{seed}"
 
 

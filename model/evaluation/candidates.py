@@ -42,7 +42,7 @@ def sample_candidates(
 
 
 def popularity_scores(degree: np.ndarray) -> ScoreBlock:
-    """Score every item by its train interactions `degree [I]`, the same for all users (most popular)."""
+    """Score every item by its train interactions `degree [I]`, the same for all users (the most-popular yardstick)."""
     row = torch.as_tensor(degree, dtype=torch.float32)
     return lambda users: row.expand(len(users), -1)
 

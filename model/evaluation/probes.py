@@ -1,4 +1,4 @@
-"""Attribute leakage: what a fresh attacker reads out of user representations, and its closed-form erasure."""
+"""Leakage of an attribute: what a fresh attacker reads in user vectors, and closed-form erasure of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask the validation task and the test tasks of a phase."""
+"""The validation task and the test tasks of a phase: ranked, and measured."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from model.runs.run import Run
 
 @dataclass(frozen=True)
 class Answer:
-    """One list of a test task: which it is, its ranking, its metrics (metric key -> value) and their values per user
-    (metric key -> `[T]`)."""
+    """One list of a test task: which list it is, its ranking and its metrics.
+
+    `metrics` are by metric key, `per_user` the same per user, `[T]`.
+    """
 
     key: ListKey
     ranking: Ranking
@@ -34,12 +36,15 @@ class Answer:
 
 
 def results_of(answers: Iterable[Answer]) -> dict[str, dict[str, float]]:
-    """The metrics of `answers`: list -> metric -> value."""
+    """Give the metrics of `answers`: list -> metric -> value."""
     return {str(answer.key): answer.metrics for answer in answers}
 
 
 def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator, stage: str) -> dict[str, float]:
-    """Metrics of the validation task; under several controls, each one's with its name in front, and their means."""
+    """Compute the metrics of the validation task.
+
+    Under several controls they are each control's, with its name in front, and their means.
+    """
     split, protocol, controls = phase.split, run.protocol, method.selection_controls(stage)
     summaries = {}
     with evaluator.encoded_once():
@@ -54,7 +59,8 @@ def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator,
 
 
 def ask_tests(run: Run, phase: Phase, ranker: Ranker, controls: Sequence[str] | None = None) -> list[Answer]:
-    """Ask each test task of a phase once under each of `controls` (None: all); yardsticks come first.
+    """Rank each test task of a phase under each of `controls` (None: all), and measure the lists; yardsticks come
+    first.
 
     Of many processes the first gets the answers, the others none. A phase without tests has none.
     """

@@ -47,11 +47,13 @@ class FABUHS(Method):
 
     @dataclass(frozen=True)
     class Options:
-        """Widths of the discriminators, their steps per step, learning rate and the steps between re-initialisations.
+        """Options of the adversaries and of group parity.
 
-        `reinitialise_every` = 0 never re-initialises; `solved_discriminator` adds the closed-form one on the user side;
-        `scrub_own_embeddings` lets the reversed gradient reach users' id embeddings, which then hide the attribute of
-        the users whose attribute training sees; `smoothing` scales the prior mass κ of group parity (1: κ = |I|).
+        `discriminator_widths` are the widths of the discriminators, `discriminator_steps` their steps per step of the
+        backbone, `discriminator_lr` their learning rate; every `reinitialise_every` steps one of them starts anew (0:
+        never). `solved_discriminator` adds the closed-form one on the user side. `scrub_own_embeddings` lets the
+        reversed gradient reach users' id embeddings, which then hide the attribute of those users alone whose attribute
+        training sees. `smoothing` scales the prior mass κ of group parity (1: κ = |I|).
         """
 
         discriminator_widths: tuple[int, ...] = (32, 64, 128)
@@ -74,7 +76,7 @@ class FABUHS(Method):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Method`, but for its own."""
+        """As in `Method`, but this method reads the settings of its adversaries."""
         return super().unread(config) - ADVERSARIES_ALONE
 
     def __init__(self, backbone: nn.Module, environment: Environment):

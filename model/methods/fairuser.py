@@ -94,7 +94,8 @@ class Antidote:
         return antidote @ pull.T + by_antidote @ self.folding.T
 
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
-        """Descend from `profiles [A, I]` by projected gradients; give the last step unprojected, and J of each round.
+        """Descend from `profiles [A, I]` by projected gradients: the last step before its projection, and J of each
+        round.
 
         A step is halved until J falls, and doubled for the next round.
         """
@@ -132,8 +133,12 @@ class FairUser(Method):
 
     @dataclass(frozen=True)
     class Options:
-        """`users` as a share of the real ones, each with `interactions` positives (0: as many as real users have on
-        average), found in `rounds` of projected gradient descent; `ridge` is the closed form's l2."""
+        """Options of FairUser.
+
+        `users` is the number of antidote users as a share of the real ones, each with `interactions` positives (0: as
+        many as real users have on average). They are found in `rounds` rounds of projected gradient descent; `ridge` is
+        the weight of the squared norm in the closed form.
+        """
 
         users: float = 0.05
         interactions: int = 0
@@ -200,7 +205,7 @@ class FairUser(Method):
             self.negatives = NegativeSampler(known, self.backbone.num_items, negatives, 0, self.environment.device)
 
     def begin_stage(self, stage: str) -> None:
-        """When the second stage begins, find the antidote users and put all weights back to where they began."""
+        """Find the antidote users when the second stage begins, and put all weights back to where they began."""
         super().begin_stage(stage)
         # a run that goes on within the stage has loaded its antidote users
         if stage != "method" or len(self.positives):

@@ -37,10 +37,12 @@ class FDA(Method):
 
     @dataclass(frozen=True)
     class Options:
-        """`epsilon` bounds each dimension of the noise (0: the form's own, 0.5 or unbounded); `mask_ratio` is the share
-        of fakes; `noise_passes` and `model_passes` over the data make an epoch, after `warmup_epochs` without noise.
+        """Options of FDA.
 
-        H1 is about positives that the other group likes, H2 about negatives that it dislikes.
+        `form` is code or paper; `epsilon` bounds each dimension of the noise (0: the form's own bound, 0.5 in the
+        paper's, none in the code's); `mask_ratio` is the share of fakes. An epoch is `noise_passes` and `model_passes`
+        over the data, after `warmup_epochs` epochs without noise. `positive_hypothesis` is H1, about positives that the
+        other group likes, and `negative_hypothesis` H2, about negatives that it dislikes.
         """
 
         form: str = "code"
@@ -145,7 +147,8 @@ class FDA(Method):
                 parameter.requires_grad_(True)
 
     def _noisy(self, noise: torch.Tensor, items: torch.Tensor) -> Any:
-        """Compute a context in which `items` are noisy; users' vectors are read from the clean one."""
+        """Compute a context in which the vectors of `items` are noisy; users' vectors are read from the clean
+        context."""
         if self.options.form == "code" and self.backbone.fda_code_clamps_items:
             item = self.backbone.item.weight
             noise = noise + item.clamp(-1, 1) - item

@@ -13,13 +13,13 @@ class Fitted(Method):
     fits_at_once = True
 
     def schedule(self, stage: str, phase: Phase) -> Schedule:
-        """One epoch, which is the fit; as in `Method` for other backbones."""
+        """Give the one epoch that fits the backbone; as in `Method` for other backbones."""
         if self.backbone.fitted:
             return Schedule(self.config.batch_size, 1, 1, phase.patience)
         return super().schedule(stage, phase)
 
     def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
-        """None, as `begin_epoch` does all of it; as in `Method` for other backbones."""
+        """Give no pass, as `begin_epoch` fits the backbone; as in `Method` for other backbones."""
         return () if self.backbone.fitted else super().passes(stage, epoch)
 
     def begin_epoch(self, stage: str, epoch: int) -> None:

@@ -24,15 +24,15 @@ KINDS = ("dp", "eo")
 class Parity(Method):
     """The ranking loss plus `weight` times the mean over items of the absolute difference of two groups' mean scores.
 
-    Means are over all users of a group (`kind=dp`), or over those who have the item in the train split (`kind=eo`;
-    items that one of the two groups lacks are left out), in every step. Of more than two groups the mean over pairs.
-    FDA (Chen et al., WWW 2023, section 5.1) names such baselines after Yao and Huang (NeurIPS 2017) without a formula
-    or a weight; this is the form of its spec of metrics (Decision 33).
+    Means are taken in every step over all users of a group (`kind=dp`), or over those who have the item in the train
+    split (`kind=eo`; items that one of the two groups lacks are left out). With more than two groups it is the mean
+    over pairs. FDA (Chen et al., WWW 2023, section 5.1) names such baselines after Yao and Huang (NeurIPS 2017) without
+    a formula or a weight; this form is our reading of its metrics (Decision 33).
     """
 
     @dataclass(frozen=True)
     class Options:
-        """`kind` says which users' scores are compared; `weight` is that of their difference in the loss."""
+        """Options of the regularisation: `kind` says whose scores are compared, `weight` weighs it in the loss."""
 
         kind: str = "dp"
         weight: float = 0.01

@@ -1,4 +1,4 @@
-"""What a run would do and cost, for `--dry_run`."""
+"""`--dry_run`: what a run would do and cost."""
 
 from __future__ import annotations
 

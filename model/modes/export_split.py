@@ -72,7 +72,7 @@ def _check_folder(folder: Path, fingerprint: str, names: list[str]) -> None:
 
 
 def split_fingerprint(path: Path) -> str:
-    """The fingerprint that the `split.json` of an export names; another file is a ValueError."""
+    """Read the fingerprint in the `split.json` of an export; another file is a ValueError."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -84,7 +84,7 @@ def _keys(lists: ItemLists, num_items: int) -> np.ndarray:
 
 
 def _sets(phase: Phase) -> dict[str, ItemLists]:
-    """Train, validation and test items by file name, and what test tasks ask or bar beside them."""
+    """Give train, validation and test items by file name, and what test tasks ask or exclude beside them."""
     split, num_items = phase.split, phase.split.num_items
     sets: dict[str, ItemLists] = dict(zip(SETS, (split.train, split.valid, split.test), strict=True))
     for task in phase.tests:
@@ -97,7 +97,7 @@ def _sets(phase: Phase) -> dict[str, ItemLists]:
 
 
 def _barred(sets: Mapping[str, ItemLists], task: Task, num_items: int) -> list[str]:
-    """The files of whose items none may be recommended in `task`."""
+    """List the files none of whose items may be recommended in `task`."""
     barred = _keys(task.excluded, num_items)
     own = {name: sets[name] for name in (*SETS, f"barred_{task.name}.csv") if name in sets}
     return [name for name, lists in own.items() if len(lists.item) and np.isin(_keys(lists, num_items), barred).all()]

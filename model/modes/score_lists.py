@@ -34,10 +34,11 @@ from model.training.progress import Progress
 def match_rankings(
     given: RankedLists, task: Task, users: np.ndarray, num_items: int, top: int, longest: int
 ) -> tuple[Ranking, dict[str, int]]:
-    """Lists as answers of `users [T]` (ascending) to a task, and what became of the file's users and entries, counted.
+    """Turn lists of a file into the ranking of `users [T]` (ascending) in a task, and count what became of the file's
+    rows.
 
-    `topk` holds the best `min(top, num_items)` items. Its scores are the file's; where it has none, or they rise along
-    a list that ranks decide, minus the places. Lists below `longest` (the largest K) count as short.
+    `topk` holds the best `min(top, num_items)` items. Its scores are the file's or, where it has none, or ranks decide
+    and scores rise along a list, minus the places. Lists shorter than `longest` (the largest K) count as short.
     """
     lists, excluded, relevant = given.lists, task.excluded, task.relevant.take(users)
     owner = lists.owner
@@ -80,7 +81,7 @@ def match_rankings(
 
 
 def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> list[str]:
-    """What `match_rankings` counted, in words, a finding a line; nothing about what did not occur."""
+    """Say in words what `match_rankings` counted, a finding a line; nothing about what did not occur."""
     words = {
         "users_without_list": "users asked without a list (counted as empty)",
         "users_ignored": "users of the file whom the protocol does not ask (ignored)",
@@ -94,14 +95,14 @@ def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> l
 
 
 class GivenLists(Ranker):
-    """Answers tasks with rankings from a file: there are no weights to ask or probe."""
+    """Ranks tasks by lists from a file: there are no weights and no vectors to probe."""
 
     def __init__(self, run: Run, given: RankedLists):
         super().__init__(run.environment, run.data.num_items)
         self.given, self.counts = given, {}
 
     def rank(self, task, histories, split, top, control="", progress=None, users=None) -> Ranking:
-        """The file's lists as answers to `task`; says what was matched and what was not."""
+        """Give the file's lists as the ranking of `task`; print what was matched and what was not."""
         if task.candidates is not None:
             raise ValueError(
                 f"--protocol={self.config.protocol} ranks candidates of its own, which no file can know; pass another "
@@ -122,7 +123,7 @@ class GivenLists(Ranker):
 
 
 def check_split(path: Path, phase: Phase) -> str:
-    """Say which split the rankings are for, by the export's split.json beside them; another one is a ValueError."""
+    """Say which split the rankings are for, by the export's split.json beside them; another split is a ValueError."""
     beside, own = path.parent / SPLIT_FILE, phase.split.fingerprint()
     if not beside.exists():
         return f"rankings: no {SPLIT_FILE} beside them; taken to be for fingerprint {own}"
@@ -136,7 +137,7 @@ def check_split(path: Path, phase: Phase) -> str:
 
 
 def score_rankings(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=score`: judge `--rankings`, and write what a run writes into a folder of its own."""
+    """Do `--mode=score`: judge `--rankings`, and write what a run writes into a folder of its own."""
     if processes.world > 1:
         raise ValueError("--mode=score runs in one process; start it without torchrun")
     progress, config, path = Progress.of(None, started), settings.config(), settings.request.rankings

@@ -1,4 +1,4 @@
-"""Several seeds of one run: a process each, side by side where cores allow, and what they say together."""
+"""`--seeds`: one run per seed, each in its own process, side by side where cores allow, and their summary."""
 
 from __future__ import annotations
 
@@ -49,36 +49,37 @@ class Plan:
         return self.config.output_dir / self.config.run_name
 
     def folder(self, seed: int) -> Path:
-        """The run folder of one seed."""
+        """Give the run folder of one seed."""
         return self.directory / folder_name(seed)
 
     def has_finished(self, seed: int) -> bool:
-        """Whether the run of one seed is there."""
+        """Tell whether the run of one seed has finished."""
         return (self.folder(seed) / "result.json").exists()
 
     def on_host(self, seed: int) -> Config:
-        """The settings of one seed for what the parent itself does: a GPU is left to the seeds."""
+        """Give the settings of one seed for work of the parent process, which leaves a GPU to the seeds."""
         device = self.config.device if self.threads is not None else "cpu"
         return dataclasses.replace(self.config, seed=seed, device=device)
 
     def command(self, seed: int) -> list[str]:
-        """The command line of one seed's run."""
+        """Give the command line of one seed's run."""
         changes = {"seed": seed, "output_dir": self.directory, "run_name": folder_name(seed)}
         return [sys.executable, str(MAIN), *self.settings.arguments({"seeds", "config"}, changes)]
 
     def shown(self) -> str:
-        """The plan in a line."""
+        """Give the plan in a line."""
         each = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads > 1)} each"
         return f"{len(self.seeds)} seeds, {self.at_once} at a time{each}; folders and logs in {self.directory}"
 
     def environment(self) -> dict[str, str]:
-        """The environment of a seed's process."""
+        """Give the environment of a seed's process."""
         threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
         return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
 
 
 def plan(settings: Settings) -> Plan:
-    """Share the machine out: threads times processes are at most its cores; on a GPU seeds take turns."""
+    """Share the machine out between the seeds: threads times processes are at most its cores; on a GPU seeds take
+    turns."""
     config, seeds = settings.config(), settings.request.seeds
     if config.device != "cpu" and torch.cuda.is_available():
         return Plan(settings, config, seeds, 1, None)
@@ -124,7 +125,8 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
 
 
 def _estimate(work: Plan) -> None:
-    """Print what the first of the seeds would do and cost, and how many there are; `--export_split` is its split."""
+    """Print what the first of the seeds would do and cost, and how many there are; export its split where that is
+    asked."""
     run = prepare(work.on_host(work.seeds[0]))
     describe(run)
     folder = work.settings.request.export_split
@@ -136,7 +138,7 @@ def _estimate(work: Plan) -> None:
 
 
 def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
-    """Whether the data or their split are drawn by the seed, and the fingerprints that are known before any run."""
+    """Tell whether the seed draws the data or their split, and give the fingerprints that are known before any run."""
 
     def of(seed: int, aloud: bool = False) -> str:
         run = prepare(work.on_host(seed))
@@ -153,7 +155,7 @@ def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
 
 
 def _kept(work: Plan, expected: Mapping[int, str]) -> list[int]:
-    """Seeds that have finished before; one under other settings or on other data is a ValueError."""
+    """List the seeds that have finished before; one with other settings or other data is a ValueError."""
     kept = [seed for seed in work.seeds if work.has_finished(seed)]
     now = json.loads(json.dumps(work.config.as_json()))
     for seed in kept:
@@ -182,7 +184,7 @@ def _check(work: Plan, results: Mapping[int, dict], expected: Mapping[int, str])
 
 
 class Children:
-    """The processes of the seeds: started in turn, watched, and told of the signals that their parent gets."""
+    """The processes of the seeds: started in turn, watched, and sent the signals that their parent gets."""
 
     def __init__(self, work: Plan):
         self.work = work
@@ -217,7 +219,7 @@ class Children:
             print(f"seed {seed}  {text}", flush=True)
 
     def _one(self, seed: int) -> str | None:
-        """Run one seed to its end, its output in its log; give why it failed, None if it did not."""
+        """Run one seed to its end, with its output in its log; say why it failed, or None where it did not."""
         if self._number:
             return "not started"
         last = ""

@@ -1,4 +1,4 @@
-"""Work with trained weights: judge a checkpoint anew, and recommend from it."""
+"""`--mode=evaluate` and `--mode=recommend`: trained weights tested again, and recommendations from them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ EVERYBODY = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """Trained weights in place: the run to report by, its last phase, the evaluator, what the checkpoint says, and the
-    controls that are asked."""
+    """Trained weights in place: the run, its last phase, the evaluator, where the weights come from, the controls asked
+    for."""
 
     run: Run
     phase: Phase
@@ -75,7 +75,7 @@ def serve(settings: Settings, processes: Processes) -> Served:
 
 
 def _controls(asked: str | None, name: str, method: Method) -> tuple[str, ...]:
-    """The method's controls, or the one that `--control` names."""
+    """Give the method's controls, or the one that `--control` names."""
     allowed = method.controls()
     if asked is None:
         return allowed
@@ -108,7 +108,7 @@ def _check_train_data(path: Path, config: Config, trained_on: str, phase: Phase)
 
 
 def evaluate_checkpoint(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=evaluate`: ask the test tasks of a checkpoint, and write what a run writes into a folder of its own."""
+    """Do `--mode=evaluate`: test a checkpoint, and write what a run writes into a folder of its own."""
     progress = Progress.of(None, started)
     served = serve(settings, processes)
     run, config = served.run, served.run.config
@@ -125,8 +125,11 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
 
 
 def recommend(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=recommend`: print or write the best items of `--users`, by the rules of the first test task on candidates
-    and under the first control or the one that is asked."""
+    """Do `--mode=recommend`: print or write the best items of `--users`.
+
+    Candidates are those of the first test task, or all items where those are a sample; the control is the first, or the
+    one that `--control` names.
+    """
     request = settings.request
     served = serve(settings, processes)
     run, data, k = served.run, served.run.data, served.run.config.eval_k[0]
@@ -151,7 +154,7 @@ def recommend(settings: Settings, started: float, processes: Processes) -> None:
 
 
 def _chosen(names: tuple[str, ...], original_user_ids: np.ndarray) -> np.ndarray:
-    """Ids of the users that `--users` names by the data set's own ids, in that order."""
+    """Find the users that `--users` names by the data set's own ids: 0-based ids, in that order."""
     if names == (EVERYBODY,):
         return np.arange(len(original_user_ids))
     known = {str(original): user for user, original in enumerate(original_user_ids)}

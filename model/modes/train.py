@@ -47,7 +47,7 @@ from model.training.update import update
 
 @dataclasses.dataclass
 class Session:
-    """What the loop works with: the run, its parts, and where what it finds goes."""
+    """What the loop works with: the run and its parts, and where results go."""
 
     run: Run
     training: Training
@@ -81,7 +81,7 @@ class Session:
 
 
 def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: Schedule) -> dict[str, float]:
-    """Run what is left of an epoch's passes; give the mean of each value that the steps report."""
+    """Run the passes that are left of an epoch; give the mean of each value that its steps report."""
     training, batch_size = session.training, schedule.batch_size
     progress, generators, processes = training.progress, training.generators, session.run.processes
     step = functools.partial(update, processes=processes)
@@ -109,7 +109,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
 
 
 def validate(session: Session, phase: Phase, stage: str) -> dict[str, float]:
-    """Metrics of the validation task under the current weights."""
+    """Compute the metrics of the validation task under the current weights."""
     training, states = session.training, session.training.generator_states()
     try:
         with session.stop.at_once(), training.naming(f"epoch {training.progress.epoch}"):
@@ -121,9 +121,9 @@ def validate(session: Session, phase: Phase, stage: str) -> dict[str, float]:
 
 
 def judge_epoch(session: Session, phase: Phase, stage: str, schedule: Schedule) -> tuple[dict[str, float], bool]:
-    """Validate the epoch where that is asked: the metrics, and whether its weights are the best so far.
+    """Validate the epoch if it is to be: give the metrics, and whether its weights are the best so far.
 
-    Where the phase has no validation its last epoch is taken.
+    Where the phase has no validation, its last epoch is taken.
     """
     training, epoch = session.training, session.training.progress.epoch
     if phase.valid is None:
@@ -138,7 +138,7 @@ def judge_epoch(session: Session, phase: Phase, stage: str, schedule: Schedule) 
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, metric: str, best: bool) -> str:
-    """What is printed of an epoch: its `row` of `metrics.jsonl` in short."""
+    """Write the line that is printed about an epoch, from its `row` of `metrics.jsonl`."""
     means = {key.removeprefix("train/"): value for key, value in row.items() if key.startswith("train/")}
     shown = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else []
     if validation_key(metric) in row:
@@ -147,7 +147,7 @@ def epoch_line(row: Mapping[str, Any], epochs: int, metric: str, best: bool) -> 
 
 
 def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str, schedule: Schedule) -> None:
-    """Train an epoch, validate it, and write what is known of it."""
+    """Train an epoch, validate it, and write its results."""
     training, first, started = session.training, session.run.processes.first, time.perf_counter()
     progress, epoch = training.progress, training.progress.epoch
     means = train_epoch(session, sampler, stage, schedule)
@@ -173,8 +173,10 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
 
 
 def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
-    """Train the epochs that are left of a stage; the weights that validation selected, or the last ones where the phase
-    has no validation, are in place when it ends."""
+    """Train the epochs that are left of a stage.
+
+    When it ends, the weights that validation selected are in place, or the last ones where the phase has no validation.
+    """
     training, selection = session.training, session.training.selection
     schedule = training.method.schedule(stage, phase)
     training.method.begin_stage(stage)
@@ -215,7 +217,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
 
 
 def train(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=train`: one run, or one of each of `--seeds`."""
+    """Do `--mode=train`: one run, or one of each of `--seeds`."""
     if settings.request.seeds:
         run_seeds(settings, processes)
         return
@@ -225,7 +227,7 @@ def train(settings: Settings, started: float, processes: Processes) -> None:
 def execute(
     config: Config, started: float, processes: Processes = ALONE, export: Path | None = None
 ) -> dict[str, float]:
-    """Do a whole run: train, select on validation, test once, write and print; gives the metrics by key.
+    """Do a whole run: train, select on validation, test once, write and print; give the metrics by key.
 
     With `export` a dry run writes the split there before it builds and times the model.
     """
@@ -264,7 +266,7 @@ def execute(
 
 
 def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
-    """Do what is left of a run, phase by phase; gives the metrics by key."""
+    """Do what is left of a run, phase by phase; give the metrics by key."""
     run, progress, phases = session.run, session.training.progress, session.run.protocol.phases
     if run.processes.first:
         # rows after the saved state will come again
