@@ -94,8 +94,7 @@ class Ranker:
         )
 
     def _floats_at_a_time(self) -> float:
-        """Count the float32 numbers that the scorer may hold: half of `--eval_block_mb`; the ranking has the other
-        half."""
+        """Count the float32 numbers that the scorer may hold: half of `--eval_block_mb`; the ranking gets the rest."""
         budget = self.config.eval_block_mb * 2**20 / (2 * 4)
         return min(budget, CACHE_FLOATS) if self.environment.device.type == "cpu" else budget
 

@@ -147,8 +147,7 @@ class FDA(Method):
                 parameter.requires_grad_(True)
 
     def _noisy(self, noise: torch.Tensor, items: torch.Tensor) -> Any:
-        """Compute a context in which the vectors of `items` are noisy; users' vectors are read from the clean
-        context."""
+        """Compute a context in which `items` have noisy vectors; users' vectors are read from the clean context."""
         if self.options.form == "code" and self.backbone.fda_code_clamps_items:
             item = self.backbone.item.weight
             noise = noise + item.clamp(-1, 1) - item

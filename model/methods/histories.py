@@ -9,8 +9,7 @@ from data.structs import Histories, Split
 
 
 class HistorySources:
-    """The history sources of one split: each is built when it is first asked for, and freed when another split
-    comes."""
+    """The history sources of one split, each built when it is first asked for; another split frees them."""
 
     def __init__(self, method: Any):
         """`method` says how histories are weighted, its backbone whether it reads any."""

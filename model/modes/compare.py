@@ -58,8 +58,7 @@ def load_runs(specs: Sequence[str], output_dir: Path) -> list[Finished]:
 
 
 def _short(spec: str, chosen: str) -> str:
-    """Give a run's name without the folders that it lies in; the name of a list, which may have slashes, stays
-    whole."""
+    """Give a run's name without the folders that it lies in, but the name of a list, which may have slashes, whole."""
     behind = f":{chosen}" if chosen else ""
     return Path(spec.removesuffix(behind)).name + behind
 

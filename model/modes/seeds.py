@@ -78,8 +78,7 @@ class Plan:
 
 
 def plan(settings: Settings) -> Plan:
-    """Share the machine out between the seeds: threads times processes are at most its cores; on a GPU seeds take
-    turns."""
+    """Share the machine out: threads times processes are at most its cores; on a GPU seeds take turns."""
     config, seeds = settings.config(), settings.request.seeds
     if config.device != "cpu" and torch.cuda.is_available():
         return Plan(settings, config, seeds, 1, None)
@@ -125,8 +124,7 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
 
 
 def _estimate(work: Plan) -> None:
-    """Print what the first of the seeds would do and cost, and how many there are; export its split where that is
-    asked."""
+    """Print what the first of the seeds would do and cost, and how many there are; export its split if asked."""
     run = prepare(work.on_host(work.seeds[0]))
     describe(run)
     folder = work.settings.request.export_split

@@ -34,8 +34,7 @@ EVERYBODY = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """Trained weights in place: the run, its last phase, the evaluator, where the weights come from, the controls asked
-    for."""
+    """Trained weights in place: the run, its last phase, the evaluator, the weights' origin, the controls to ask."""
 
     run: Run
     phase: Phase

@@ -1,4 +1,4 @@
-"""What pictures share: figures that no configuration of the user reaches, files, and failures that cost a line."""
+"""What pictures share: figures without the user's matplotlib settings, files, and failures that cost a warning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = {"svg.hashsalt": "fabuhs", "figure.autolayout": False, "figure.constr
 
 @contextlib.contextmanager
 def attempt(what: str) -> Iterator[None]:
-    """Turn any failure inside into one warning line that says which picture or page is missing, and why."""
+    """Turn any failure inside into one warning that says which picture or page is missing, and why."""
     try:
         yield
     except Exception as error:
@@ -45,7 +45,7 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure of this size in inches, whose parts make room for each other."""
+    """Make an empty matplotlib Figure of `width` x `height` inches whose parts make room for each other."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -77,7 +77,7 @@ def accuracy_against_fairness(
 
 
 def fairness_metrics(points: Mapping[str, Mapping[str, float]], accuracy: str) -> list[str]:
-    """Metrics to set against `accuracy`, by the metric table: those at the same K that at least two runs have."""
+    """Choose the metrics to set against `accuracy`, by the metric table: those at its K that at least two runs have."""
     against = MetricKey.parse(accuracy)
     order = [row.name for row in shown_in(PARETO)]
     found = {}
@@ -92,9 +92,9 @@ def fairness_metrics(points: Mapping[str, Mapping[str, float]], accuracy: str) -
 
 
 def pareto_front(accuracy: np.ndarray, badness: np.ndarray) -> np.ndarray:
-    """Tell which points `[N]` no other dominates, as good in both and better in one; one with a NaN is not of them.
+    """Tell which points `[N]` no other point dominates, by being as good in both and better in one: `[N]` bool.
 
-    `accuracy` is better when higher, `badness` when lower.
+    `accuracy` is better when higher, `badness` when lower; a point with a NaN is not in the front.
     """
     defined = ~(np.isnan(accuracy) | np.isnan(badness))
     front = np.zeros(len(accuracy), dtype=bool)

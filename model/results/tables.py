@@ -1,4 +1,4 @@
-"""Tables of one run, as the console and the report show them: of one list, or of several with a line for each."""
+"""Tables of one run for console and report: of one list, or of several with a line for each."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Table:
     note: str = ""
 
     def text(self) -> str:
-        """The table as the console shows it."""
+        """Write the table as the console shows it."""
         return "\n".join(part for part in (self.caption, grid(self.headers, self.rows, self.left), self.note) if part)
 
 
 def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
-    """Cells in aligned columns, the first `left` of them aligned left and the others right."""
+    """Write cells in aligned columns: the first `left` columns are aligned left, the others right."""
     from tabulate import tabulate
 
     alignment = ["left"] * left + ["right"] * (len(headers) - left)
@@ -43,7 +43,7 @@ def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
 
 
 def result_text(header: Mapping[str, str], tables: Sequence[Table]) -> str:
-    """The `header` lines and `tables` as text that a reader takes in at a glance."""
+    """Write the `header` lines and `tables` as text for the console."""
     return "\n\n".join(block for block in (_header_lines(header), *(table.text() for table in tables)) if block)
 
 
@@ -56,7 +56,7 @@ def _header_lines(header: Mapping[str, str]) -> str:
 
 
 def fits_columns(labels: Sequence[str]) -> bool:
-    """Whether groups of these labels share a table with the rest."""
+    """Tell whether groups with these labels fit into a table beside other columns."""
     return len(labels) <= GROUP_COLUMNS and sum(len(label) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
 
 
@@ -64,12 +64,12 @@ def fits_columns(labels: Sequence[str]) -> bool:
 
 
 def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[str]], k: int) -> list[Table]:
-    """Lay out the metrics of the one list of a run (list -> metric -> fraction), its re-ranked form and yardsticks.
+    """Make the tables of the one list of a run (list -> metric -> fraction), its re-ranked form and yardsticks.
 
-    Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute shares the main table when it
-    is small), then exposure and parity with an arrow to the better side. A column without any value is left out. A
-    dash is an undefined value (NaN), a blank one that was not measured. ValueError for a metric that the metric table
-    does not have.
+    Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute is in the main table where it is
+    small), then exposure and parity with an arrow to the better side. A column without any value is left out. A dash is
+    an undefined value (NaN), a blank one that was not measured. ValueError for a metric that the metric table does not
+    have.
     """
     run = ListKey(TEST)
     runs = {"": results[str(run)]}
@@ -142,7 +142,7 @@ def _exposure_table(columns: Mapping[str, Metrics], k: int) -> Table:
 def tables_of_several(
     results: Mapping[str, Metrics], lists: Sequence[ListKey], groups: Mapping[str, Sequence[str]], k: int
 ) -> list[Table]:
-    """Lay out `results` with a line for each of `lists` and its yardsticks, each task in tables of its own.
+    """Make tables of `results` with a line for each of `lists` and its yardsticks, separate ones for each task.
 
     Accuracy in percent comes first, then exposure, then parity and leakage by attribute; see `tables_of_one`.
     """

@@ -61,7 +61,7 @@ class Tracker:
 
     @classmethod
     def of(cls, config: Config, directory: Path, run_id: str | None = None, active: bool = True) -> Tracker:
-        """The tracker of a run under `config`, by method and seed; one that does nothing where not `active`."""
+        """Start the tracker of a run under `config`, sorted by method and seed; it does nothing where not `active`."""
         mode = config.wandb_mode if active else "disabled"
         group = f"{config.dataset}-{config.method}-{network_name(config.backbone, config.synthesis_type)}"
         seed = f"seed {config.seed}"

@@ -158,7 +158,7 @@ class Config:
         return self.user_attribute[0]
 
     def as_json(self) -> dict:
-        """Plain values, ready for JSON, which has no infinity."""
+        """Give plain values, ready for JSON, which has no infinity."""
         values = dataclasses.asdict(self)
         return {
             name: str(value) if isinstance(value, Path) or value == math.inf else value
@@ -167,7 +167,7 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict) -> Config:
-        """The settings that `as_json` wrote, of this version or an earlier one.
+        """Read the settings that `as_json` wrote, in this version or an earlier one.
 
         A setting that is missing takes its default; one that is unknown is a ValueError (Decision 43).
         """
@@ -180,7 +180,7 @@ class Config:
 
 
 def restored_settings(values: dict, kind: type[Config] = Config) -> dict:
-    """The values that `as_json` wrote, as a Config has them; an unknown setting is a ValueError."""
+    """Turn values that `as_json` wrote into those of a Config; an unknown setting is a ValueError."""
     known = declared(kind)
     for name in values:
         if name not in known:
@@ -192,10 +192,10 @@ FREE_SETTINGS = frozenset(name for name, one in declared(Config).items() if one.
 
 
 def network_name(backbone: str, synthesis_type: str) -> str:
-    """What tells networks apart in short: the backbone, or SparseNN's synthesis type."""
+    """Give the short name of a network: the backbone, or SparseNN's synthesis type."""
     return synthesis_type if backbone == "sparsenn" else backbone
 
 
 def shown_network(backbone: str, synthesis_type: str) -> str:
-    """The same in long: the backbone, and SparseNN's synthesis type behind it."""
+    """Give the long name of a network: the backbone, and SparseNN's synthesis type behind it."""
     return f"{backbone} ({synthesis_type})" if backbone == "sparsenn" else backbone

@@ -1,4 +1,4 @@
-"""Settings in words: `--help`, and the tables of model/FLAGS.md, which `python -m model.runs.manual` prints."""
+"""Settings in words: `--help`, and model/FLAGS.md, which `python -m model.runs.manual` prints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TYPES = {"Path": "path", "str": "text", "tuple[str, ...]": "list", "tuple[int, .
 
 
 def described(one: Setting) -> str:
-    """What a setting means, with its range and its default."""
+    """Say what a setting means, with its range and its default."""
     default = f"default: {one.default_from or shown(one.default)}"
     if one.default_from is None and one.default in (None, []):
         default = ""
@@ -43,7 +43,7 @@ def described(one: Setting) -> str:
 
 
 def help_text(introduction: str, settings: Iterable[Setting]) -> str:
-    """Every flag by group, with its choices, range, unit and default, below the `introduction`."""
+    """Write every flag by group, with its choices, range, unit and default, below the `introduction`."""
     lines = [introduction.strip()]
     for group, members in groupby(settings, lambda one: one.group):
         lines += ["", f"{group}:"]
@@ -55,7 +55,7 @@ def help_text(introduction: str, settings: Iterable[Setting]) -> str:
 
 
 def flag_tables(settings: Iterable[Setting]) -> str:
-    """A table of flags for each group, in Markdown."""
+    """Write a table of flags for each group, in Markdown."""
     lines = []
     for group, members in groupby(settings, lambda one: one.group):
         lines += ["", f"## {group}", "", "| flag | type | modes | resume | meaning |", "|---|---|---|---|---|"]
@@ -69,7 +69,7 @@ def flag_tables(settings: Iterable[Setting]) -> str:
 
 
 def preset_tables() -> str:
-    """A table of each kind of preset, in Markdown: a row for each setting, a column for each who says something."""
+    """Write a table of each kind of preset, in Markdown: a row for each setting, a column for each owner."""
     networks = {name: BACKBONES[name] for name in BACKBONES}
     parts = {
         "data set": datareader.PRESETS,
@@ -100,7 +100,7 @@ def _table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def flags_page() -> str:
-    """The content of model/FLAGS.md."""
+    """Write the content of model/FLAGS.md."""
     settings = (declared(Request) | declared(Config)).values()
     return "\n".join([INTRODUCTION, flag_tables(settings), "", PRESETS, preset_tables()])
 

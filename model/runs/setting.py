@@ -1,4 +1,4 @@
-"""What a setting is: declared once, as a field of `Config` or `Request`; all that is said of it is read from there."""
+"""Declarations of settings: each is a field of `Config` or `Request`, from which all that is said of it is read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from data.wording import shown, suggestion
 class Need:
     """What other settings must be for a setting to be read.
 
-    `holds` tells it from a Config; `about` names the setting that it looks at (None: it can always be told); `lacking`
-    says in an error, behind "--name=value has no effect", what is in the way and what to do.
+    `holds` tells from a Config whether they are so; `about` names the setting that it looks at (None: no single one);
+    `lacking` says in an error, behind "--name=value has no effect", what is in the way and what to do.
     """
 
     holds: Callable[[Any], bool]
@@ -28,7 +28,7 @@ class Need:
 
 
 def when(about: str, *allowed: Any) -> Need:
-    """The need that the setting `about` has one of the `allowed` values; an error proposes the first."""
+    """Make the need that setting `about` has one of the `allowed` values; an error proposes the first."""
     return Need(
         lambda config: getattr(config, about) in allowed,
         lambda config, name: f"without --{about}={allowed[0]}; set both, or leave --{name} out",
@@ -40,9 +40,10 @@ def when(about: str, *allowed: Any) -> Need:
 class Setting:
     """One declared setting.
 
-    `kind` is the type of its field; `default` is its value on the command line, and `default_from` says where a value
-    comes from that is left open (None). `low` and `high` are its bounds, `above` one that is no value itself; of a list
-    they are the bounds of each number. `modes` read it; `required` says that those modes cannot do without it.
+    `kind` is the type of its field. `default` is its value on the command line; where that is open (None),
+    `default_from` says where the value comes from. `low` and `high` are bounds; `above` is a bound that is not allowed
+    itself. Bounds of a list are those of each number. `modes` are the modes that read it; where it is `required`, they
+    cannot do without it.
     """
 
     name: str
@@ -84,12 +85,12 @@ class Setting:
         return "" if low is None else f"{'>=' if self.above is None else '>'} {low:g}"
 
     def check_choice(self, value: str) -> None:
-        """Raise ValueError for a value that is not among the choices, with the one that is most like it."""
+        """Raise ValueError for a value that is not among the choices; it proposes the most similar one."""
         if value not in self.choices:
             raise ValueError(f"allowed is one of {', '.join(self.choices)}{suggestion(value, self.choices)}")
 
     def converted(self, value: Any) -> Any:
-        """The value that a flag's `value` stands for; one that is not allowed is a ValueError."""
+        """Turn a flag's `value` into the setting's; one that is not allowed is a ValueError."""
         if value is None:
             return None
         if self.base == "Path":
@@ -140,7 +141,7 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
 
 
 def declared(kind: type) -> dict[str, Setting]:
-    """All settings of a dataclass by name, in order."""
+    """Give all settings of a dataclass by name, in order."""
     return {field.name: Setting(field.name, field.type, **field.metadata) for field in dataclasses.fields(kind)}
 
 

@@ -1,4 +1,4 @@
-"""What the flags say together: which belong to which mode, presets, and the Config and Request that come of them."""
+"""Flags taken together: which the mode reads, presets, and the Config and Request that follow from them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from model.runs.setting import Setting, declared
 
 @dataclass(frozen=True)
 class Settings:
-    """The `values` of all flags, the names of those `given` another value than their default, and of all `named`,
-    which may repeat the default: a checkpoint's settings differ from it. `kind` declares the settings of a run."""
+    """The `values` of all flags.
+
+    `given` are the names of flags whose value differs from the default; `named` are those on the command line, which
+    may repeat the default: a checkpoint's settings differ from it. `kind` declares the settings of a run.
+    """
 
     values: Mapping[str, Any]
     given: frozenset[str]
@@ -66,7 +69,7 @@ class Settings:
             self._check_read(self.config())
 
     def config(self) -> Config:
-        """All settings, presets filled in where the user left them open."""
+        """Give all settings, with presets where the user left them open."""
         names = declared(self.kind)
         values = filled({name: one.converted(self.values[name]) for name, one in names.items()})
         values = {name: one.converted(values[name]) for name, one in names.items()}
@@ -75,7 +78,7 @@ class Settings:
         return self.kind(**values)
 
     def over(self, trained: Config) -> Config:
-        """The settings of a `trained` run under those given here."""
+        """Put the settings given here over those of a `trained` run."""
         # where results go and what computes is never the trained run's choice
         named = {name for name in self.named if self.reads(name) and self.values[name] is not None}
         names = (self.given | named | {"output_dir", "device", "wandb_mode"}) & declared(self.kind).keys()
@@ -107,8 +110,11 @@ class Settings:
             kept = {name: value for name, value in kept.items() if name not in unread}
 
     def _with(self, kept: Mapping[str, Any]) -> Settings:
-        """These settings and those `kept` from a file; one that differs from what it would be without counts as given,
-        and so is passed on to the processes of `--seeds`."""
+        """Add settings `kept` from a file to these.
+
+        One that differs from what it would be without the file counts as given, so that `--seeds` passes it on to its
+        processes.
+        """
         closed = {name: value for name, value in kept.items() if self.declared[name].default_from is None}
         names = declared(self.kind)
         before = {name: names[name].converted(names[name].default) for name in closed}
@@ -118,7 +124,7 @@ class Settings:
         return dataclasses.replace(self, values={**self.values, **kept}, given=self.given | given)
 
     def arguments(self, without: Collection[str], changes: Mapping[str, Any]) -> list[str]:
-        """A command line that gives the same flags but those of `without`, and those of `changes` anew."""
+        """Write a command line with the same flags but those of `without`, and with `changes`."""
         values = {name: self.values[name] for name in sorted(self.given - set(without))} | dict(changes)
         return [
             f"--{name}={part}"
@@ -179,7 +185,7 @@ def is_read(name: str, config: Config) -> bool:
 
 
 def preset_lines(config: Config) -> list[str]:
-    """The settings that a run reads and presets may fill in, a line or more for each place that values come from."""
+    """List the settings that a run reads and presets may fill in, with a line for each place that values come from."""
     known = origins(config.dataset, config.recipe, config.backbone, config.protocol)
     found: dict[str, list[str]] = {}
     for name, one in declared(type(config)).items():

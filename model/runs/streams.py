@@ -24,7 +24,7 @@ def stream_seeds(seed: int, phase: int = 0) -> dict[str, int]:
 
 
 def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device` with its own state."""
+    """Make a generator on `device` with its own state."""
     return torch.Generator(device=device).manual_seed(seed)
 
 
@@ -43,7 +43,7 @@ def global_generators(seed: int, device: torch.device, rank: int) -> dict[str, t
 
 
 def own_generators(network: nn.Module) -> dict[str, torch.Generator]:
-    """The random streams that a network holds itself (upstream's GRU), by the name of their place."""
+    """List the random streams that a network holds itself (upstream's GRU), by the name of their place."""
     return {
         f"{name}.{key}": value
         for name, module in network.named_modules()

@@ -1,4 +1,4 @@
-"""Epoch selection and the checkpoint that holds the selected weights."""
+"""Selection of the best epoch, and the checkpoint that holds its weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ CHECKPOINT_FORMAT = 3
 
 @dataclass
 class Selection:
-    """Which epoch is best so far on validation, its weights, and when to stop looking (Decision 22).
-
-    `values` are all validations so far by epoch.
-    """
+    """The best epoch so far on validation, its weights, and all validations by epoch (Decision 22)."""
 
     epoch: int = 0
     value: float = -math.inf
@@ -43,7 +40,7 @@ class Selection:
         return True
 
     def take(self, epoch: int, backbone: nn.Module, method: Method, value: float = math.nan) -> None:
-        """Keep the weights of `epoch`; where no validation says what they are worth, `value` is NaN."""
+        """Keep the weights of `epoch`; `value` is NaN where there is no validation."""
         self.epoch, self.value = epoch, value
         self.weights = copy.deepcopy({"backbone": backbone.state_dict(), "method": method.state_dict()})
 

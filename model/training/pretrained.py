@@ -1,4 +1,4 @@
-"""A backbone that another run trained (`--backbone_checkpoint`), in place of a method's own first stage."""
+"""`--backbone_checkpoint`: a backbone that another run trained takes the place of a method's first stage."""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ def update(
     *optimisers: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> None:
-    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is NotFiniteError."""
+    """Take one step of each of `optimisers` on the sum of the processes' `loss`.
+
+    A loss that is not finite is a NotFiniteError.
+    """
     # asking a GPU for every loss would stall it; there the epoch's mean is checked instead
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NotFiniteError(f"the training loss is {loss.item()}")
