@@ -31,32 +31,32 @@ FLAGS = flags.FLAGS
 def define_flags(settings: Iterable[Setting], values: flags.FlagValues = FLAGS) -> None:
     """Define a flag for each of the `settings` in `values`."""
     bounds = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float}
-    for one in settings:
-        default = str(one.default) if one.base == "Path" and one.default is not None else one.default
-        facts = {"name": one.name, "default": default, "help": one.help, "flag_values": values}
-        if one.base in bounds:
+    for setting in settings:
+        default = str(setting.default) if setting.base == "Path" and setting.default is not None else setting.default
+        facts = {"name": setting.name, "default": default, "help": setting.help, "flag_values": values}
+        if setting.base in bounds:
             # a bound that is no value itself is checked where the flag becomes a setting
-            low = one.low if one.above is None else one.above
-            bounds[one.base](lower_bound=low, upper_bound=one.high, **facts)
-        elif one.base == "bool":
+            low = setting.low if setting.above is None else setting.above
+            bounds[setting.base](lower_bound=low, upper_bound=setting.high, **facts)
+        elif setting.base == "bool":
             flags.DEFINE_bool(**facts)
-        elif one.base.startswith("tuple"):
-            (flags.DEFINE_multi_string if one.flag_each else flags.DEFINE_list)(**facts)
-        elif one.choices is not None:
-            flags.DEFINE(ChoiceParser(one), **facts)
+        elif setting.base.startswith("tuple"):
+            (flags.DEFINE_multi_string if setting.flag_each else flags.DEFINE_list)(**facts)
+        elif setting.choices is not None:
+            flags.DEFINE(ChoiceParser(setting), **facts)
         else:
             flags.DEFINE_string(**facts)
 
 
 class ChoiceParser(flags.ArgumentParser):
-    """Reads a flag that has choices; they are looked up when the flag is parsed, so a registered toy counts."""
+    """Reads a flag that has choices; they are looked up when the flag is parsed."""
 
-    def __init__(self, one: Setting):
-        self.one = one
+    def __init__(self, setting: Setting):
+        self.setting = setting
 
     def parse(self, argument: str) -> str:
         """Give `argument` back; one that is not among the choices is a ValueError."""
-        self.one.check_choice(argument)
+        self.setting.check_choice(argument)
         return argument
 
 

@@ -77,16 +77,16 @@ class BatchSampler:
         if self.history is None:
             return Batch(users, positives, negatives, None, rows)
         exclude = rows if self.exclude_target else None
-        own = self.history.sample(users, exclude, history_rng)
+        positive = self.history.sample(users, exclude, history_rng)
         if not self.history_per_row:
-            return Batch(users, positives, negatives, own, rows)
-        others = self.history.sample(users.repeat_interleave(negatives.shape[1]), None, history_rng)
+            return Batch(users, positives, negatives, positive, rows)
+        negative = self.history.sample(users.repeat_interleave(negatives.shape[1]), None, history_rng)
 
         def join(first, rest):
             # [B, N] and [B * M, N] -> [B * (1 + M), N], the positive's first
             return torch.cat([first[:, None], rest.view(len(rows), -1, self.history.length)], dim=1).flatten(0, 1)
 
-        history = History(join(own.items, others.items), join(own.mask, others.mask))
+        history = History(join(positive.items, negative.items), join(positive.mask, negative.mask))
         return Batch(users, positives, negatives, history, rows)
 
     def _rows_at(self, places: torch.Tensor) -> torch.Tensor:
@@ -104,5 +104,7 @@ class BatchSampler:
             fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
             parts = torch.arange(self.num_rows, device=self.user.device).split(ONCE_ROWS)
             rows = [self._rows_at(part) for part in parts]
-            self.drawn = torch.cat([self.negatives.sample(self.user[own], self.item[own], fresh) for own in rows])
+            self.drawn = torch.cat(
+                [self.negatives.sample(self.user[part_rows], self.item[part_rows], fresh) for part_rows in rows]
+            )
         return self.drawn[places]

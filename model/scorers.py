@@ -134,8 +134,8 @@ class DotCompressScorer(nn.Module):
 
     def _score(self, user: torch.Tensor, cross: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Score pairs with `cross [b, m]` of u.v, `user [b, D]` and `scalars [b or 1, m, 2]` of v.v and sum(v)."""
-        own, total = user.square().sum(-1)[:, None], user.sum(-1)[:, None]
-        numbers = [own, cross, scalars[..., 0], total, scalars[..., 1], torch.ones_like(cross)]
+        square, total = user.square().sum(-1)[:, None], user.sum(-1)[:, None]
+        numbers = [square, cross, scalars[..., 0], total, scalars[..., 1], torch.ones_like(cross)]
         numbers = torch.stack([value.expand_as(cross) for value in numbers], dim=-1)  # [b, m, 6]
         norm, last = self.mlp[1], self.mlp[-1]
         with torch.autocast(user.device.type, enabled=False):

@@ -84,8 +84,8 @@ class Problem:
 
     def objective(self, users: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Compute the objective of each of `users [b]` at `weights [b, U]`: [b]."""
-        penalties, own = self.penalties, self.gram[users]
-        fit = (weights * (weights @ self.gram / 2 - own)).sum(1) + self.gram.diagonal()[users] / 2
+        penalties, products = self.penalties, self.gram[users]
+        fit = (weights * (weights @ self.gram / 2 - products)).sum(1) + self.gram.diagonal()[users] / 2
         size = penalties.l1 * weights.sum(1) + penalties.l2 / 2 * weights.square().sum(1)
         return fit + size + penalties.balance / 2 * (weights @ self.signs).square().sum(1)
 
@@ -153,9 +153,9 @@ class NeighbourSLIM(Backbone):
 
     def _load_from_state_dict(self, state: dict, prefix: str, *arguments) -> None:
         # a fresh network has no weights yet: take the sizes from the checkpoint
-        for name, own in (("weight", self.weight), ("neighbour", self.neighbour)):
+        for name, parameter in (("weight", self.weight), ("neighbour", self.neighbour)):
             if prefix + name in state:
-                own.data = own.data.new_zeros(state[prefix + name].shape)
+                parameter.data = parameter.data.new_zeros(state[prefix + name].shape)
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def prepare(self, items: torch.Tensor | None = None) -> torch.Tensor:

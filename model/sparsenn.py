@@ -256,8 +256,8 @@ class SparseNN(Backbone):
         if self.synthesis is not None:
             # both at once where they differ: the history's items are gathered once
             reads = self.synthesis.reads_user
-            asked = torch.stack([features, shared]) if reads else features
-            past = self.synthesis(asked, context.features, context.local(history.items), history.mask)
+            queries = torch.stack([features, shared]) if reads else features
+            past = self.synthesis(queries, context.features, context.local(history.items), history.mask)
             past, shared_past = past if reads else (past, past)
         return self._user_vectors(features, past), self._user_vectors(shared, shared_past)
 

@@ -169,11 +169,11 @@ class Phase:
                 raise ValueError(f"phase {self.name}: {field} is {value!r}; allowed is one of {', '.join(allowed)}")
         if self.train_rows is not None:
             self._check_rows(self.train_rows, len(self.split.train.item))
-        asked = (self.valid, *self.tests) if self.valid is not None else self.tests
-        lists = {f"{part} items of task {task.name}": getattr(task, part) for task in asked for part in _LISTS}
-        for name, own in {"barred items": self.barred, **lists}.items():
-            if own is not None:
-                self._check_lists(name, own)
+        tasks = (self.valid, *self.tests) if self.valid is not None else self.tests
+        lists = {f"{part} items of task {task.name}": getattr(task, part) for task in tasks for part in _LISTS}
+        for name, item_lists in {"barred items": self.barred, **lists}.items():
+            if item_lists is not None:
+                self._check_lists(name, item_lists)
 
     def _check_rows(self, rows: np.ndarray, size: int) -> None:
         if rows.ndim != 1 or rows.dtype != np.int64 or not len(rows):

@@ -122,14 +122,14 @@ def is_repeated(*keys: np.ndarray) -> np.ndarray:
 
 def read_text_rows(path: Path, names: Sequence[str]) -> FileRows:
     """Read `::`-separated text without header, latin-1 or UTF-8, into str objects, one column per name."""
-    lines, numbers, rejected, encoding = _readable_lines(path, "latin-1")
+    lines, numbers, rejected, actual_encoding = _readable_lines(path, "latin-1")
     text = pd.Series(lines, dtype=object).str.removesuffix("\n").str.removesuffix("\r")
     is_good = (text.str.count("::") == len(names) - 1).to_numpy(dtype=bool)
     if not is_good.all():
         rejected.append(_rejected(path.name, f"not {len(names)} fields", numbers[~is_good]))
     fields = text[is_good].str.split("::", expand=True).reindex(columns=range(len(names)))
     columns = {name: fields[index].to_numpy(dtype=object) for index, name in enumerate(names)}
-    return FileRows(path.name, columns, numbers[is_good], rejected, encoding)
+    return FileRows(path.name, columns, numbers[is_good], rejected, actual_encoding)
 
 
 def read_integer_rows(path: Path, names: Sequence[str]) -> FileRows:
@@ -173,14 +173,14 @@ def read_csv_rows(path: Path, names: Mapping[str, str], encoding: str, escape: s
     resumes on the line after the first line of a broken row, so that one stray quote costs one line; a row of more
     than `LONGEST_ROW` lines is broken.
     """
-    lines, numbers, rejected, found = _readable_lines(path, encoding)
+    lines, numbers, rejected, actual_encoding = _readable_lines(path, encoding)
     dialect = {"delimiter": ";", "quotechar": '"', "escapechar": escape, "doublequote": True, "strict": True}
     header = _header(path, lines, numbers, names, dialect)
     fields, starts, broken = _tokenize(lines, numbers, len(header), dialect)
     rejected += [_rejected(path.name, reason, numbers[np.array(bad)]) for reason, bad in broken.items()]
     table = np.array(fields, dtype=object).reshape(len(starts), len(header))
     columns = {name: table[:, header.index(field)] for field, name in names.items()}
-    rows = FileRows(path.name, columns, numbers[np.array(starts, dtype=np.int64)], rejected, found)
+    rows = FileRows(path.name, columns, numbers[np.array(starts, dtype=np.int64)], rejected, actual_encoding)
     rows.reject((table == np.array(header, dtype=object)).all(axis=1), "repeats the header")
     return rows
 
@@ -191,9 +191,9 @@ def _header(path: Path, lines: list[str], numbers: np.ndarray, names: Mapping[st
     except csv.Error:
         header = []
     if len(numbers) == 0 or numbers[0] != 1 or any(header.count(field) != 1 for field in names):
-        found = ";".join(header)[:200] if header else "nothing that can be read"
+        first_line = ";".join(header)[:200] if header else "nothing that can be read"
         raise DataError(
-            f"{path.name}: the first line is {found!r}, it must have the columns {';'.join(names)}, each once; "
+            f"{path.name}: the first line is {first_line!r}, it must have the columns {';'.join(names)}, each once; "
             "replace the file with a complete copy"
         )
     return header
@@ -237,7 +237,7 @@ def _tokenize(
 def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, list[Rejected], str | None]:
     """Lines of a text file with their line ends, their 1-based numbers, the lines that cannot be decoded, and the
     encoding where it had to be found."""
-    text, found = _decoded(_read_bytes(path), encoding)
+    text, actual_encoding = _decoded(_read_bytes(path), encoding)
     lines = io.StringIO(text, newline="\n").readlines()
     numbers = np.arange(1, len(lines) + 1)
     rejected = []
@@ -249,7 +249,7 @@ def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, l
         if not is_good.all():
             rejected.append(_rejected(path.name, "NUL or undecodable bytes", numbers[~is_good]))
         lines, numbers = list(compress(lines, is_good)), numbers[is_good]
-    return lines, numbers, rejected, found
+    return lines, numbers, rejected, actual_encoding
 
 
 def _decoded(data: bytes, encoding: str) -> tuple[str, str | None]:

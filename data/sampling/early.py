@@ -84,9 +84,9 @@ class EarlyHistorySampler(HistorySampler):
             is_early = drawn[:, :pad] <= threshold
             is_early[:, shortest:] &= torch.arange(shortest, pad, dtype=torch.int32) < length[block, None]
             # numpy finds and divides in a fraction of torch's time
-            found = np.flatnonzero(is_early.numpy())
-            row = torch.from_numpy(found // pad)
-            column = torch.from_numpy(found) - row * pad
+            flat_places = np.flatnonzero(is_early.numpy())
+            row = torch.from_numpy(flat_places // pad)
+            column = torch.from_numpy(flat_places) - row * pad
             bytes_drawn.append(take(drawn.view(-1), row * drawn.shape[1] + column))
             rows.append(row.add_(first))
             positions.append(take(start, row) + column)

@@ -160,11 +160,12 @@ def difference(first: Finished, other: Finished) -> str | None:
         examples = ", ".join(map(str, [*lacking[:3], *more[:3]]))
         return f"users: {len(lacking):,} only in the first and {len(more):,} only in the second, such as {examples}"
     for attribute in first.groups.columns.intersection(other.groups.columns):
-        one, two = first.groups[attribute], other.groups[attribute]
-        changed = (one.fillna("") != two.fillna("")).to_numpy()
+        first_labels, other_labels = first.groups[attribute], other.groups[attribute]
+        changed = (first_labels.fillna("") != other_labels.fillna("")).to_numpy()
         if changed.any():
             user = first.groups.index[changed][0]
-            return f"{attribute} of {changed.sum():,} users, such as user {user}: {one[user]} and {two[user]}"
+            labels = f"{first_labels[user]} and {other_labels[user]}"
+            return f"{attribute} of {changed.sum():,} users, such as user {user}: {labels}"
     return None
 
 
@@ -172,9 +173,9 @@ def check_comparable(runs: Iterable[Finished], remedy: str) -> None:
     """Raise a ValueError that shows the difference unless all `runs` may be compared with the first."""
     first, *others = runs
     for other in others:
-        found = difference(first, other)
-        if found:
-            raise ValueError(f"{first.name} and {other.name} differ in {found}; {remedy}")
+        reason = difference(first, other)
+        if reason:
+            raise ValueError(f"{first.name} and {other.name} differ in {reason}; {remedy}")
 
 
 def _mean(name: str, parts: list[Finished]) -> Finished:

@@ -123,8 +123,8 @@ def split_key(text: str) -> tuple[str, str]:
         name, at, _ = parts[place].partition("@")
         if name in METRICS and METRICS[name].at_k == bool(at):
             return "/".join(parts[:place]), "/".join(parts[place:])
-    asked = next((part for part in parts if "@" in part), parts[-1])
-    metric(asked.partition("@")[0])
+    metric_part = next((part for part in parts if "@" in part), parts[-1])
+    metric(metric_part.partition("@")[0])
     raise ValueError(f"result key {text!r} names no metric of the metric table")
 
 

@@ -224,10 +224,10 @@ def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Iterabl
         if row.per_user:
             per_user[key], value = value, mean_defined(value)
         summary[key] = value
-    for attribute, own in codes.items():
+    for attribute, group_codes in codes.items():
         for row in of_kind(PARITY):
             if not row.further or row.name in further:
-                summary[str(MetricKey(row.name, k, attribute))] = row.function(lists, own)
+                summary[str(MetricKey(row.name, k, attribute))] = row.function(lists, group_codes)
     return EvalResult(summary, per_user)
 
 
@@ -288,8 +288,8 @@ def evaluate(
         for name, values in per_user_accuracy(ranking, k, definitions=definitions).items():
             key = MetricKey(name, k)
             per_user[str(key)], summary[str(key)] = values, mean_defined(values)
-            for label, own in restricted.items():
-                summary[str(MetricKey(name, k, label))] = mean_defined(own[name])
+            for label, part_values in restricted.items():
+                summary[str(MetricKey(name, k, label))] = mean_defined(part_values[name])
             for group in user_groups.values():
                 summary |= _of_groups(key, values, codes[group.name], group)
         if definitions.unasked_ndcg == "zero":

@@ -53,7 +53,9 @@ def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator,
             if ranking is not None:
                 summaries[control] = evaluate(ranking, split, run.groups, protocol.ks, protocol.definitions).summary
     if len(controls) > 1 and summaries:
-        means = {key: float(np.mean([own[key] for own in summaries.values()])) for key in summaries[controls[0]]}
+        means = {
+            key: float(np.mean([summary[key] for summary in summaries.values()])) for key in summaries[controls[0]]
+        }
         return run.processes.from_first(flat(summaries) | means)
     return run.processes.from_first(next(iter(summaries.values()), None))
 

@@ -71,8 +71,8 @@ class Ranker:
         processes = self.environment.processes
         progress = progress if processes.first else None
         if not task.num_sampled:
-            own = np.array_split(users, processes.world)[processes.rank]
-            return processes.gather(self._rank_alone(score, own, task, top, progress))
+            own_users = np.array_split(users, processes.world)[processes.rank]
+            return processes.gather(self._rank_alone(score, own_users, task, top, progress))
         # candidates are drawn user after user: a part of the users would get others
         return self._rank_alone(score, users, task, top, progress) if processes.first else None
 

@@ -158,13 +158,13 @@ class Method:
         processes, rows = self.environment.processes, len(batch.users)
         if processes.world == 1:
             return batch
-        own = slice(processes.rank, rows, processes.world) if processes.own(rows) else slice(0, 1)
+        chosen = slice(processes.rank, rows, processes.world) if processes.own(rows) else slice(0, 1)
         history = batch.history
         if history is not None:
             # a history per row, or one for each of its items
-            history = History(*(part.unflatten(0, (rows, -1))[own].flatten(0, 1) for part in vars(history).values()))
-        rows_own = None if batch.rows is None else batch.rows[own]
-        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history, rows_own)
+            history = History(*(part.unflatten(0, (rows, -1))[chosen].flatten(0, 1) for part in vars(history).values()))
+        positions = None if batch.rows is None else batch.rows[chosen]
+        return Batch(batch.users[chosen], batch.positives[chosen], batch.negatives[chosen], history, positions)
 
     def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute this process's share of `--loss` of the global `batch`, from its `scores`: shares add up."""

@@ -155,9 +155,9 @@ class FABUHS(Method):
         config, options = self.config, self.options
         strength = ramp(self.step, self.total_steps, config.adversarial_ramp)
         user_scale, item_scale = strength * config.adversarial_lambda_user, strength * config.adversarial_lambda_item
-        own = self.own_rows(batch)
-        forward = self.forward(own, apart=bool(user_scale) and not options.scrub_own_embeddings)
-        rows = self._adversary_rows(batch, own, forward)
+        own_batch = self.own_rows(batch)
+        forward = self.forward(own_batch, apart=bool(user_scale) and not options.scrub_own_embeddings)
+        rows = self._adversary_rows(batch, own_batch, forward)
         count = len(rows.label)
         if options.discriminator_steps > 1:
             size = -(-count // (options.discriminator_steps - 1))
@@ -182,12 +182,12 @@ class FABUHS(Method):
 
     def stateful(self) -> dict[str, Stateful]:
         """Add the adversaries and their optimiser."""
-        own = {
+        parts = {
             "user_adversary": self.user_adversary,
             "item_adversary": self.item_adversary,
             "discriminator_optimiser": self.discriminator_optimiser,
         }
-        return super().stateful() | own
+        return super().stateful() | parts
 
     def training_state(self) -> dict[str, Any]:
         """Add the step, which times the ramp and the re-initialisations."""
@@ -205,14 +205,14 @@ class FABUHS(Method):
                 # moments of the old parameters would throw the fresh ones off
                 self.discriminator_optimiser.state.pop(parameter, None)
 
-    def _adversary_rows(self, batch: Batch, own: Batch, forward: Forward) -> AdversaryRows:
+    def _adversary_rows(self, batch: Batch, own_batch: Batch, forward: Forward) -> AdversaryRows:
         """Make two rows per positive: one with the positive (label 1), one with its first negative (label 0)."""
 
-        def shown(part: Batch) -> torch.Tensor:
+        def pairs(part: Batch) -> torch.Tensor:
             return torch.stack([part.positives, part.negatives[:, 0]], dim=1)
 
-        rows = len(own.users)
-        item = self.backbone.encode_items(forward.context, shown(own))[..., : self.backbone.vector_width].float()
+        rows = len(own_batch.users)
+        item = self.backbone.encode_items(forward.context, pairs(own_batch))[..., : self.backbone.vector_width].float()
         # with a shared history both labels see one user vector; with one per row each has its own
         user = forward.user if forward.apart is None else forward.apart
         user = user.view(rows, -1, user.shape[-1])[:, :2].expand(-1, 2, -1)  # [b, 2, D]
@@ -224,7 +224,7 @@ class FABUHS(Method):
             item=item,
             label=torch.arange(1, len(target) + 1, device=item.device) % 2,  # 1, 0, 1, 0, ...
             user_target=target,
-            item_target=target if by_user else self.item_target[shown(batch)].flatten(),
+            item_target=target if by_user else self.item_target[pairs(batch)].flatten(),
             user_weight=self.user_weight[batch.users].repeat_interleave(2),
         )
 
@@ -235,7 +235,10 @@ class FABUHS(Method):
 
     def _adversarial_losses(self, rows: AdversaryRows, start: int, stop: int, user_scale: float, item_scale: float):
         """Compute the losses of both sides on rows `start` to `stop`: this process's share of each."""
-        part, own = slice(start, stop), slice(*np.searchsorted(self._held(np.arange(len(rows.label))), (start, stop)))
+        part, own_part = (
+            slice(start, stop),
+            slice(*np.searchsorted(self._held(np.arange(len(rows.label))), (start, stop))),
+        )
         even = torch.ones_like(rows.user_weight)
         losses = []
         for adversary, vectors, target, weight, scale in (
@@ -244,8 +247,8 @@ class FABUHS(Method):
         ):
             # the weights of all processes' rows: a mean over some rows only would not add up
             mass = adversary.mass(rows.label[part], target[part], weight[part])
-            label, target, weight = (self._held(values)[own] for values in (rows.label, target, weight))
-            losses.append(adversary.loss(vectors[own], label, target, scale, mass, weight))
+            label, target, weight = (self._held(values)[own_part] for values in (rows.label, target, weight))
+            losses.append(adversary.loss(vectors[own_part], label, target, scale, mass, weight))
         return losses
 
     def _solved_loss(self, rows: AdversaryRows, scale: float) -> torch.Tensor:

@@ -253,8 +253,8 @@ class FairUser(Method):
 
     def stateful(self) -> dict[str, Stateful]:
         """Add the antidote users' vectors, their optimiser and the random stream."""
-        own = {"antidote": self.antidote, "antidote optimiser": self.antidote_optimiser, "generator": self.generator}
-        return super().stateful() | own
+        parts = {"antidote": self.antidote, "antidote optimiser": self.antidote_optimiser, "generator": self.generator}
+        return super().stateful() | parts
 
     def training_state(self) -> dict[str, Any]:
         """Add the antidote users' data, empty until they are found."""

@@ -212,9 +212,9 @@ class FDA(Method):
             return self._released_noise_loss(batch)
         forward, _, scores, exists = self._terms(batch, self.noise)
         rows, paired = _mean_where(self._hypotheses(forward.scores[:, None], scores), exists)
-        own = self.codes[batch.users].clamp(min=0)
-        totals = rows.new_zeros(self.num_groups).index_add_(0, own, torch.where(paired, rows, 0))
-        counts = rows.new_zeros(self.num_groups).index_add_(0, own, paired.to(rows.dtype))
+        group = self.codes[batch.users].clamp(min=0)
+        totals = rows.new_zeros(self.num_groups).index_add_(0, group, torch.where(paired, rows, 0))
+        counts = rows.new_zeros(self.num_groups).index_add_(0, group, paired.to(rows.dtype))
         return (totals / counts.clamp(min=1)).sum()
 
     def _model_loss(self, batch: Batch, stage: str) -> torch.Tensor:
@@ -290,8 +290,8 @@ class FDA(Method):
 
     def stateful(self) -> dict[str, Stateful]:
         """Add the noise, its optimiser and its random stream."""
-        own = {"noise": self.noise, "noise optimiser": self.noise_optimiser, "generator": self.generator}
-        return super().stateful() | own
+        parts = {"noise": self.noise, "noise optimiser": self.noise_optimiser, "generator": self.generator}
+        return super().stateful() | parts
 
 
 def _mean_where(values: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

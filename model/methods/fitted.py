@@ -26,11 +26,11 @@ class Fitted(Method):
         """Fit the backbone, where it is one to fit, and print what came of it."""
         if not self.backbone.fitted:
             return
-        found = self.fit()
+        fit = self.fit()
         if self.environment.processes.first:
             print(
-                f"fitted in {found.iterations} iterations: objective {found.objective:.1f}, relative residual "
-                f"{found.residual:.1e}",
+                f"fitted in {fit.iterations} iterations: objective {fit.objective:.1f}, relative residual "
+                f"{fit.residual:.1e}",
                 flush=True,
             )
 

@@ -66,8 +66,8 @@ class Parity(Method):
                 users = np.flatnonzero(codes == code)
                 counts = np.array([len(users)])
             else:
-                own = by_item[codes[train.owner[by_item]] == code]
-                users, counts = train.owner[own], np.bincount(train.item[own], minlength=phase.split.num_items)
+                rows = by_item[codes[train.owner[by_item]] == code]
+                users, counts = train.owner[rows], np.bincount(train.item[rows], minlength=phase.split.num_items)
             starts = np.concatenate([[0], np.cumsum(counts)])
             parts = (users, starts, counts > 0)
             self.bags.append(tuple(torch.from_numpy(part).to(self.environment.device) for part in parts))
@@ -82,9 +82,9 @@ class Parity(Method):
             means = F.embedding_bag(users, user, starts, mode="mean", include_last_offset=True)
             scores.append(((means * item).sum(-1), known))
         gaps = []
-        for (own, own_known), (other, other_known) in combinations(scores, 2):
-            both = own_known & other_known
-            gaps.append(((own - other).abs() * both).sum() / both.expand_as(own).sum().clamp(min=1))
+        for (first, first_known), (second, second_known) in combinations(scores, 2):
+            both = first_known & second_known
+            gaps.append(((first - second).abs() * both).sum() / both.expand_as(first).sum().clamp(min=1))
         return torch.stack(gaps).mean()
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:

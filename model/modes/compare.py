@@ -23,9 +23,9 @@ def compare_runs(settings: Settings, started: float, processes: Processes) -> Co
     """Do `--mode=compare`: compare the runs of `--runs`, write the comparison into a folder of its own and print it."""
     if processes.world > 1:
         raise ValueError("--mode=compare runs in one process; start it without torchrun")
-    config, asked = settings.config(), settings.declared["eval_k"].converted(settings.values["eval_k"])
+    config, requested = settings.config(), settings.declared["eval_k"].converted(settings.values["eval_k"])
     runs = load_runs(settings.request.runs, config.output_dir)
-    ks = common_cutoffs(runs, asked)
+    ks = common_cutoffs(runs, requested)
     with own_run_dir(config.output_dir, config.run_name) as directory:
         rows = [row for other in runs[1:] for row in comparison_rows(runs[0], other, ks)]
         table = pd.DataFrame(rows, columns=FIELDS).astype({"k": "Int64", "users": "Int64"})

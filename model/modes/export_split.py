@@ -99,8 +99,8 @@ def _sets(phase: Phase) -> dict[str, ItemLists]:
 def _barred(sets: Mapping[str, ItemLists], task: Task, num_items: int) -> list[str]:
     """List the files none of whose items may be recommended in `task`."""
     barred = _keys(task.excluded, num_items)
-    own = {name: sets[name] for name in (*SETS, f"barred_{task.name}.csv") if name in sets}
-    return [name for name, lists in own.items() if len(lists.item) and np.isin(_keys(lists, num_items), barred).all()]
+    files = {name: sets[name] for name in (*SETS, f"barred_{task.name}.csv") if name in sets}
+    return [name for name, lists in files.items() if len(lists.item) and np.isin(_keys(lists, num_items), barred).all()]
 
 
 def _interactions(data: InteractionData, phase: Phase) -> dict[str, pd.DataFrame]:
@@ -146,7 +146,7 @@ def _users(data: InteractionData) -> pd.DataFrame:
 
 def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
     sets, num_items = _sets(phase), phase.split.num_items
-    asked = {task.name: f"test_{task.name}.csv" for task in phase.tests}
+    test_files = {task.name: f"test_{task.name}.csv" for task in phase.tests}
     return {
         "dataset": run.data.name,
         "protocol": run.protocol.name,
@@ -158,7 +158,7 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
         "ks": list(run.protocol.ks),
         "rows": rows,
         "ids": "those of the data set; read the columns user and item as text, or leading zeros are lost",
-        "relevant": {task: name if name in sets else "test.csv" for task, name in asked.items()},
+        "relevant": {task: name if name in sets else "test.csv" for task, name in test_files.items()},
         "not_recommended": {task.name: _barred(sets, task, num_items) for task in (phase.valid, *phase.tests)},
         "rankings": {
             "columns": COLUMNS,
@@ -174,9 +174,9 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
 def _command(config: Config) -> str:
     """The command that scores rankings of this split."""
     settings = []
-    for one in sorted(SPLIT_SETTINGS, key=lambda one: one.name):
-        value = getattr(config, one.name)
-        if value is False or value == () or not is_read(one.name, config):
+    for setting in sorted(SPLIT_SETTINGS, key=lambda setting: setting.name):
+        value = getattr(config, setting.name)
+        if value is False or value == () or not is_read(setting.name, config):
             continue
-        settings += [f"--{one.name}={shown(part)}" for part in (value if one.flag_each else [value])]
+        settings += [f"--{setting.name}={shown(part)}" for part in (value if setting.flag_each else [value])]
     return shlex.join(["python", "main.py", "--mode=score", "--rankings=FILE", "--dataset_dir=DIR", *settings])

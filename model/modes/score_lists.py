@@ -44,19 +44,19 @@ def match_rankings(
     owner = lists.owner
     row_of = np.full(len(lists.indptr) - 1, -1)
     row_of[users] = np.arange(len(users))
-    asked = row_of[owner] >= 0
-    known = np.isin(owner * num_items + lists.item, excluded.owner * num_items + excluded.item)
-    kept = asked & ~known
+    is_asked = row_of[owner] >= 0
+    is_left_out = np.isin(owner * num_items + lists.item, excluded.owner * num_items + excluded.item)
+    kept = is_asked & ~is_left_out
     row, item = row_of[owner[kept]], lists.item[kept]
     lengths = np.bincount(row, minlength=len(users))
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     score = -(place + 1.0) if given.scores is None else given.scores[kept]
     rises = (np.diff(row) == 0) & (np.diff(score) > 0)
 
-    shape, shown = (len(users), min(top, num_items)), place < min(top, num_items)
+    shape, is_shown = (len(users), min(top, num_items)), place < min(top, num_items)
     topk, scores = np.full(shape, -1), np.full(shape, -np.inf)
-    topk[row[shown], place[shown]] = item[shown]
-    scores[row[shown], place[shown]] = (-(place + 1.0) if rises.any() else score)[shown]
+    topk[row[is_shown], place[is_shown]] = item[is_shown]
+    scores[row[is_shown], place[is_shown]] = (-(place + 1.0) if rises.any() else score)[is_shown]
 
     ranks = np.full(len(relevant.item), num_items + 1)
     sought = relevant.owner * num_items + relevant.item
@@ -71,7 +71,7 @@ def match_rankings(
         "users_asked": len(users),
         "users_without_list": int((~listed[users]).sum()),
         "users_ignored": int((listed & (row_of < 0)).sum()),
-        "entries_left_out": int((asked & known).sum()),
+        "entries_left_out": int((is_asked & is_left_out).sum()),
         "lists_short": int((listed[users] & (lengths < np.minimum(longest, candidates))).sum()),
         "lists_cut": int((lengths > shape[1]).sum()),
         "lists_scored_by_rank": len(np.unique(row[1:][rises])),
@@ -124,16 +124,16 @@ class GivenLists(Ranker):
 
 def check_split(path: Path, phase: Phase) -> str:
     """Say which split the rankings are for, by the export's split.json beside them; another split is a ValueError."""
-    beside, own = path.parent / SPLIT_FILE, phase.split.fingerprint()
+    beside, fingerprint = path.parent / SPLIT_FILE, phase.split.fingerprint()
     if not beside.exists():
-        return f"rankings: no {SPLIT_FILE} beside them; taken to be for fingerprint {own}"
+        return f"rankings: no {SPLIT_FILE} beside them; taken to be for fingerprint {fingerprint}"
     made_for = split_fingerprint(beside)
-    if made_for != own:
+    if made_for != fingerprint:
         raise ValueError(
-            f"{beside}: the rankings are for a split of fingerprint {made_for}, these flags and data give {own}; pass "
-            "the settings of its command, or rank the split of these flags"
+            f"{beside}: the rankings are for a split of fingerprint {made_for}, these flags and data give "
+            f"{fingerprint}; pass the settings of its command, or rank the split of these flags"
         )
-    return f"rankings: made for fingerprint {own}, by {SPLIT_FILE} beside them"
+    return f"rankings: made for fingerprint {fingerprint}, by {SPLIT_FILE} beside them"
 
 
 def score_rankings(settings: Settings, started: float, processes: Processes) -> None:

@@ -83,8 +83,8 @@ def plan(settings: Settings) -> Plan:
     if config.device != "cpu" and torch.cuda.is_available():
         return Plan(settings, config, seeds, 1, None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    threads = int(asked) if asked.isdecimal() and int(asked) else max(1, cores // len(seeds))
+    given_threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    threads = int(given_threads) if given_threads.isdecimal() and int(given_threads) else max(1, cores // len(seeds))
     return Plan(settings, config, seeds, max(1, min(len(seeds), cores // threads)), threads)
 
 
@@ -173,11 +173,11 @@ def _kept(work: Plan, expected: Mapping[int, str]) -> list[int]:
 
 def _check(work: Plan, results: Mapping[int, dict], expected: Mapping[int, str]) -> None:
     for seed, result in results.items():
-        found = result["fingerprint"]
-        if found != expected.get(seed, found):
+        fingerprint = result["fingerprint"]
+        if fingerprint != expected.get(seed, fingerprint):
             raise ValueError(
-                f"{work.folder(seed)} is of data with fingerprint {found}, and the data have {expected[seed]} now: no "
-                "mean over both; pass the data that it was run on, or another --run_name"
+                f"{work.folder(seed)} is of data with fingerprint {fingerprint}, and the data have {expected[seed]} "
+                "now: no mean over both; pass the data that it was run on, or another --run_name"
             )
 
 

@@ -73,16 +73,18 @@ def serve(settings: Settings, processes: Processes) -> Served:
     return Served(run, phase, evaluator, origin, _controls(settings.request.control, config.method, method))
 
 
-def _controls(asked: str | None, name: str, method: Method) -> tuple[str, ...]:
+def _controls(requested: str | None, name: str, method: Method) -> tuple[str, ...]:
     """Give the method's controls, or the one that `--control` names."""
     allowed = method.controls()
-    if asked is None:
+    if requested is None:
         return allowed
     if len(allowed) == 1:
-        raise ValueError(f"--control={asked}: --fairness_method={name} has one setting only; leave --control out")
-    if asked not in allowed:
-        raise ValueError(f"--control={asked}: allowed is one of {', '.join(allowed)}{suggestion(asked, allowed)}")
-    return (asked,)
+        raise ValueError(f"--control={requested}: --fairness_method={name} has one setting only; leave --control out")
+    if requested not in allowed:
+        raise ValueError(
+            f"--control={requested}: allowed is one of {', '.join(allowed)}{suggestion(requested, allowed)}"
+        )
+    return (requested,)
 
 
 def _check_registered(path: Path, config: Config) -> None:
@@ -97,12 +99,12 @@ def _check_registered(path: Path, config: Config) -> None:
 
 
 def _check_train_data(path: Path, config: Config, trained_on: str, phase: Phase) -> None:
-    found = phase.split.train_fingerprint()
-    if found != trained_on:
+    fingerprint = phase.split.train_fingerprint()
+    if fingerprint != trained_on:
         raise ValueError(
             f"{path} was trained on data of fingerprint {trained_on}; --protocol={config.protocol} on "
-            f"{config.dataset_dir} trains on {found}, so that it would judge items that the weights may know; pass the "
-            "data and the protocol of the run"
+            f"{config.dataset_dir} trains on {fingerprint}, so that it would judge items that the weights may know; "
+            "pass the data and the protocol of the run"
         )
 
 
@@ -142,8 +144,8 @@ def recommend(settings: Settings, started: float, processes: Processes) -> None:
     frame = recommendation_frame(ranking, data.original_user_ids, data.original_item_ids, data.item_titles, k)
     order = "re-ranked by exposure" if run.config.rerank_fair else "by score"
     order += f" under {control}" * (len(served.evaluator.controls()) > 1)
-    own = task.left_out(split)
-    left_out = f", those they have in {own} left out" if own else ""
+    kinds = task.left_out(split)
+    left_out = f", those they have in {kinds} left out" if kinds else ""
     print(f"{data.name}: best {k} items {order} of {len(users):,} users{left_out}")
     if request.recommendations is None:
         print(tabulate(frame, headers="keys", showindex=False, floatfmt=".4f"))

@@ -140,10 +140,10 @@ def judge_epoch(session: Session, phase: Phase, stage: str, schedule: Schedule) 
 def epoch_line(row: Mapping[str, Any], epochs: int, metric: str, best: bool) -> str:
     """Write the line that is printed about an epoch, from its `row` of `metrics.jsonl`."""
     means = {key.removeprefix("train/"): value for key, value in row.items() if key.startswith("train/")}
-    shown = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else []
+    parts = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else []
     if validation_key(metric) in row:
-        shown.append(f"validation {metric} {row[validation_key(metric)]:.4f}{' *' if best else ''}")
-    return f"epoch {row['epoch']}/{epochs}: {'; '.join(shown)}"
+        parts.append(f"validation {metric} {row[validation_key(metric)]:.4f}{' *' if best else ''}")
+    return f"epoch {row['epoch']}/{epochs}: {'; '.join(parts)}"
 
 
 def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str, schedule: Schedule) -> None:

@@ -54,14 +54,14 @@ def main_metrics(keys: Iterable[str], k: int) -> list[MetricKey]:
 
     These are accuracy overall, of head and tail items, and its gaps; exposure and parity; leakage.
     """
-    shown = [row.name for row in shown_in(RUN)]
+    names = [row.name for row in shown_in(RUN)]
     order = [row.name for row in of_kind(ACCURACY)]
     order += [name for name in METRICS if name not in order]
     places = {}
     for key in parsed(keys):
-        if key.name not in shown or key.k not in (None, k):
+        if key.name not in names or key.k not in (None, k):
             continue
-        if key.metric.kind == ACCURACY and (key.label or (key.spread and key.spread not in shown)):
+        if key.metric.kind == ACCURACY and (key.label or (key.spread and key.spread not in names)):
             continue
         places[key] = (order.index(key.name), bool(key.spread), key.group)
     return sorted(places, key=places.get)

@@ -80,15 +80,15 @@ def fairness_metrics(points: Mapping[str, Mapping[str, float]], accuracy: str) -
     """Choose the metrics to set against `accuracy`, by the metric table: those at its K that at least two runs have."""
     against = MetricKey.parse(accuracy)
     order = [row.name for row in shown_in(PARETO)]
-    found = {}
+    places = {}
     for text in dict.fromkeys(text for metrics in points.values() for text in metrics):
         key = MetricKey.parse(text)
         wanted = key.judged_by.name in order and key.k in (None, against.k)
         if key.spread:
             wanted = wanted and key.name == against.name
         if wanted and sum(math.isfinite(_value(metrics, text)) for metrics in points.values()) > 1:
-            found[text] = order.index(key.judged_by.name)
-    return sorted(found, key=found.get)
+            places[text] = order.index(key.judged_by.name)
+    return sorted(places, key=places.get)
 
 
 def pareto_front(accuracy: np.ndarray, badness: np.ndarray) -> np.ndarray:

@@ -73,15 +73,15 @@ def group_estimates(groups: Mapping[str, Group], answers: Mapping[str, Answer], 
             if name not in answers:
                 continue
             values, users = answers[name].per_user[str(key)], answers[name].ranking.users
-            own = {"": {f"everyone (n = {np.sum(~np.isnan(values)):,})": mean_interval(values)}}
+            intervals = {"": {f"everyone (n = {np.sum(~np.isnan(values)):,})": mean_interval(values)}}
             for group in groups.values():
                 parts = [values[group.codes[users] == code] for code in range(group.num_groups)]
-                own[group.name] = {
+                intervals[group.name] = {
                     f"{group.name} {label} (n = {np.sum(~np.isnan(part)):,})": mean_interval(part)
                     for label, part in zip(group.labels, parts, strict=True)
                 }
-            rows[name] = np.stack([interval for block in own.values() for interval in block.values()])
-    return estimates, {block: list(labels) for block, labels in own.items()}
+            rows[name] = np.stack([interval for block in intervals.values() for interval in block.values()])
+    return estimates, {block: list(labels) for block, labels in intervals.items()}
 
 
 def popularity_estimates(split: Split, answers: Mapping[str, Answer], k: int) -> Estimates:
@@ -111,14 +111,14 @@ def sampled_histories(evaluator: Evaluator, split: Split, group: Group, buckets:
     Ways are uniform, tail-biased (BUHS) and, where it differs, this run's; each title ends with the groups' divergence.
     """
     histories, config = split.histories, evaluator.config
-    own = evaluator.method.history_weights(histories, split)
+    run_weights = evaluator.method.history_weights(histories, split)
     biased = catalogue_log_weights(histories, split.degree, config.sampling_softmax_temp)[None]
     ways = {"uniform": HistoryWeights(np.zeros(1), np.zeros((1, len(histories.item))))}
-    same = own.log_weights.shape == biased.shape and np.array_equal(own.log_weights, biased)
+    same = run_weights.log_weights.shape == biased.shape and np.array_equal(run_weights.log_weights, biased)
     ways["tail-biased (BUHS)" + ", this run" * same] = HistoryWeights(np.zeros(1), biased)
     if not same:
         name = f"this run ({plots.ALPHA} = {config.fairness_weight:g})" if config.fairness_sampling else "this run"
-        ways[name] = own
+        ways[name] = run_weights
     inside = buckets[:, None] == np.arange(buckets.max() + 1)
     shares = {}
     for name, weights in ways.items():

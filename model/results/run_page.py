@@ -28,7 +28,7 @@ def run_sections(
     """Make the sections of a run's page; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
     config = run.config
     mode, values = "train" if trained else "score", config.as_json()
-    names = [name for name, one in declared(Config).items() if mode in one.modes]
+    names = [name for name, setting in declared(Config).items() if mode in setting.modes]
     settings = [(f"--{name}", _setting(values[name])) for name in names]
     sections = [
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),

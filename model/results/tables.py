@@ -76,7 +76,7 @@ def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[
     if str(run.after_reranking()) in results:
         runs["re-ranked"] = results[str(run.after_reranking())]
     yardsticks = {
-        shown: results[str(run.beside(name))] for name, shown in YARDSTICKS.items() if str(run.beside(name)) in results
+        title: results[str(run.beside(name))] for name, title in YARDSTICKS.items() if str(run.beside(name)) in results
     }
     first = next(iter(groups), None)
     inline = first if first is not None and fits_columns(groups[first]) else None
@@ -119,12 +119,12 @@ def _whole_list_keys(lists: Iterable[Metrics], k: int) -> list[MetricKey]:
     """What the tables show of whole lists (all but accuracy) at cut-off `k`, in the order of the metric table."""
     order = list(METRICS)
     keys = {key for metrics in lists for key in parsed(metrics)}
-    shown = [
+    chosen = [
         key
         for key in keys
         if key.metric.kind not in (ACCURACY, COUNT) and RUN in key.metric.places and key.k in (None, k)
     ]
-    return sorted(shown, key=lambda key: (order.index(key.name), key.group))
+    return sorted(chosen, key=lambda key: (order.index(key.name), key.group))
 
 
 def _exposure_table(columns: Mapping[str, Metrics], k: int) -> Table:
@@ -163,10 +163,10 @@ def _lines(lists: Sequence[ListKey], results: Mapping[str, Metrics]) -> dict[str
     for phase in dict.fromkeys(key.phase for key in lists):
         of_phase = [key for key in lists if key.phase == phase]
         lines |= {key.label: results[str(key)] for key in of_phase}
-        for name, shown in YARDSTICKS.items():
+        for name, title in YARDSTICKS.items():
             beside = str(of_phase[0].beside(name))
             if beside in results:
-                lines[f"{phase}, {shown}" if phase else shown] = results[beside]
+                lines[f"{phase}, {title}" if phase else title] = results[beside]
     return lines
 
 
@@ -198,9 +198,9 @@ def _whole_list_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> lis
     """Exposure, and parity and leakage by attribute."""
     keys = _whole_list_keys(lines.values(), k)
     # attributes in the order that results have them, behind what has none
-    found = dict.fromkeys(key.group for metrics in lines.values() for key in parsed(metrics) if key in keys)
+    attributes = dict.fromkeys(key.group for metrics in lines.values() for key in parsed(metrics) if key in keys)
     tables = []
-    for attribute in sorted(found, key=bool):
+    for attribute in sorted(attributes, key=bool):
         columns = [key for key in keys if key.group == attribute]
         headers = [f"{key.metric.head} {ARROWS[key.metric.better]}" for key in columns]
         rows = [[name, *(cell_of(metrics, key) for key in columns)] for name, metrics in lines.items()]

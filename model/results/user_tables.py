@@ -25,8 +25,8 @@ def values_by_user(answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, np.
     users = np.unique(np.concatenate([answer.ranking.users for answer in answers]))
     values = {}
     for answer in answers:
-        for name, own in answer.per_user.items():
-            values[key(answer.key, name)] = _spread(users, answer.ranking.users, own)
+        for name, user_values in answer.per_user.items():
+            values[key(answer.key, name)] = _spread(users, answer.ranking.users, user_values)
     return users, values
 
 
@@ -53,7 +53,7 @@ def with_earlier(
     before = pd.Index(originals).get_indexer(frame["user"])
     everybody = np.union1d(before, users)
     old = {name: _spread(everybody, before, frame[name].to_numpy()) for name in kept}
-    return everybody, old | {name: _spread(everybody, users, own) for name, own in values.items()}
+    return everybody, old | {name: _spread(everybody, users, user_values) for name, user_values in values.items()}
 
 
 def label_rows(frame: pd.DataFrame, list_key: ListKey, levels: Sequence[str]) -> pd.DataFrame:

@@ -172,7 +172,7 @@ class Config:
         A setting that is missing takes its default; one that is unknown is a ValueError (Decision 43).
         """
         restored = restored_settings(values, cls)
-        missing = {name: one.converted(one.default) for name, one in declared(cls).items() if name not in restored}
+        missing = {name: declaration.converted(declaration.default) for name, declaration in declared(cls).items() if name not in restored}
         if missing:
             whole = filled(restored | missing)
             missing = {name: declared(cls)[name].converted(whole[name]) for name in missing}

@@ -33,23 +33,23 @@ under a protocol, backbone on a data set, recipe. `--dry_run` shows each value a
 TYPES = {"Path": "path", "str": "text", "tuple[str, ...]": "list", "tuple[int, ...]": "list of int"}
 
 
-def described(one: Setting) -> str:
+def described(setting: Setting) -> str:
     """Say what a setting means, with its range and its default."""
-    default = f"default: {one.default_from or shown(one.default)}"
-    if one.default_from is None and one.default in (None, []):
+    default = f"default: {setting.default_from or shown(setting.default)}"
+    if setting.default_from is None and setting.default in (None, []):
         default = ""
-    facts = "; ".join(part for part in (one.allowed, default) if part)
-    return f"{one.help}{f' ({facts})' if facts else ''}."
+    facts = "; ".join(part for part in (setting.allowed, default) if part)
+    return f"{setting.help}{f' ({facts})' if facts else ''}."
 
 
 def help_text(introduction: str, settings: Iterable[Setting]) -> str:
     """Write every flag by group, with its choices, range, unit and default, below the `introduction`."""
     lines = [introduction.strip()]
-    for group, members in groupby(settings, lambda one: one.group):
+    for group, members in groupby(settings, lambda setting: setting.group):
         lines += ["", f"{group}:"]
-        for one in members:
-            choices = f"<{'|'.join(one.choices)}>  " if one.choices is not None else ""
-            text = f"--{one.name}  {choices}{described(one)}"
+        for setting in members:
+            choices = f"<{'|'.join(setting.choices)}>  " if setting.choices is not None else ""
+            text = f"--{setting.name}  {choices}{described(setting)}"
             lines.append(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="      "))
     return "\n".join(lines)
 
@@ -57,14 +57,14 @@ def help_text(introduction: str, settings: Iterable[Setting]) -> str:
 def flag_tables(settings: Iterable[Setting]) -> str:
     """Write a table of flags for each group, in Markdown."""
     lines = []
-    for group, members in groupby(settings, lambda one: one.group):
+    for group, members in groupby(settings, lambda setting: setting.group):
         lines += ["", f"## {group}", "", "| flag | type | modes | resume | meaning |", "|---|---|---|---|---|"]
-        for one in members:
-            kind = "text, repeated" if one.flag_each else TYPES.get(one.base, one.base)
-            choices = f"{', '.join(one.choices)}. " if one.choices is not None else ""
-            meaning = (choices + described(one)).replace("|", "\\|")
-            resume = "yes" if one.free else ""
-            lines.append(f"| `--{one.name}` | {kind} | {', '.join(one.modes)} | {resume} | {meaning} |")
+        for setting in members:
+            kind = "text, repeated" if setting.flag_each else TYPES.get(setting.base, setting.base)
+            choices = f"{', '.join(setting.choices)}. " if setting.choices is not None else ""
+            meaning = (choices + described(setting)).replace("|", "\\|")
+            resume = "yes" if setting.free else ""
+            lines.append(f"| `--{setting.name}` | {kind} | {', '.join(setting.modes)} | {resume} | {meaning} |")
     return "\n".join(lines[1:])
 
 

@@ -146,8 +146,9 @@ def joined(device: str) -> Iterator[Processes]:
     """
     ranks = torchrun_ranks()
     if ranks is None and TORCHRUN & os.environ.keys():
-        found = ", ".join(f"{name}={os.environ[name]}" for name in sorted(TORCHRUN & os.environ.keys()))
-        warn(f"{found} in the environment, which torchrun would set all: {', '.join(sorted(TORCHRUN))}; running alone")
+        leftovers = ", ".join(f"{name}={os.environ[name]}" for name in sorted(TORCHRUN & os.environ.keys()))
+        variables = ", ".join(sorted(TORCHRUN))
+        warn(f"{leftovers} in the environment, where torchrun would set all of {variables}; running alone")
     if ranks is None or ranks["WORLD_SIZE"] == 1:
         yield ALONE
         return

@@ -61,8 +61,8 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """What the data of all phases hash to."""
-        own = [phase.split.fingerprint() for phase in self.protocol.phases]
-        return own[0] if len(own) == 1 else hashlib.sha256(" ".join(own).encode()).hexdigest()[:16]
+        hashes = [phase.split.fingerprint() for phase in self.protocol.phases]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
     def data_lines(self) -> list[str]:
         """Say what was read, who is in which group, and what is asked: one finding a line."""

@@ -147,10 +147,10 @@ def declared(kind: type) -> dict[str, Setting]:
 
 def saving_interval(text: str) -> tuple[int | None, float | None]:
     """Read `--checkpoint_every`: (epochs, None), or (None, minutes) where it ends in `min`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", text)
-    if found is None or not float(found[1]) > 0 or (found[2] is None and "." in found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", text)
+    if match is None or not float(match[1]) > 0 or (match[2] is None and "." in match[1]):
         raise ValueError(f"--checkpoint_every={text}: allowed is a number of epochs (1) or of minutes (10min), above 0")
-    return (None, float(found[1])) if found[2] else (int(found[1]), None)
+    return (None, float(match[1])) if match[2] else (int(match[1]), None)
 
 
 def check_table_path(path: Path | str) -> None:

@@ -42,7 +42,7 @@ class Settings:
     @property
     def request(self) -> Request:
         """What is asked of the program."""
-        return Request(**{name: one.converted(self.values[name]) for name, one in declared(Request).items()})
+        return Request(**{name: setting.converted(self.values[name]) for name, setting in declared(Request).items()})
 
     @property
     def mode(self) -> str:
@@ -60,8 +60,8 @@ class Settings:
             if not self.reads(name):
                 raise ValueError(f"{self._typed(name)} has no effect {self._out_of_mode(name)}")
             _check_value(self.declared[name], values[name])
-        for name, one in self.declared.items():
-            if one.required and self.reads(name) and not values[name]:
+        for name, setting in self.declared.items():
+            if setting.required and self.reads(name) and not values[name]:
                 raise ValueError(f"--mode={self.mode} needs --{name}")
         if {"seed", "seeds"} <= self.given:
             raise ValueError("--seed and --seeds exclude each other; name every seed in --seeds")
@@ -71,8 +71,8 @@ class Settings:
     def config(self) -> Config:
         """Give all settings, with presets where the user left them open."""
         names = declared(self.kind)
-        values = filled({name: one.converted(self.values[name]) for name, one in names.items()})
-        values = {name: one.converted(values[name]) for name, one in names.items()}
+        values = filled({name: setting.converted(self.values[name]) for name, setting in names.items()})
+        values = {name: setting.converted(values[name]) for name, setting in names.items()}
         if values["run_name"] is None:
             values["run_name"] = f"{self._subject()}-{datetime.now():%Y%m%d-%H%M%S}"
         return self.kind(**values)
@@ -118,7 +118,7 @@ class Settings:
         closed = {name: value for name, value in kept.items() if self.declared[name].default_from is None}
         names = declared(self.kind)
         before = {name: names[name].converted(names[name].default) for name in closed}
-        without = {name: one.converted(self.values[name]) for name, one in names.items()} | closed
+        without = {name: setting.converted(self.values[name]) for name, setting in names.items()} | closed
         before |= {name: value for name, value in filled(without).items() if name in kept.keys() - closed.keys()}
         given = {name for name, value in kept.items() if value != before[name]}
         return dataclasses.replace(self, values={**self.values, **kept}, given=self.given | given)
@@ -187,28 +187,28 @@ def is_read(name: str, config: Config) -> bool:
 def preset_lines(config: Config) -> list[str]:
     """List the settings that a run reads and presets may fill in, with a line for each place that values come from."""
     known = origins(config.dataset, config.recipe, config.backbone, config.protocol)
-    found: dict[str, list[str]] = {}
-    for name, one in declared(type(config)).items():
-        if one.default_from is None or not one.fed_back or not is_read(name, config):
+    parts_by_origin: dict[str, list[str]] = {}
+    for name, setting in declared(type(config)).items():
+        if setting.default_from is None or not setting.fed_back or not is_read(name, config):
             continue
-        value, (preset, origin) = getattr(config, name), known.get(name, (None, one.default_from))
+        value, (preset, origin) = getattr(config, name), known.get(name, (None, setting.default_from))
         if preset is None:
-            origin = one.default_from
+            origin = setting.default_from
         elif preset != value:
             origin = "given"
-        found.setdefault(origin, []).append(f"{name}={shown(value)}")
-    lines = (f"{origin}: {', '.join(parts)}" for origin, parts in found.items())
+        parts_by_origin.setdefault(origin, []).append(f"{name}={shown(value)}")
+    lines = (f"{origin}: {', '.join(parts)}" for origin, parts in parts_by_origin.items())
     return [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="  ")]
 
 
-def _check_value(one: Setting, value: Any) -> None:
+def _check_value(setting: Setting, value: Any) -> None:
     """Raise ValueError for a `value` of the setting `one` that is not allowed."""
-    if one.choices is not None and value is not None:
+    if setting.choices is not None and value is not None:
         try:
-            one.check_choice(value)
+            setting.check_choice(value)
         except ValueError as error:
-            raise ValueError(f"--{one.name}={value}: {error}") from error
-    one.converted(value)
+            raise ValueError(f"--{setting.name}={value}: {error}") from error
+    setting.converted(value)
 
 
 def _of_file(path: Path, kind: type[Config]) -> dict[str, Any]:

@@ -36,9 +36,9 @@ def global_generators(seed: int, device: torch.device, rank: int) -> dict[str, t
     generators = {f"dropout/{rank}": torch.default_generator}
     if device.type == "cuda":
         generators[f"dropout/{rank}/cuda"] = torch.cuda.default_generators[device.index]
-    own = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) >> 1
+    own_seed = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) >> 1
     for generator in generators.values():
-        generator.manual_seed(own)
+        generator.manual_seed(own_seed)
     return generators
 
 

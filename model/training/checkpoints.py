@@ -79,12 +79,12 @@ def _load(path: Path, kind: str, expected_format: int | str, remedy: str) -> dic
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles by others, which the error is about
             content = torch.load(path, map_location="cpu", weights_only=True)
-        found = dict(content)["format"]
+        found_format = dict(content)["format"]
     except Exception as error:  # torch raises whatever its parts do
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read as a {kind} ({reason}); {remedy}") from error
-    if found != expected_format:
-        raise ValueError(f"{path}: {kind} format {found}, this version reads {expected_format}; {remedy}")
+    if found_format != expected_format:
+        raise ValueError(f"{path}: {kind} format {found_format}, this version reads {expected_format}; {remedy}")
     return content
 
 

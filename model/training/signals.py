@@ -17,9 +17,9 @@ def torchrun_options(environment: Mapping[str, str]) -> list[str]:
     """Give the options of torchrun that can be read from `environment`: machines, and processes on each."""
     options = [f"--nproc_per_node={environment['LOCAL_WORLD_SIZE']}"]
     if int(environment.get("GROUP_WORLD_SIZE", 1)) > 1:
-        told = {"nnodes": "GROUP_WORLD_SIZE", "node_rank": "GROUP_RANK"}
-        told |= {"master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
-        options += [f"--{option}={environment[name]}" for option, name in told.items()]
+        variables = {"nnodes": "GROUP_WORLD_SIZE", "node_rank": "GROUP_RANK"}
+        variables |= {"master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
+        options += [f"--{option}={environment[name]}" for option, name in variables.items()]
     return options
 
 
