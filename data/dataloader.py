@@ -72,7 +72,7 @@ class BatchSampler:
     def sample(self, places: torch.Tensor, negative_rng: torch.Generator, history_rng: torch.Generator) -> Batch:
         """Make the batch of `places [B]`, which are positions in training order, as `batches` yields them."""
         rows = self._rows_at(places)
-        users, positives = self.user[rows], self.item[rows]
+        users, positives = self.user[rows], self.item[rows]  # [B] each
         negatives = self._negatives(places, users, positives, negative_rng)
         if self.history is None:
             return Batch(users, positives, negatives, None, rows)

@@ -99,7 +99,7 @@ class MatrixFactorisation(Backbone):
 
     def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """As in `Backbone`, without gathering the items' vectors."""
-        user_norms = F.embedding(users, context.users).square().sum(-1)
+        user_norms = F.embedding(users, context.users).square().sum(-1)  # [B]
         return user_norms + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
 
 
@@ -164,4 +164,4 @@ class NeuMF(MatrixFactorisation):
         hidden = F.linear(user_part, left, first.bias)[:, None] + F.linear(item_part, right)  # [b, m, h]
         for layer in self.layers[1:]:
             hidden = layer(hidden.relu_())
-        return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias
+        return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias  # [b, m]

@@ -66,7 +66,7 @@ class GraphConvolution(MatrixFactorisation):
     def begin_phase(self, split: Split) -> None:
         """Take the train interactions of `split` as the graph."""
         train, device = split.train, self.item.weight.device
-        by_item = np.argsort(train.item, kind="stable")
+        by_item = np.argsort(train.item, kind="stable")  # [E]: interactions in order of item
         weight = self.edge_weights(train.lengths[train.owner], split.degree[train.item]).astype(np.float32)
         starts = np.concatenate([[0], np.cumsum(split.degree)])
         self.to_users, self.to_items = (
@@ -104,7 +104,7 @@ class LightGCN(GraphConvolution):
 
     def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Average the layers 0 to L."""
-        users, items = user, item
+        users, items = user, item  # [U, d], [I, d]
         for _ in range(self.layers):
             user, item = self.spread(user, item)
             users, items = users + user, items + item
@@ -137,7 +137,7 @@ class GCCF(GraphConvolution):
         """Put the layers 0 to L side by side."""
         users, items = [user], [item]
         for _ in range(self.layers):
-            to_users, to_items = self.spread(users[-1], items[-1])
+            to_users, to_items = self.spread(users[-1], items[-1])  # [U, d], [I, d]
             users.append(users[-1] + to_users)
             items.append(items[-1] + to_items)
-        return torch.cat(users, dim=1), torch.cat(items, dim=1)
+        return torch.cat(users, dim=1), torch.cat(items, dim=1)  # [U, (L + 1) d], [I, (L + 1) d]

@@ -74,11 +74,11 @@ class Problem:
         fixed = self.gram[users] @ self.inverse  # [b, U]
         state, scale = torch.zeros_like(fixed), max(float(fixed.norm()), torch.finfo(fixed.dtype).tiny)
         while True:
-            weights = (state - self.penalties.l1 / self.step).clamp_(min=0)
+            weights = (state - self.penalties.l1 / self.step).clamp_(min=0)  # [b, U]
             weights[rows, users] = 0
             if residuals and (residuals[-1] <= self.penalties.tolerance or len(residuals) >= self.penalties.iterations):
                 return weights, residuals
-            change = torch.addmm(fixed, 2 * weights - state, self.inverse, alpha=self.step).sub_(weights)
+            change = torch.addmm(fixed, 2 * weights - state, self.inverse, alpha=self.step).sub_(weights)  # [b, U]
             state.add_(change, alpha=RELAXATION)
             residuals.append(float(change.norm()) / scale)
 
@@ -135,7 +135,7 @@ class NeighbourSLIM(Backbone):
 
     def fit(self, penalties: Penalties = Penalties(), signs: torch.Tensor | None = None, progress: bool = False) -> Fit:
         """Fit W anew; `signs [U, K]` measure the balance (None: there is none)."""
-        items = self.prepare()
+        items = self.prepare()  # [I, U]
         problem = Problem(items.T @ items, penalties, signs)
         del items
         parts, objective, residual, iterations = [], 0.0, 0.0, 0

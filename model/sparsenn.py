@@ -33,7 +33,7 @@ class MeanSynthesis(nn.Module):
 
     def forward(self, user: torch.Tensor, features: torch.Tensor, items: torch.Tensor, mask: torch.Tensor):
         """Reduce rows `items [B, N]` of `features [n, F]` under `mask [B, N]`, given `user [B, U]`: `[B, width]`."""
-        weight = mask.to(features.dtype)
+        weight = mask.to(features.dtype)  # [B, N]
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
         return F.embedding_bag(items, features, mode="sum", per_sample_weights=weight)
 
@@ -60,10 +60,10 @@ class AttentionSynthesis(nn.Module):
         rows, length = items.shape
         query = self.query(user).unflatten(-1, (self.heads, -1))  # [..., B, h, p]
         key = F.embedding(items, self.key(features)).view(rows, length, self.heads, -1)  # [B, N, h, p]
-        logits = torch.einsum("...bhp,bnhp->...bhn", query, key) * query.shape[-1] ** -0.5
+        logits = torch.einsum("...bhp,bnhp->...bhn", query, key) * query.shape[-1] ** -0.5  # [..., B, h, N]
         weight = logits.masked_fill(~mask[:, None], torch.finfo(logits.dtype).min).softmax(-1) * mask[:, None]
         value = F.embedding(items, features).view(rows, length, self.heads, -1)  # [B, N, h, F / h]
-        mixed = torch.einsum("...bhn,bnhf->...bhf", weight, value).flatten(-2)
+        mixed = torch.einsum("...bhn,bnhf->...bhf", weight, value).flatten(-2)  # [..., B, F]
         return self.output(mixed) * mask.any(1, keepdim=True)
 
 
@@ -83,14 +83,14 @@ class GRULayer(nn.Module):
         outputs = []
         # the state stays float32 under bf16: rounding would build up over the steps
         for step, allowed in zip(projected.to(state.dtype).unbind(0), mask.unbind(0), strict=True):
-            gates = self.recurrent(state).to(state.dtype)
+            gates = self.recurrent(state).to(state.dtype)  # [B, 3h]
             reset_update = torch.sigmoid(step[:, : 2 * self.hidden] + gates[:, : 2 * self.hidden])
-            reset, update = reset_update.chunk(2, dim=1)
+            reset, update = reset_update.chunk(2, dim=1)  # [B, h] each
             candidate = torch.tanh(step[:, 2 * self.hidden :] + reset * gates[:, 2 * self.hidden :])
             # update * allowed = 1 would keep the state: a masked step keeps it whole
             state = torch.lerp(state, candidate, (1 - update) * allowed)
             outputs.append(state)
-        return torch.stack(outputs)
+        return torch.stack(outputs)  # [N, B, h]
 
 
 class GRUSynthesis(nn.Module):
@@ -113,13 +113,13 @@ class GRUSynthesis(nn.Module):
     def forward(self, user: torch.Tensor, features: torch.Tensor, items: torch.Tensor, mask: torch.Tensor):
         """Reduce rows `items [B, N]` of `features [n, F]` under `mask [B, N]`, given `user [B, U]`: `[B, width]`."""
         rows = len(items)
-        steps = mask.T[:, :, None].to(features.dtype)
+        steps = mask.T[:, :, None].to(features.dtype)  # [N, B, 1]
         first, second = self.layers
         # histories share items: projecting the n distinct rows once saves most of the first layer's products
-        projected = F.embedding(items.T, first.input(features))
-        states = first(projected, steps, self._initial_state(rows, features))
+        projected = F.embedding(items.T, first.input(features))  # [N, B, 3h]
+        states = first(projected, steps, self._initial_state(rows, features))  # [N, B, h]
         states = second(second.input(states), steps, self._initial_state(rows, features))
-        states = (states * steps).transpose(0, 1).flatten(1)
+        states = (states * steps).transpose(0, 1).flatten(1)  # [B, N * h]
         # shorter where no history has N items
         return F.pad(states, (0, self.width - states.shape[1]))
 
@@ -233,17 +233,17 @@ class SparseNN(Backbone):
             rows = torch.unique(items) if items.device.type == "cpu" else items
             row = torch.empty(self.num_items, dtype=torch.int64, device=items.device)
             row[rows] = torch.arange(len(rows), device=items.device)
-        features = self.item_encoder(rows)
-        vectors = self.item_tower(features)
+        features = self.item_encoder(rows)  # [n, F]
+        vectors = self.item_tower(features)  # [n, D]
         if item_noise is not None:
             vectors = vectors + (item_noise if rows is None else item_noise[rows])
         return StepContext(features, self.scorer.item_side(vectors), row)
 
     def encode_users(self, context: StepContext, users: torch.Tensor, history: History | None) -> torch.Tensor:
         """As in `Backbone`."""
-        features, past = self.user_encoder(users), None
+        features, past = self.user_encoder(users), None  # [B, F]
         if self.synthesis is not None:
-            past = self.synthesis(features, context.features, context.local(history.items), history.mask)
+            past = self.synthesis(features, context.features, context.local(history.items), history.mask)  # [B, width]
         return self._user_vectors(features, past)
 
     def encode_users_apart(
@@ -251,12 +251,12 @@ class SparseNN(Backbone):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute `encode_users`, and the same vectors without a gradient to the users' id embeddings: [B, D] each."""
         features = self.user_encoder(users)
-        shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))
+        shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))  # [B, F]
         past = shared_past = None
         if self.synthesis is not None:
             # both at once where they differ: the history's items are gathered once
             reads = self.synthesis.reads_user
-            queries = torch.stack([features, shared]) if reads else features
+            queries = torch.stack([features, shared]) if reads else features  # [2, B, F] or [B, F]
             past = self.synthesis(queries, context.features, context.local(history.items), history.mask)
             past, shared_past = past if reads else (past, past)
         return self._user_vectors(features, past), self._user_vectors(shared, shared_past)

@@ -99,19 +99,19 @@ class EarlyHistorySampler(HistorySampler):
         """Draw for `users`, in order of length, by the entries that arrive early: CSR positions as from `_first`."""
         row, index, arrival = self._early(users, generator)
         rest = None if exclude is None else take(exclude, row)
-        key = self._log_probability(index, rest).sub_(arrival.log())
+        key = self._log_probability(index, rest).sub_(arrival.log())  # [e] of e early entries
         if exclude is not None:
             key.masked_fill_(index == rest, -torch.inf)
         first = torch.searchsorted(row, torch.arange(len(users) + 1))
-        slot = torch.arange(len(row)) - take(first, row)
+        slot = torch.arange(len(row)) - take(first, row)  # [e]: place in its row
         width = max(int(first.diff().amax()), self.length)
         place = row * width + slot
-        keys = torch.full((len(users), width), -torch.inf)
+        keys = torch.full((len(users), width), -torch.inf)  # [B, width]
         keys.view(-1)[place] = key
         entries = torch.empty((len(users), width), dtype=torch.int64)
         entries.view(-1)[place] = index
         best, place = keys.topk(self.length, dim=1)
-        chosen = torch.where(best > -torch.inf, entries.gather(1, place), len(self.item))
+        chosen = torch.where(best > -torch.inf, entries.gather(1, place), len(self.item))  # [B, N]
         # no later entry can have a larger key than this
         ceiling = -self.log_limit[users]
         if exclude is not None:

@@ -103,8 +103,8 @@ class HistorySampler:
         self, log_p: torch.Tensor, arrival: torch.Tensor, forbidden: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:
         """The first N to arrive of whole rows: CSR positions `[b, N]`, E as padding at the end; spoils its inputs."""
-        keys = log_p.sub_(arrival.log_()).masked_fill_(forbidden, -torch.inf)
-        best, place = keys.topk(self.length, dim=1)
+        keys = log_p.sub_(arrival.log_()).masked_fill_(forbidden, -torch.inf)  # [b, L]
+        best, place = keys.topk(self.length, dim=1)  # [b, N] each
         return torch.where(best > -torch.inf, start + place, len(self.item))
 
     def _first(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
@@ -127,7 +127,7 @@ class HistorySampler:
     def _repeat_short(self, chosen, users, exclude, generator) -> torch.Tensor:
         """Replace the draws of rows with fewer than N items by N draws with replacement (upstream's rule)."""
         # the items of such a row are among its first N entries
-        position = self.indptr[users][:, None] + torch.arange(self.length, device=users.device)
+        position = self.indptr[users][:, None] + torch.arange(self.length, device=users.device)  # [B, N]
         allowed = position < self.indptr[users + 1][:, None]
         rest = None if exclude is None else exclude[:, None]
         if exclude is not None:
@@ -135,7 +135,7 @@ class HistorySampler:
         log_p = self._log_probability(position.clamp(max=len(self.item) - 1), rest)
         log_p = log_p.masked_fill(~allowed, -torch.inf)[:, None, :].expand(-1, self.length, -1)
         noise = torch.empty_like(log_p).uniform_(generator=generator).clamp_(min=1e-30).log_().neg_().log_()
-        repeated = position.gather(1, (log_p - noise).argmax(2))
+        repeated = position.gather(1, (log_p - noise).argmax(2))  # [B, N]
         short = (chosen[:, :1] < len(self.item)) & (chosen[:, -1:] == len(self.item))
         return torch.where(short, repeated, chosen)
 
@@ -147,7 +147,7 @@ class HistorySampler:
         chosen = self._choose(users, exclude, generator)
         if self.with_replacement:
             chosen = self._repeat_short(chosen, users, exclude, generator)
-        chosen = chosen.sort(dim=1).values
+        chosen = chosen.sort(dim=1).values  # [B, N]
         mask = chosen < len(self.item)
         items = torch.where(mask, take(self.item, chosen.clamp(max=len(self.item) - 1)), 0)
         return History(items, mask)

@@ -65,9 +65,9 @@ class NegativeSampler:
 
     def unknown(self, users: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Draw `count` unknown items for each of `users [B]`, uniformly with replacement: `[B, count]`."""
-        limit = self.num_unknown[users][:, None]
+        limit = self.num_unknown[users][:, None]  # [B, 1]
         draw = torch.rand((len(users), count), generator=generator, device=users.device, dtype=torch.float64)
-        rank = torch.minimum((draw * limit).long(), limit - 1)
+        rank = torch.minimum((draw * limit).long(), limit - 1)  # [B, count]
         wanted = users[:, None] * (self.num_items + 1) + rank
         below = torch.searchsorted(self.gap_keys, wanted, right=True) - self.indptr[users][:, None]
         return torch.where(self.knows_all[users][:, None], rank, rank + below)
@@ -93,12 +93,12 @@ class NegativeSampler:
         offsets = torch.randperm(rows - 1, generator=generator, device=users.device)[: 3 * wanted] + 1
         # twice in a row, the positives need no index modulo rows
         candidates = positives.repeat(2)[torch.arange(rows, device=users.device)[:, None] + offsets]
-        accepted = ~self.is_known(users, candidates)
+        accepted = ~self.is_known(users, candidates)  # [B, offsets]
         place = accepted.cumsum(1)
-        # what is refused or comes too late goes to a last column, which is dropped
+        # candidates that are known, or more than are wanted, go to a last column, which is dropped
         place = torch.where(accepted & (place <= wanted), place - 1, wanted)
         chosen = positives.new_zeros((rows, wanted + 1)).scatter_(1, place, candidates)[:, :wanted]
-        missing = torch.arange(wanted, device=users.device) >= accepted.sum(1, keepdim=True)
+        missing = torch.arange(wanted, device=users.device) >= accepted.sum(1, keepdim=True)  # [B, num_in_batch]
         return chosen, missing
 
     def sample(self, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

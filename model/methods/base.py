@@ -200,7 +200,7 @@ class Method:
                 user, shared = self.backbone.encode_users_apart(context, users, batch.history)
             else:
                 user, shared = self.backbone.encode_users(context, users, batch.history), None
-            scores = self.backbone.score(context, user, items)
+            scores = self.backbone.score(context, user, items)  # [B, 1 + M], or [B * (1 + M), 1]
         scores = scores.float().view(rows, width)
         return Forward(batch, context, user.float(), scores, None if shared is None else shared.float())
 

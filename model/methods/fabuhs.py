@@ -97,11 +97,11 @@ class FABUHS(Method):
         interactions = split.train.lengths
         self.user_weight = torch.from_numpy(np.float32(interactions.mean() / interactions.clip(min=1))).to(device)
         known = (self.known_codes >= 0) & (interactions > 0)
-        user_counts = self._both_labels(self.known_codes[known])
+        user_counts = self._both_labels(self.known_codes[known])  # [G, 2]
         # a negative is drawn from the catalogue, a positive from the train interactions
         by_item = np.bincount(popularity.codes, weights=split.degree, minlength=2)
         by_catalogue = popularity.counts() / split.num_items * split.degree.sum()
-        item_counts = np.stack([by_catalogue, by_item], axis=1)
+        item_counts = np.stack([by_catalogue, by_item], axis=1)  # [2, 2]: head and tail by label
         if self.config.item_adversary == "user_attribute":
             item_counts = self._both_labels(self.known_codes[split.train.owner])
         width = self.backbone.vector_width
@@ -217,7 +217,7 @@ class FABUHS(Method):
         user = forward.user if forward.apart is None else forward.apart
         user = user.view(rows, -1, user.shape[-1])[:, :2].expand(-1, 2, -1)  # [b, 2, D]
         item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)  # [r, D] each
-        target = self.user_target[batch.users].repeat_interleave(2)
+        target = self.user_target[batch.users].repeat_interleave(2)  # [R]
         by_user = self.config.item_adversary == "user_attribute"
         return AdversaryRows(
             user=torch.cat([user, user * item], dim=1) if self.config.adversary_input == "pair" else user,

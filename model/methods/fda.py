@@ -191,7 +191,7 @@ class FDA(Method):
         forward = self.forward(batch)
         partners, exists = self._partners(self.codes[batch.users])
         noisy, items = self._noisy(noise, batch.items), batch.items[partners]
-        scores = self.backbone.score(noisy, forward.user, items.flatten(1)).view(items.shape)
+        scores = self.backbone.score(noisy, forward.user, items.flatten(1)).view(items.shape)  # [B, G - 1, 1 + M]
         return forward, items, scores, exists
 
     def _hypotheses(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -222,10 +222,10 @@ class FDA(Method):
         if self.options.form == "code":
             return self._released_model_loss(batch, stage)
         forward, items, scores, exists = self._terms(batch, self.noise.detach())
-        real = forward.scores[:, None]
-        mixed = torch.where(self._mask()[items], scores, real)
+        real = forward.scores[:, None]  # [B, 1, 1 + M]
+        mixed = torch.where(self._mask()[items], scores, real)  # [B, G - 1, 1 + M]
         rows, paired = _mean_where(self._hypotheses(real, mixed), exists)
-        plain = self._hypotheses(forward.scores, forward.scores)
+        plain = self._hypotheses(forward.scores, forward.scores)  # [B]
         return torch.where(paired, rows, plain).mean() + self.penalty(forward, batch, stage)
 
     def _mask(self) -> torch.Tensor:
@@ -254,7 +254,7 @@ class FDA(Method):
         place = first[other] + rank[:, None] % counts[other].clamp(min=1)
         fake = batch.positives[order[place.clamp(0, len(codes) - 1)]]  # [B, G - 1]
         noisy = self._noisy(self.noise, batch.positives)
-        scores = self.backbone.score(noisy, forward.user, fake)
+        scores = self.backbone.score(noisy, forward.user, fake)  # [B, G - 1]
         terms = F.softplus(forward.scores[:, None, 1:] - scores[:, :, None]).mean(-1)  # [B, G - 1]
         if self.config.l2:
             terms = terms + self.config.l2 * self._squared_norm(noisy, fake)
@@ -278,7 +278,7 @@ class FDA(Method):
         noisy = self._noisy(self.noise.detach(), items)
         row = torch.arange(rows, device=items.device)[:, None]
         is_positive = torch.arange(items.shape[1], device=items.device) == 0
-        fake = torch.where(is_positive, row >= rows - count, row < count)
+        fake = torch.where(is_positive, row >= rows - count, row < count)  # [B, 1 + M]
         scores = torch.where(fake, self.backbone.score(noisy, forward.user, items), forward.scores)
         loss = F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch, stage)
         if self.config.l2 and count:

@@ -79,8 +79,8 @@ class Parity(Method):
         """
         scores = []
         for users, starts, known in self.bags:
-            means = F.embedding_bag(users, user, starts, mode="mean", include_last_offset=True)
-            scores.append(((means * item).sum(-1), known))
+            means = F.embedding_bag(users, user, starts, mode="mean", include_last_offset=True)  # [1 or I, D]
+            scores.append(((means * item).sum(-1), known))  # [I], and [1 or I]
         gaps = []
         for (first, first_known), (second, second_known) in combinations(scores, 2):
             both = first_known & second_known
