@@ -111,7 +111,7 @@ def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def _segments(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-    # reduceat reads an empty segment as its successor's first entry, so only filled ones are named.
+    # reduceat would read an empty segment as the next one's first entry: only filled ones are named
     filled = histories.lengths > 0
     return histories.indptr[:-1][filled], histories.lengths[filled]
 
@@ -306,7 +306,7 @@ class SolvedDiscriminator(_GroupDiscriminator):
         moments = total((rows[:, :inputs] * weight).T @ rows).double()  # [D, D + G]
         covariance, cross = moments[:, :inputs], moments[:, inputs:]
         strength = RIDGE * torch.diagonal(covariance).mean() + torch.finfo(torch.float32).tiny
-        # the unchecked form does not make the host wait, and the ridge keeps the matrix positive
+        # cholesky_ex does not make the host wait, and the ridge keeps the matrix positive
         factor, _ = torch.linalg.cholesky_ex(covariance + torch.diag_embed(strength.expand(inputs)))
         solution = torch.cholesky_solve(cross, factor).to(rows.dtype)
         return solution, means[:, inputs:] - means[:, :inputs] @ solution

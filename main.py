@@ -35,7 +35,7 @@ def define_flags(settings: Iterable[Setting], values: flags.FlagValues = FLAGS) 
         default = str(setting.default) if setting.base == "Path" and setting.default is not None else setting.default
         facts = {"name": setting.name, "default": default, "help": setting.help, "flag_values": values}
         if setting.base in bounds:
-            # a bound that is no value itself is checked where the flag becomes a setting
+            # absl's bounds are allowed values; a bound that is not is checked where the flag becomes a setting
             low = setting.low if setting.above is None else setting.above
             bounds[setting.base](lower_bound=low, upper_bound=setting.high, **facts)
         elif setting.base == "bool":

@@ -26,13 +26,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     refuses.
     """
     path = Path(path)
-    # process ids repeat across the containers and hosts that may share a folder
+    # a random name: process ids repeat across containers and hosts that share a folder
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch wraps what its file raised
+        # torch wraps the error of its file in a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise

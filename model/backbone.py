@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         "l2": 0.0,
         "in_batch_negatives": None,
     }
-    # what a protocol, and then a data set, changes in them: by its name
+    # what a protocol, and then a data set, changes in them: name -> hyper-parameters
     defaults_under: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     defaults_on: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # the code released with FDA clamps the item table of this backbone to [-1, 1] before it adds noise

@@ -46,7 +46,7 @@ class MatrixFactorisation(Backbone):
         "num_negatives": 1,
     }
     defaults_under: ClassVar = {"fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60}}
-    # too small for their batches
+    # synthetic data are too small for the batches above
     defaults_on: ClassVar = {"synthetic": {"batch_size": 512, "epochs": 30, "lr": 5e-3}}
     initial_std = INITIAL_STD
 

@@ -37,7 +37,7 @@ class FeatureEncoder(nn.Module):
                 self.columns[spec.name] = nn.Embedding(spec.size, dim, sparse=sparse)
                 nn.init.normal_(self.columns[spec.name].weight, std=EMBEDDING_STD)
             else:
-                # a multi-hot row times a matrix is the sum of its categories' embeddings, hence no bias there
+                # a multi-hot row times a matrix is the sum of its categories' embeddings, so it has no bias
                 self.columns[spec.name] = nn.Linear(spec.size, dim, bias=spec.kind == "dense")
             self.register_buffer(f"table_{spec.name}", table.columns[spec.name], persistent=False)
 

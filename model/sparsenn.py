@@ -87,7 +87,7 @@ class GRULayer(nn.Module):
             reset_update = torch.sigmoid(step[:, : 2 * self.hidden] + gates[:, : 2 * self.hidden])
             reset, update = reset_update.chunk(2, dim=1)  # [B, h] each
             candidate = torch.tanh(step[:, 2 * self.hidden :] + reset * gates[:, 2 * self.hidden :])
-            # update * allowed = 1 would keep the state: a masked step keeps it whole
+            # allowed is 0 in a masked step, which so keeps the state
             state = torch.lerp(state, candidate, (1 - update) * allowed)
             outputs.append(state)
         return torch.stack(outputs)  # [N, B, h]
@@ -120,12 +120,12 @@ class GRUSynthesis(nn.Module):
         states = first(projected, steps, self._initial_state(rows, features))  # [N, B, h]
         states = second(second.input(states), steps, self._initial_state(rows, features))
         states = (states * steps).transpose(0, 1).flatten(1)  # [B, N * h]
-        # shorter where no history has N items
+        # padded where no history has N items
         return F.pad(states, (0, self.width - states.shape[1]))
 
 
 VECTOR_WIDTH = 128
-# the column that is a user's own
+# the column that belongs to one user alone
 OWN_FEATURE = "id"
 
 
@@ -182,7 +182,7 @@ class SparseNN(Backbone):
         users = data.users
         if config.mask_sensitive_feature and config.attribute in users.columns:
             users = users.without((config.attribute,))
-        # a wider GRU would only have weights that see zeros
+        # beyond the longest history a GRU would only have weights that see zeros
         longest = int(np.bincount(data.user_id).max())
         options = SparseNNOptions(
             synthesis_type=config.synthesis_type,
@@ -229,7 +229,7 @@ class SparseNN(Backbone):
         """
         rows = row = None
         if items is not None and items.numel() < self.num_items:
-            # a GPU would have to tell the host how many distinct ones there are: there, repeats stay in
+            # repeats stay in on a GPU: the host would have to wait for the number of distinct items
             rows = torch.unique(items) if items.device.type == "cpu" else items
             row = torch.empty(self.num_items, dtype=torch.int64, device=items.device)
             row[rows] = torch.arange(len(rows), device=items.device)
@@ -254,7 +254,7 @@ class SparseNN(Backbone):
         shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))  # [B, F]
         past = shared_past = None
         if self.synthesis is not None:
-            # both at once where they differ: the history's items are gathered once
+            # both in one call where they differ, so that the history's items are gathered once
             reads = self.synthesis.reads_user
             queries = torch.stack([features, shared]) if reads else features  # [2, B, F] or [B, F]
             past = self.synthesis(queries, context.features, context.local(history.items), history.mask)

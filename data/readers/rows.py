@@ -138,7 +138,7 @@ def read_integer_rows(path: Path, names: Sequence[str]) -> FileRows:
     if table is not None:
         columns = {name: table[index].to_numpy() for index, name in enumerate(names)}
         return FileRows(path.name, columns, np.arange(1, len(table) + 1), [])
-    # some row is not as it should be: find out which
+    # some row is malformed: read again, slowly, to find which
     rows = read_text_rows(path, names)
     fields = {name: parse_integers(rows[name], gaps=False) for name in names}
     rows.columns = {name: values for name, (values, _) in fields.items()}
@@ -153,11 +153,11 @@ def _plain_integers(data: bytes, width: int) -> pd.DataFrame | None:
     data = data.removeprefix(codecs.BOM_UTF8)
     if data.translate(None, b"0123456789:\r\n") or not data.endswith(b"\n"):
         return None
-    # a value does not tell how many zeros came before it
+    # leading zeros would be lost
     if data.startswith(b"0") or b"\n0" in data or b":0" in data:
         return None
     try:
-        # the fast parser knows separators of one character only
+        # the fast parser takes separators of one character only
         text = io.BytesIO(data.replace(b"::", b"\t"))
         table = pd.read_csv(text, sep="\t", header=None, dtype=np.int64, na_filter=False, skip_blank_lines=False)
     except (ValueError, OverflowError):
@@ -204,7 +204,7 @@ def _tokenize(
 ) -> tuple[list[str], list[int], dict[str, list[int]]]:
     """Split `lines` after the header into rows of `width` fields: all fields in one list, first lines, bad lines."""
     fields, starts, broken = [], [], {}
-    # a row never goes on beyond a line that could not be read
+    # a row ends at the latest before a line that could not be read
     follows = np.diff(numbers, prepend=-1) == 1
     start = 1
 

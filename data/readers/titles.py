@@ -42,7 +42,7 @@ def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path, may_writ
         return cached
     model = _load_model(encoder)
     logging.info("encoding %d distinct titles with %s", len(distinct), encoder)
-    # With nothing to encode, one placeholder still tells the width.
+    # Where there is nothing to encode, a placeholder gives the width.
     vectors = model.encode(
         list(distinct) or ["title"],
         batch_size=BATCH_SIZE,
@@ -168,7 +168,7 @@ def _load_model(encoder: str):
             continue
         try:
             if not offline:
-                # One bounded question first: without it, an unreachable hub is retried file by file for minutes.
+                # One request with a time limit first: an unreachable hub would be retried file by file for minutes.
                 repository = name if "/" in name else f"sentence-transformers/{name}"
                 huggingface_hub.model_info(repository, timeout=HUB_TIMEOUT)
             return SentenceTransformer(name, local_files_only=offline)

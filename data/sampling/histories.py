@@ -26,7 +26,7 @@ def normalised(log_weights: np.ndarray, lists: ItemLists) -> tuple[np.ndarray, n
     log_p = log_weights - log_total(log_weights)
     p = np.exp(log_p)
     dominant = p > 0.5
-    # 1 - p cancels where one item holds nearly all the mass; there is at most one such item per list
+    # 1 - p loses its digits where one item has nearly all the mass; a list has at most one such item
     without = log_total(np.where(dominant, -np.inf, log_p))
     return log_p, np.where(dominant, without, np.log1p(-np.where(dominant, 0.0, p)))
 
@@ -62,7 +62,7 @@ class HistorySampler:
         if entries != weighted:
             raise ValueError(f"history weights are for {weighted} entries, not {entries}; use these histories")
         self.longest = int(histories.lengths.max(initial=1))
-        # places that no history can fill would only take memory
+        # places beyond the longest history would only take memory
         self.length = length if with_replacement else min(length, self.longest)
         self.with_replacement, self.device = with_replacement, device
         self.indptr = torch.from_numpy(histories.indptr).to(device)
@@ -115,7 +115,7 @@ class HistorySampler:
 
     def _choose(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
         """Draw for `users [B]`: CSR positions `[B, N]`, E as padding at the end."""
-        # blocks of sizes that the host knows: asking the device for others would stall it
+        # blocks of sizes that the host knows: reading sizes from the device would make the host wait
         parts = self._blocks(users)
         rests = [None] * len(parts) if exclude is None else self._blocks(exclude)
         return torch.cat([self._first(part, rest, generator) for part, rest in zip(parts, rests, strict=True)])

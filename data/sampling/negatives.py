@@ -23,10 +23,10 @@ class NegativeSampler:
         count = np.bincount(owner, minlength=len(known.lengths))
         indptr = np.concatenate([[0], np.cumsum(count)])
         self.num_items, self.num_uniform, self.num_in_batch, self.device = num_items, num_uniform, num_in_batch, device
-        # a last key that no pair has, so that every search ends inside
+        # a last key that no pair has, so that every search ends within the array
         self.keys = torch.from_numpy(np.append(keys, np.iinfo(np.int64).max)).to(device)
         position = np.arange(len(item)) - indptr[owner]
-        # num_items + 1 values, 0..num_items, of `item - position` are possible per user
+        # `item - position` takes num_items + 1 values per user, 0..num_items
         self.gap_keys = torch.from_numpy(owner * (num_items + 1) + item - position).to(device)
         self.indptr = torch.from_numpy(indptr).to(device)
         unknown = num_items - count
@@ -52,7 +52,7 @@ class NegativeSampler:
         """Tell for `users [B]` and `items [B, M]` which pairs are known: `[B, M]` bool."""
         if self.device.type != "cpu":
             return self._search(users[:, None], items)
-        # a bitmap costs a fifth of a search; only a hit in one that is folded over needs the search
+        # a bitmap takes a fifth of a search's time; only a hit in a folded one needs the search
         bit = self.filter_first[users][:, None] + (items & self.filter_mask[users][:, None])
         known = (self.filter_words[bit >> 6] >> (bit & 63) & 1).bool()
         row, column = torch.nonzero(known & ~self.filter_is_exact[users][:, None], as_tuple=True)
@@ -91,7 +91,7 @@ class NegativeSampler:
         """
         rows, wanted = len(users), self.num_in_batch
         offsets = torch.randperm(rows - 1, generator=generator, device=users.device)[: 3 * wanted] + 1
-        # twice in a row, the positives need no index modulo rows
+        # the positives twice in a row: so an index need not be taken modulo rows
         candidates = positives.repeat(2)[torch.arange(rows, device=users.device)[:, None] + offsets]
         accepted = ~self.is_known(users, candidates)  # [B, offsets]
         place = accepted.cumsum(1)

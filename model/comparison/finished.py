@@ -118,7 +118,7 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
     measured = {column: split_key(column) for column in frame if is_result(column)}
     root = _chosen_list(name, list(dict.fromkeys(owner for owner, _ in measured.values())), chosen)
     columns = {column: metric for column, (owner, metric) in measured.items() if owner == root}
-    # with several tasks a row may be of somebody whom this one does not ask
+    # with several tasks a row may be of a user whom this task does not ask
     frame = frame[frame[list(columns)].notna().any(axis=1)]
     parts = [result["method"], "re-ranked" if ListKey.parse(root) == ListKey(reranked=True) else chosen]
     if result.get("epoch") is not None:

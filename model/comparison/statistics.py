@@ -153,7 +153,7 @@ def bootstrap(
 
 def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Means of `values [T, C]` over each row of `chosen [..., T]`: `[C, ...]`."""
-    # how often each user was drawn, times the values: many times faster than gathering the values drawn
+    # counts of the users drawn, times the values: many times faster than gathering the values
     size = len(values)
     rows = chosen.reshape(-1, size)
     cells = rows + size * np.arange(len(rows))[:, None]

@@ -30,7 +30,7 @@ LEAKAGE = "model.evaluation.probes:leakage"
 class Encoded:
     """Vectors of users and items under weights that stay as they are."""
 
-    # histories, the parts of users that were encoded one after the other, their vectors
+    # histories, the parts of users in the order of encoding, their vectors
     users: list[tuple[Histories, list[np.ndarray], torch.Tensor]] = field(default_factory=list)
     items: torch.Tensor | None = None
 
@@ -143,7 +143,7 @@ class Evaluator(Ranker):
             past = None if history is None else History(history.items[own], history.mask[own])
             parts.append(self.backbone.encode_users(context, users[own], past))
 
-        # noise that a network draws itself would be another in parts
+        # a network that draws noise itself would draw other noise in parts
         if own_generators(self.backbone):
             encode(range(len(users)))
         else:
@@ -201,7 +201,7 @@ class Evaluator(Ranker):
         users = asked if users is None else users
         if not len(users):
             raise ValueError(f"the {task.name} task asks about no user; the split has no item for it")
-        # histories are drawn for all users of a part together: some of them alone would get other ones
+        # histories are drawn for all users of a part at once: for some of them alone they would differ
         others = np.setdiff1d(np.arange(split.num_users), asked)
         parts = [part for part in (asked, others) if np.isin(users, part).any()]
         with self._serving():

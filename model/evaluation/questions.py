@@ -30,7 +30,7 @@ class Answer:
     per_user: dict[str, np.ndarray]
 
     def __post_init__(self):
-        # a metric that the table does not know is an error here, not a blank in a report
+        # a metric that is not in the table is an error here, and not silently left out of a report
         for text in (*self.metrics, *self.per_user):
             MetricKey.parse(text)
 

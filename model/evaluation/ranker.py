@@ -73,7 +73,7 @@ class Ranker:
         if not task.num_sampled:
             own_users = np.array_split(users, processes.world)[processes.rank]
             return processes.gather(self._rank_alone(score, own_users, task, top, progress))
-        # candidates are drawn user after user: a part of the users would get others
+        # candidates are drawn user after user: for a part of the users they would differ
         return self._rank_alone(score, users, task, top, progress) if processes.first else None
 
     def _rank_alone(self, score: ScoreBlock, users, task: Task, top: int, progress: str | None) -> Ranking:

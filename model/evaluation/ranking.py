@@ -143,7 +143,7 @@ class _Drawn:
             try:
                 self._lists = self._candidates(rows)
             except (MemoryError, RuntimeError) as error:
-                # no second try: it would draw other candidates
+                # no second try, which would draw other candidates
                 raise (out_of_memory(error) if is_out_of_memory(error) else error) from error
             self._rows = range(rows[0], rows[-1] + 1)
         return self._lists.take(rows - self._rows.start)

@@ -93,7 +93,7 @@ class FABUHS(Method):
         self.item_target = torch.from_numpy(popularity.codes).to(device)
         seed = self.environment.phase_seeds(phase.number)["adversary"]
         user_seed, item_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-        # rows come by interaction; every user counts the same, as for whoever reads the served vectors
+        # batches are of interactions; the weights make every user count the same, as in an attack on served vectors
         interactions = split.train.lengths
         self.user_weight = torch.from_numpy(np.float32(interactions.mean() / interactions.clip(min=1))).to(device)
         known = (self.known_codes >= 0) & (interactions > 0)
@@ -202,7 +202,7 @@ class FABUHS(Method):
         for adversary in (self.user_adversary, self.item_adversary):
             index = adversary.reinitialise(turn)
             for parameter in adversary.discriminators[index].parameters():
-                # moments of the old parameters would throw the fresh ones off
+                # Adam's moments are those of the old parameters
                 self.discriminator_optimiser.state.pop(parameter, None)
 
     def _adversary_rows(self, batch: Batch, own_batch: Batch, forward: Forward) -> AdversaryRows:
@@ -245,7 +245,7 @@ class FABUHS(Method):
             (self.user_adversary, rows.user, rows.user_target, rows.user_weight, user_scale),
             (self.item_adversary, rows.item, rows.item_target, even, item_scale),
         ):
-            # the weights of all processes' rows: a mean over some rows only would not add up
+            # the weight of all processes' rows: means over a process's rows would not add up
             mass = adversary.mass(rows.label[part], target[part], weight[part])
             label, target, weight = (self._held(values)[own_part] for values in (rows.label, target, weight))
             losses.append(adversary.loss(vectors[own_part], label, target, scale, mass, weight))
@@ -255,7 +255,7 @@ class FABUHS(Method):
         """Solve the linear discriminator on all processes' rows; give its loss on this process's."""
         discriminator = self.solved_discriminator
         mass = discriminator.mass(rows.label, rows.user_target, rows.user_weight)
-        # where a process has no row of the batch, it has one vector that stands for none
+        # a process without a row of the batch has one vector, which must not count
         label, target, weight = (self._held(part) for part in (rows.label, rows.user_target, rows.user_weight))
         user = rows.user[: len(label)]
         solution = discriminator.solve(user, label, target, weight, self.environment.processes.sum)

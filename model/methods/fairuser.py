@@ -207,7 +207,7 @@ class FairUser(Method):
     def begin_stage(self, stage: str) -> None:
         """Find the antidote users when the second stage begins, and put all weights back to where they began."""
         super().begin_stage(stage)
-        # a run that goes on within the stage has loaded its antidote users
+        # a run that is resumed within the stage has loaded its antidote users
         if stage != "method" or len(self.positives):
             return
         self._take(self._find())

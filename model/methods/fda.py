@@ -260,7 +260,7 @@ class FDA(Method):
             terms = terms + self.config.l2 * self._squared_norm(noisy, fake)
         present = (counts > 0).sum()
         pairs = (present * (present - 1)).clamp(min=1)
-        # zeros, not products with 0, where there is no partner: a score there may be of any row
+        # where there is no partner the score is of an arbitrary row, and may be infinite: hence no product with 0
         means = torch.where(exists, terms, 0) / counts[codes.clamp(min=0)].clamp(min=1)[:, None]
         return means.sum() * (self.num_groups / pairs)
 
@@ -282,7 +282,7 @@ class FDA(Method):
         scores = torch.where(fake, self.backbone.score(noisy, forward.user, items), forward.scores)
         loss = F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch, stage)
         if self.config.l2 and count:
-            # the penalty is of the positives in use
+            # the penalty is on the vectors in use: noisy ones where the positives are noisy
             last = batch.positives[-count:]
             change = self._squared_norm(noisy, last) - self._squared_norm(forward.context, last)
             loss = loss + self.config.l2 * change.sum() / rows

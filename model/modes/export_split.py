@@ -112,7 +112,7 @@ def _interactions(data: InteractionData, phase: Phase) -> dict[str, pd.DataFrame
         user = lists.owner
         row = order[np.searchsorted(keys, _keys(lists, data.num_items), sorter=order)]
         if data.time is not None:
-            # of equal times the split's order stays
+            # a stable sort: equal times keep the split's order
             by_time = np.lexsort((data.time[row], user))
             user, row = user[by_time], row[by_time]
         columns = {
@@ -139,7 +139,7 @@ def _items(data: InteractionData, phase: Phase) -> pd.DataFrame:
 def _users(data: InteractionData) -> pd.DataFrame:
     columns = {"user": data.original_user_ids}
     for name, group in data.user_groups.items():
-        # an unknown label, None, is written as nothing
+        # an unknown group has code -1, which reads None: an empty cell
         columns[name] = np.array([*group.labels, None], dtype=object)[group.codes]
     return pd.DataFrame(columns)
 

@@ -100,7 +100,7 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
     if config.dry_run:
         _estimate(work)
         return
-    # also says once what is wrong with the settings or the data, and fills the caches that all seeds read
+    # this also finds errors in settings or data once, and fills the caches that all seeds read
     drawn, expected = _fingerprints(work)
     reserve_run_dir(config.output_dir, config.run_name, config.resume, FOLDER_OF_SEEDS)
     used = [folder_name(seed) for seed in seeds if work.folder(seed).exists()]
@@ -148,7 +148,7 @@ def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
     known = {first: of(first, aloud=True)} | {seed: of(seed) for seed in rest[:1]}
     if len(set(known.values())) == 1:
         return False, dict.fromkeys(work.seeds, known[first])
-    # the data of those that were run before may have changed since
+    # the data of seeds that ran before may have changed since
     return True, known | {seed: of(seed) for seed in rest[1:] if work.has_finished(seed)}
 
 

@@ -52,7 +52,7 @@ def serve(settings: Settings, processes: Processes) -> Served:
     trained, content = load_checkpoint(path)
     _check_registered(path, trained)
     config = settings.over(trained)
-    # what the weights were trained to hide, and from whom, stays what it was; other attributes can be reported
+    # the attribute that the method acts on, and the held-out users, stay those of training; others can be reported
     run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute), may_download=False)
     phase = run.protocol.phases[-1]
     _check_train_data(path, config, content["train_fingerprint"], phase)

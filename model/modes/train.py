@@ -88,7 +88,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
     steps, label = sampler.steps(batch_size), f"epoch {progress.epoch}"
     training.method.begin_epoch(stage, progress.epoch)
     for name in training.method.passes(stage, progress.epoch)[progress.turn :]:
-        # the stream stays where the pass began until it ends, so that a resumed pass draws its order again
+        # drawn from a copy: the stream itself moves on when the pass ends, so a resumed pass draws the same order
         order = generators["order"].clone_state()
         batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
         silent = None if processes.first else True
@@ -102,7 +102,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
             session.save_by_clock()
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
-    # the last step may have spoilt the weights, and on a GPU no step was looked at
+    # the last step may have made weights infinite, and on a GPU no step was checked
     with training.naming(label):
         training.check_finite()
     return progress.means(processes)
@@ -115,7 +115,7 @@ def validate(session: Session, phase: Phase, stage: str) -> dict[str, float]:
         with session.stop.at_once(), training.naming(f"epoch {training.progress.epoch}"):
             return ask_validation(session.run, phase, training.method, session.evaluator, stage)
     except Stopped:
-        # the signal may have come before the evaluator put a network's own stream back
+        # the signal may have come before the evaluator restored a network's own stream
         training.set_generator_states(states)
         raise
 
@@ -158,7 +158,7 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
     row |= {validation_key(key): metric for key, metric in summary.items()}
     if first:
         append_jsonl(session.directory / "metrics.jsonl", row)
-    # epochs count anew in every stage, and the tracker's steps must not
+    # epochs count from 1 in every stage, and the tracker's steps must rise
     session.tracker.log(row, len(progress.rows) + 1)
     spent = f"[{trained - started:.1f} s + {time.perf_counter() - trained:.1f} s]"
     print(f"{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}", flush=True)
@@ -200,7 +200,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     training.method.begin_phase(phase, planned_steps(phase, sampler, training.method))
     training.begin_phase(phase, streams, saved)
     if saved is not None and run.processes.first and training.selection.weights:
-        # epochs after the state may have left others there, and need not come out as best again
+        # epochs after the saved state may have written other weights there
         save_checkpoint(session.directory / "checkpoint.pt", run.config, phase, training.selection)
     stages = stages_to_train(training.method)
     try:
@@ -234,7 +234,7 @@ def execute(
     directory = config.output_dir / config.run_name
     if processes.from_first(config.resume and (directory / "result.json").exists()):
         print(f"{directory} holds a finished run (result.json): nothing is left to do")
-        # it may have been killed on its last lines
+        # the run may have been killed after result.json and before this
         (directory / "state.pt").unlink(missing_ok=True)
         return {}
     with processes.first_ahead():
@@ -269,7 +269,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     """Do what is left of a run, phase by phase; give the metrics by key."""
     run, progress, phases = session.run, session.training.progress, session.run.protocol.phases
     if run.processes.first:
-        # rows after the saved state will come again
+        # epochs after the saved state are trained again: drop their rows
         write_jsonl(session.directory / "metrics.jsonl", progress.rows)
     if saved is not None:
         print(f"resumed in epoch {progress.epoch} after {progress.step} of its steps")

@@ -34,7 +34,7 @@ def attempt(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
     """Draw with matplotlib's defaults, whatever the user's matplotlibrc says."""
-    # it would tell of fonts that it looks for and of mistakes in a file that is not read here
+    # it would warn of missing fonts, and of mistakes in a matplotlibrc that is not used here
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
@@ -57,7 +57,7 @@ def save(figure: Any, path_stem: Path | str) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     with own_style():
-        # a layout engine would work, and draw, anew for each file
+        # otherwise the layout would be computed, and the figure drawn, anew for each file
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine(None)
         # empty metadata keep dates and versions out of the files

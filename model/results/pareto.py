@@ -69,7 +69,7 @@ def accuracy_against_fairness(
     ]
     names = [*points, "Pareto front", "dominated"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
-    # numbers go where there is room, which only the finished layout tells
+    # numbers go where there is room, which is known only after the layout
     figure.get_layout_engine().execute(figure)
     for panel, values in placed:
         _number(panel, values, heights)

@@ -152,7 +152,7 @@ def tables_of_several(
         lines = _lines([key for key in lists if key.task == task], results)
         tables += [_accuracy_lines(lines, groups, k, of_task), *_group_lines(lines, groups, k, of_task)]
         tables += _whole_list_lines(lines, k, of_task)
-    # a protocol's summary need not have everything
+    # a protocol's summary need not have every metric
     tables = [replace(table, rows=[row for row in table.rows if any(row[1:])]) for table in tables]
     return [part for table in tables if table.rows for part in _fitting(table)]
 
@@ -197,7 +197,7 @@ def _group_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> 
 def _whole_list_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> list[Table]:
     """Exposure, and parity and leakage by attribute."""
     keys = _whole_list_keys(lines.values(), k)
-    # attributes in the order that results have them, behind what has none
+    # attributes in the order of the results, after metrics without one
     attributes = dict.fromkeys(key.group for metrics in lines.values() for key in parsed(metrics) if key in keys)
     tables = []
     for attribute in sorted(attributes, key=bool):
@@ -213,7 +213,7 @@ def _whole_list_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> lis
 def _fitting(table: Table) -> list[Table]:
     """The table cut into parts that are no wider than the console, each with the first column."""
     widths = [
-        # tabulate gives heads room
+        # tabulate pads headers by two
         max(len(head) + 2, *(len(text) for text in column))
         for head, column in zip(table.headers, zip(*table.rows, strict=True), strict=True)
     ]

@@ -123,7 +123,7 @@ class Tracker:
 
         media = {name: shown(Path(path)) for name, path in images.items()}
         for table in tables:
-            # a column needs a name there, and a short key reads better
+            # W&B needs a name for every column
             headers = [header or "metric" for header in table.headers]
             media[table.caption.partition(",")[0]] = wandb.Table(columns=headers, data=table.rows)
         if media:
@@ -153,7 +153,7 @@ def _start(mode: str, settings: dict) -> Any:
 
 def _end_service() -> None:
     """Kill wandb's service process and drop the exit hook that would wait for its answer for ever."""
-    # no public way is bounded: wandb's exit hook asks the service to end, and waits for its answer
+    # no public call has a time limit: wandb's exit hook asks the service to end, and waits for the answer
     with contextlib.suppress(AttributeError, ImportError):
         from wandb.sdk import wandb_setup
 

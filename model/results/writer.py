@@ -41,7 +41,7 @@ from model.training.progress import Progress
 
 
 def _commit() -> str | None:
-    # GIT_DIR and its like are about another repository
+    # GIT_DIR and other variables of git would name another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
@@ -79,7 +79,7 @@ def write_lists(run: Run, directory: Path, phase: Phase, answers: Sequence[Answe
     before = set(names[: names.index(phase.name)])
     users, values = values_by_user(answers)
     path = directory / "per_user.parquet"
-    # a checkpoint that is judged anew has a folder without them
+    # where a checkpoint is tested again, its new folder does not have them
     if before and path.exists():
         users, values = with_earlier(pd.read_parquet(path), users, values, original_ids[0], before, protocol.many_tasks)
     write_per_user(path, users, original_ids[0], values, run.groups)

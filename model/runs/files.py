@@ -145,7 +145,7 @@ def lock_run_dir(directory: Path) -> Iterator[Path]:
         remove_unfinished(directory)
         yield directory
     finally:
-        # whoever locks the removed file in between sees that it is gone, and tries again
+        # another process that locks the removed file meanwhile notices, and tries again
         path.unlink(missing_ok=True)
         lock.release()
 

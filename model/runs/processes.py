@@ -96,7 +96,7 @@ class Processes:
         if self.world == 1:
             return
         parameters = list(parameters)
-        # on the host, so that no GPU has to be asked
+        # on the host, so that it need not wait for a GPU
         present = self.sum(torch.tensor([float(parameter.grad is not None) for parameter in parameters]))
         parameters = [parameter for parameter, count in zip(parameters, present.tolist(), strict=True) if count]
         gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in parameters]
@@ -183,5 +183,5 @@ def _process_group(device: str) -> Iterator[Processes]:
             stack.enter_context(without_warnings())
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield Processes(rank, world, store)
-    # not after an error, when it would wait for processes that are gone
+    # not after an error: it would wait for processes that are gone
     distributed.destroy_process_group()

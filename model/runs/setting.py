@@ -56,17 +56,17 @@ class Setting:
     low: float | None = None
     high: float | None = None
     above: float | None = None
-    # a float that may be infinite; a list whose values may repeat
+    # `infinite`: a float may be infinite; `repeats`: a list's values may repeat
     infinite: bool = False
     repeats: bool = False
-    # a list that is given by a flag for each of its values, not by commas
+    # a list with a flag for each value instead of commas
     flag_each: bool = False
     # raises ValueError for a value that is not allowed
     check: Callable[[Any], object] | None = None
     needs: tuple[Need, ...] = ()
     modes: tuple[str, ...] = ("train",)
     required: bool = False
-    # a resumed run may have another value: what it gives does not depend on it
+    # a resumed run may have another value, since results do not depend on it
     free: bool = False
     # `--config` takes it from a run's config.json
     fed_back: bool = True
@@ -135,7 +135,7 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     """Declare a field of `Config` or `Request`; `facts` are the further fields of `Setting`."""
     metadata = {"default": default, "help": help, **facts}
     if isinstance(default, Path):
-        # at the time of use: there may be no home folder to expand
+        # expanded when used, as there may be no home folder
         return dataclasses.field(default_factory=default.expanduser, metadata=metadata)
     return dataclasses.field(default=() if default == [] else default, metadata=metadata)
 

@@ -79,7 +79,7 @@ class Settings:
 
     def over(self, trained: Config) -> Config:
         """Put the settings given here over those of a `trained` run."""
-        # where results go and what computes is never the trained run's choice
+        # where results go and what computes them is never taken from the trained run
         named = {name for name in self.named if self.reads(name) and self.values[name] is not None}
         names = (self.given | named | {"output_dir", "device", "wandb_mode"}) & declared(self.kind).keys()
         chosen = {name: self.declared[name].converted(self.values[name]) for name in names}
@@ -147,7 +147,7 @@ class Settings:
     def _check_read(self, config: Config) -> None:
         """Refuse what is given and would not be read in a run under `config`."""
         for name in self._given():
-            # what the mode does not let one choose is not to blame
+            # a setting that the mode does not read cannot be changed, so it is no reason
             needs = [need for need in self.declared[name].needs if need.about is None or self.reads(need.about)]
             reason = _obstacle(name, needs, config)
             if reason is not None:

@@ -16,7 +16,7 @@ def stream_seeds(seed: int, phase: int = 0) -> dict[str, int]:
     """Give one independent seed per random stream and phase, all from one `SeedSequence` (Decision 24)."""
     seeds = {}
     for place, name in enumerate(STREAMS):
-        # the first phase has the streams that a run of one phase has
+        # the first phase has the streams of a run with one phase
         key = (place, phase) if phase else (place,)
         child = np.random.SeedSequence(seed, spawn_key=key)
         seeds[name] = int(child.generate_state(1, np.uint64)[0]) >> 1

@@ -32,7 +32,7 @@ class Selection:
 
     def offer(self, epoch: int, value: float, backbone: nn.Module, method: Method) -> bool:
         """Tell whether `epoch` is the best so far, and keep its weights if so; a NaN never is."""
-        # a numpy number would need pickle, which a checkpoint must not
+        # a numpy number would be pickled, and a checkpoint must load without pickle
         value = self.values[epoch] = float(value)
         if not value > self.value:
             return False

@@ -28,7 +28,7 @@ def resume_command(config: Config, processes: Processes) -> str:
     command = [sys.executable]
     if processes.world > 1:
         command += ["-m", "torch.distributed.run", *torchrun_options(os.environ)]
-    # of a flag that is given twice the last one counts
+    # where a flag is given twice, the last one counts
     wanted = [f"--run_name={config.run_name}", "--resume"]
     return shlex.join([*command, *sys.argv, *(flag for flag in wanted if flag not in sys.argv)])
 

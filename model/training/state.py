@@ -74,7 +74,7 @@ class Training:
     def _put(self, state: dict[str, Any]) -> None:
         self.backbone.load_state_dict(state["backbone"])
         self.method.load_state_dict(state["method"])
-        # an optimiser would go on with the very tensors, and what is kept must stay as it is
+        # copied, because an optimiser would change the kept tensors in place
         self.method.load_training_state(copy.deepcopy(state["training"]))
 
     def over(self, schedule: Schedule) -> bool:
@@ -139,7 +139,7 @@ class Training:
     def load(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave; `Progress.of` reads the progress."""
         if not self.processes.first:
-            # the first holds them all; without the names this process would not take part in the next sum
+            # the first process holds the sums; the others need zeros of these names to take part in the next sum
             self.progress.totals = {key: torch.zeros_like(value) for key, value in self.progress.totals.items()}
         self._put(state)
         self.set_generator_states(state["generators"])

@@ -19,7 +19,7 @@ def update(
 
     A loss that is not finite is a NotFiniteError.
     """
-    # asking a GPU for every loss would stall it; there the epoch's mean is checked instead
+    # reading every loss from a GPU would make the host wait; there the epoch's mean is checked instead
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NotFiniteError(f"the training loss is {loss.item()}")
     for optimiser in optimisers:
