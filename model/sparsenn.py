@@ -162,7 +162,7 @@ class SparseNNOptions:
 
 
 class SparseNN(Backbone):
-    """Two towers driven by the feature schema, for every data set (BUHS, RecSys 2024; design section 5)."""
+    """Two towers driven by the feature schema, for every data set (BUHS, RecSys 2024)."""
 
     vector_width = VECTOR_WIDTH
 

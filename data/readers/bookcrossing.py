@@ -38,6 +38,7 @@ class BookCrossingForm:
     users: dict[str, str]
 
     def is_in(self, folder: Path) -> bool:
+        """Tell whether all files of this form are in `folder`."""
         return all((folder / file).is_file() for file in self.files)
 
 

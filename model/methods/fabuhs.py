@@ -1,4 +1,4 @@
-"""FA-BUHS: fairness-constrained history sampling and label-conditioned adversaries (design section 6)."""
+"""FA-BUHS: fairness-constrained history sampling and label-conditioned adversaries (README.md has the formulas)."""
 
 from __future__ import annotations
 
