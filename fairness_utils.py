@@ -268,10 +268,10 @@ class ConditionalAdversary(_GroupDiscriminator):
 
 
 class SolvedDiscriminator(_GroupDiscriminator):
-    """A linear discriminator on layer-normalised input, solved in closed form at every step, so that no encoder outruns
-    it.
+    """A linear discriminator on layer-normalised input that is solved in closed form at every step (Decision 15).
 
-    It has no parameters to train: `solve` finds the best one for the rows of a step, `loss` judges it (Decision 15).
+    So no encoder can run away from it. It has no parameters to train: `solve` finds the best one for the rows of a
+    step, `loss` judges it.
     """
 
     def _labels(self, label: torch.Tensor) -> torch.Tensor:

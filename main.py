@@ -49,7 +49,7 @@ def define_flags(settings: Iterable[Setting], values: flags.FlagValues = FLAGS) 
 
 
 class ChoiceParser(flags.ArgumentParser):
-    """Reads a flag that has choices; they are looked up when the flag is parsed."""
+    """Parser of a flag that has choices, which are looked up when the flag is parsed."""
 
     def __init__(self, setting: Setting):
         self.setting = setting

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class WriteError(OSError):
-    """A file could not be written. The message names it and the remedy; what was there before is whole."""
+    """Error of a file that could not be written; it names file and remedy, and what was there before is whole."""
 
     @classmethod
     def of(cls, path: Path, error: OSError) -> WriteError:

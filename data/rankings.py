@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[pa.Table, bool]:
 
 
 class _Refused(ValueError):
-    """Says all there is to say about a file."""
+    """Error that says all there is to say about a file, and needs no more context."""
 
 
 def _chosen(path: Path, names: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ def mlp(widths: Sequence[int], affine_norm: bool = True) -> nn.Sequential:
 
 
 class FeatureEncoder(nn.Module):
-    """Embed every column of a feature table with `dim` numbers and concatenate them: `[n, len(schema) * dim]`."""
+    """Encoder of a feature table: `dim` numbers for every column, side by side, `[n, len(schema) * dim]`."""
 
     def __init__(self, table: FeatureTable, dim: int, sparse: bool = False):
         """`sparse` gives embeddings gradients of the rows read alone, which need an optimiser that takes them."""

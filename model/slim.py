@@ -24,8 +24,10 @@ STEP, RELAXATION = 10.0, 1.6
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the terms of `Problem`, and when its fit stops: at a relative residual of `tolerance`, or after
-    `iterations`. Defaults are by validation on MovieLens-1M."""
+    """Weights of the terms of `Problem`, and when a fit stops; defaults are by validation on MovieLens-1M.
+
+    A fit stops at a relative residual of `tolerance`, or after `iterations`.
+    """
 
     l1: float = 1.0
     l2: float = 30.0

@@ -23,7 +23,7 @@ from model.runs.streams import torch_generator
 
 
 class MeanSynthesis(nn.Module):
-    """The mean of the history's item features."""
+    """Mean of the features of the history's items."""
 
     reads_user = False
 

@@ -41,11 +41,12 @@ def _unit(draw: torch.Tensor) -> torch.Tensor:
 
 
 class EarlyHistorySampler(HistorySampler):
-    """Draws like `HistorySampler`, faster on a CPU and from other random numbers.
+    """The draws of `HistorySampler`, faster on a CPU and from other random numbers.
 
     Each item arrives after an exponentially distributed time, and the first N are the sample. Two random bytes tell
-    whether an item arrives before a limit that about N do; of a long history a tenth does. Exact times are drawn for
-    these items alone. Where they do not settle which items are first, the row is drawn in full.
+    whether an item arrives before a limit that slightly more than N items meet; of a long history that is a tenth.
+    Exact times are drawn for these items alone. Where they do not settle which items are first, the row is drawn in
+    full.
     """
 
     def _prepare(self, log_p: np.ndarray, histories: ItemLists) -> None:

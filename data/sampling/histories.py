@@ -43,7 +43,7 @@ def exponential(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 class HistorySampler:
-    """Draws N items of each user's history without replacement (Decision 3); N is at most the longest history's length.
+    """Draws of N items of each user's history without replacement (Decision 3); N is at most the longest history.
 
     Each item arrives after an exponentially distributed time of rate p, and the first N are the sample: Gumbel top-k in
     log space, over whole rows padded to the longest history.

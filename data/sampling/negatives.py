@@ -9,7 +9,7 @@ from data.structs import ItemLists
 
 
 class NegativeSampler:
-    """Draws uniform and in-batch negatives that are not among the user's `known` items (Decision 10).
+    """Uniform and in-batch negatives that are not among the user's `known` items (Decision 10).
 
     A draw from the items that a user does not know is exact and needs no second try. In a sorted list of known items
     `known[j] - j` counts the unknown items below `known[j]`, so one binary search finds the r-th unknown item.

@@ -9,7 +9,7 @@ from data.structs import Histories, History
 
 
 class RecentHistory:
-    """Reads the last N items of each user's history, in time order; N is at most the longest history's length."""
+    """The last N items of each user's history, in time order; N is at most the longest history."""
 
     def __init__(self, histories: Histories, length: int, device: torch.device):
         self.length = min(length, int(histories.lengths.max(initial=1)))

@@ -37,8 +37,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    """Paired comparisons of M metrics, each `[M]`: means of both over the `users` with a value in both, the
-    difference (other less baseline), its bootstrap interval, the p-value and two effect sizes."""
+    """Paired comparisons of M metrics, each field `[M]`.
+
+    `baseline` and `other` are means over the `users` with a value in both; `difference` is other minus baseline, `low`
+    and `high` its bootstrap interval, `p` the p-value, `d_z` and `rank_biserial` effect sizes.
+    """
 
     users: np.ndarray
     baseline: np.ndarray
@@ -53,8 +56,10 @@ class Paired:
 
 @dataclass(frozen=True)
 class GapChange:
-    """How the gap between user groups (largest less smallest mean) changes, each `[M]`: gaps of both, the difference
-    and its bootstrap interval."""
+    """Changes of the gap between user groups (largest minus smallest mean), each field `[M]`.
+
+    `baseline` and `other` are the gaps, `difference` is other minus baseline, `low` and `high` its bootstrap interval.
+    """
 
     baseline: np.ndarray
     other: np.ndarray

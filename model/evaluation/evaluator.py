@@ -44,7 +44,7 @@ class Encoded:
 
 
 class Evaluator(Ranker):
-    """Ranks tasks with the current weights; the same weights always give the same numbers.
+    """Rankings by a backbone with its current weights; the same weights always give the same numbers.
 
     Every process encodes all users and items, so that its draws are those of a run in one process.
     """

@@ -108,8 +108,11 @@ def per_user_accuracy(
 
 @dataclass(frozen=True)
 class Lists:
-    """What exposure and parity metrics read: the first K places of each list `topk [T, K]` (-1: padding), each user's
-    `relevant` items, and of each item whether it is `tail [I]` and its train interactions `degree [I]`."""
+    """What exposure and parity metrics read of all lists.
+
+    `topk [T, K]` are their first K places (-1: padding), `relevant` each user's relevant items, `tail [I]` (bool) says
+    which items are in the tail, and `degree [I]` counts their train interactions.
+    """
 
     topk: np.ndarray
     relevant: ItemLists

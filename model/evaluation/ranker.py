@@ -24,7 +24,7 @@ CACHE_FLOATS = 1 << 22
 
 
 class Ranker:
-    """Ranks tasks. A subclass says where rankings come from: `controls`, `rank` and `leakage`.
+    """Rankings of tasks. A subclass says where they come from: `controls`, `rank` and `leakage`.
 
     Of many processes each ranks a part of the users; the first gets the whole ranking, the others None.
     """

@@ -124,7 +124,7 @@ class Antidote:
 
 
 class FairUser(Method):
-    """Train plainly, find antidote users for the result, then train anew from the start with them among the users.
+    """Plain training, then antidote users found for its result, then training anew with them among the users.
 
     They are never ranked: they have a table of their own and reach real users through the items alone (Decision 32).
     """

@@ -25,7 +25,7 @@ FORMS = ("paper", "code")
 
 
 class FDA(Method):
-    """Train the backbone and a noise vector per item in turn.
+    """Training of the backbone and of a noise vector per item, in turn.
 
     The noise is trained to make the items that one group likes score as if another group liked them; the backbone is
     then trained on real items and on such fakes, so that it learns to treat the groups' items alike.

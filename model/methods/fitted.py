@@ -8,7 +8,8 @@ from model.slim import Fit
 
 
 class Fitted(Method):
-    """Fit a backbone that is made at once in one epoch without steps; train any other by gradient steps."""
+    """Training of any backbone: one that is fitted at once in a single epoch without steps, others by gradient
+    steps."""
 
     fits_at_once = True
 

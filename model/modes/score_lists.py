@@ -95,7 +95,7 @@ def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> l
 
 
 class GivenLists(Ranker):
-    """Ranks tasks by lists from a file: there are no weights and no vectors to probe."""
+    """Rankings of tasks by lists from a file: there are no weights, and no vectors to probe."""
 
     def __init__(self, run: Run, given: RankedLists):
         super().__init__(run.environment, run.data.num_items)

@@ -25,7 +25,7 @@ LIMIT_SECONDS = {"start": INIT_TIMEOUT_SECONDS + 20, "log": 10, "finish": FINISH
 
 
 class Tracker:
-    """Log a run to W&B (`mode` offline or online), or do nothing (`disabled`).
+    """A mirror of the run on W&B (`mode` offline or online), or nothing (`disabled`).
 
     wandb is imported only when it is used, never asks for a login, and writes under `directory`/wandb. The first
     failure, of whatever kind, gives one warning and turns the tracker off; so does a call that takes longer than

@@ -34,8 +34,7 @@ def resume_command(config: Config, processes: Processes) -> str:
 
 
 class Stopped(BaseException):
-    """A signal ended the run at a place from which it can be resumed. It is no Exception, so that no part catches
-    it."""
+    """The end of a run by a signal, where it can be resumed; it is no Exception, so that no part catches it."""
 
     def __init__(self, number: int, command: str):
         """Say that signal `number` ended the run, and that `command` resumes it."""
@@ -44,7 +43,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Makes SIGINT and SIGTERM wait for `check`, which raises `Stopped`; within `at_once` they raise it at once.
+    """Signals that wait: SIGINT and SIGTERM raise `Stopped` at the next `check`, or at once within `at_once`.
 
     Several `processes` stop at the same `check` and never in between: if one left alone, the others would wait for it.
     """
