@@ -8,8 +8,7 @@ from model.slim import Fit
 
 
 class Fitted(Method):
-    """Training of any backbone: one that is fitted at once in a single epoch without steps, others by gradient
-    steps."""
+    """Training of any backbone: one fitted at once in a single epoch without steps, others by gradient steps."""
 
     fits_at_once = True
 
