@@ -9,6 +9,7 @@ import numpy as np
 from tabulate import tabulate
 
 from data.datareader import READERS
+from data.messages import counted
 from data.protocols import PROTOCOLS
 from data.protocols.base import Phase
 from data.wording import suggestion
@@ -142,7 +143,7 @@ def recommend(settings: Settings, started: float, processes: Processes) -> None:
     order += f" under {control}" * (len(served.evaluator.controls()) > 1)
     own = task.left_out(split)
     left_out = f", those they have in {own} left out" if own else ""
-    print(f"{data.name}: best {k} items {order} of {len(users):,} users{left_out}")
+    print(f"{data.name}: best {k} items {order} of {counted(len(users), 'user')}{left_out}")
     if request.recommendations is None:
         print(tabulate(frame, headers="keys", showindex=False, floatfmt=".4f"))
     else:

@@ -214,6 +214,7 @@ def test_transform_of_the_method_reaches_what_is_served(make_evaluator, tiny_pha
     assert_close(changed, 2 * plain)
 
 
+@pytest.mark.probes
 def test_users_are_encoded_once_for_all_controls_and_probes(make_evaluator, tiny_data, tiny_phase, monkeypatch):
     evaluator, encoded, probed = make_evaluator(), [], []
     strengths = {"none": 1.0, "half": 0.5, "strong": -1.0}

@@ -330,7 +330,8 @@ def test_an_evaluated_checkpoint_has_its_pictures_too(finished, tmp_path):
 
 def test_rankings_from_elsewhere_have_what_needs_no_weights(finished, tmp_path, capsys):
     _, _, (of_run, _, _, _, answers, _) = finished
-    of_run = dataclasses.replace(of_run, config=dataclasses.replace(of_run.config, rerank_fair=False))
+    config = dataclasses.replace(of_run.config, rerank_fair=False)
+    of_run = dataclasses.replace(of_run, environment=dataclasses.replace(of_run.environment, config=config))
     answers = [answer for answer in answers if not answer.key.reranked]
     progress = Progress.of(None, 0.0)
     progress.results = {"test": {"ndcg@5": 0.25}}

@@ -11,6 +11,7 @@ from absl.testing import flagsaver
 
 import main
 from data.protocols import PROTOCOLS
+from data.protocols.base import protocol
 from data.protocols.loo import leave_one_out
 from data.structs import ItemLists
 from model.evaluation.evaluator import Evaluator
@@ -33,11 +34,12 @@ def sampled_line(text):
 def with_candidates(number):
     """Leave-one-out whose test tasks sample so many candidates, whatever the flags say."""
 
+    @protocol()
     def made(*arguments):
-        protocol = leave_one_out(*arguments)
-        (phase,) = protocol.phases
+        of_all = leave_one_out(*arguments)
+        (phase,) = of_all.phases
         tasks = tuple(replace(task, candidates=number) for task in phase.tests)
-        return replace(protocol, phases=(replace(phase, tests=tasks),))
+        return replace(of_all, phases=(replace(phase, tests=tasks),))
 
     return made
 
@@ -64,7 +66,7 @@ def test_what_is_left_out_of_a_recommendation_comes_from_the_task(tmp_path, caps
     unset = {name: main.FLAGS[name].default for name in TINY}
     with flagsaver.flagsaver(**unset, checkpoint=str(tmp_path / "run"), mode="recommend", users=["1"]):
         main.main(["main.py"])
-    assert "of 1 users, those they have in train and validation left out" in capsys.readouterr().out
+    assert "of 1 user, those they have in train and validation left out" in capsys.readouterr().out
     (task,) = tiny_phase.tests
     split = tiny_phase.split
     nothing = ItemLists(np.zeros(split.num_users + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))

@@ -331,7 +331,14 @@ def test_a_worker_ends_with_the_code_that_it_would_have_had(monkeypatch, action,
             self.count += 1
 
     flushed = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(processes_module, "_process_group", lambda device: contextlib.nullcontext(Processes(0, 2)))
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(sys, "stdout", Stream())
@@ -355,7 +362,7 @@ def test_processes_save_by_one_clock(monkeypatch, make_config):
         # the first one's minute is over in the third step, the other's never
         for step in range(1, 5):
             session.saved = training_mode.time.monotonic() - (20.5 * step if processes.first else 0)
-            session.save_if_due()
+            session.save_by_clock()
         return len(written[processes.rank])
 
     assert together(2, work) == [2, 2]
