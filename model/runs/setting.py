@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data.wording import shown, suggestion
@@ -139,9 +141,11 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     return dataclasses.field(default=() if default == [] else default, metadata=metadata)
 
 
-def declared(kind: type) -> dict[str, Setting]:
+@functools.cache
+def declared(kind: type) -> Mapping[str, Setting]:
     """All settings of a dataclass by name, in order."""
-    return {field.name: Setting(field.name, field.type, **field.metadata) for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)
+    return MappingProxyType({field.name: Setting(field.name, field.type, **field.metadata) for field in fields})
 
 
 def saving_interval(text: str) -> tuple[int | None, float | None]:
