@@ -201,7 +201,7 @@ def test_a_dry_run_says_where_each_setting_comes_from(capsys):
 def test_rules_that_fill_a_setting_say_so():
     lines = preset_lines(Config(**SETTINGS))
     assert "on with --enable_fairness: mask_sensitive_feature=True" in lines
-    assert "preset; of sparsenn as many as --num_negatives: in_batch_negatives=2" in lines
+    assert "preset, or as many as --num_negatives: in_batch_negatives=2" in lines
 
 
 # Flags that nothing reads
