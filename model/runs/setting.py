@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from data.wording import shown, suggestion
+from data.messages import shown, suggestion
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Setting:
     required: bool = False
     # a resumed run may have another value, since results do not depend on it
     free: bool = False
+    # it makes a network and its inputs what they are: the weights of a run with another value do not fit
+    network: bool = False
     # `--config` takes it from a run's config.json
     fed_back: bool = True
 
