@@ -5,6 +5,8 @@
   linear one in closed form (`SolvedDiscriminator`).
 - Metrics: exposure and parity of lists (`list_metrics` computes all of them).
 - Re-ranking: lists that share exposure between item groups (`rerank`, `rerank_ranking`).
+
+The file is long because the core stays together under the name that the published program gives it.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def parse(argv: list[str]) -> list[str]:
         return FLAGS(argv)
     except flags.Error as error:
         if (torchrun_ranks() or {}).get("RANK", 0) == 0:
-            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            # absl puts words of a log before the reason for which it could not open a flag file
+            print(f"error: {' '.join(str(error).removeprefix('ERROR:: ').splitlines())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from data.wording import shown, suggestion
+from data.messages import shown, suggestion
 
 
 def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_option") -> Any:

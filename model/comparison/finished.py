@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.wording import suggestion
+from data.messages import suggestion
 from fairness_utils import mean_defined
 from model.evaluation.keys import TEST, ListKey, MetricKey, by_list, is_result, short_name, split_key
 from model.runs.config import shown_network

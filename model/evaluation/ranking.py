@@ -54,7 +54,7 @@ def rank_catalogue(
     Raises ValueError for ids out of range, a relevant item that is excluded or listed twice, scores of another shape,
     and a candidate whose score is not finite (NotFiniteError).
     """
-    _check_request(users, relevant, excluded, num_items, top, block_users)
+    check_request(users, relevant, excluded, num_items, top, block_users)
     width = min(top, num_items)
     topk = np.empty((len(users), width), np.int64)
     scores = np.empty((len(users), width), np.float32)
@@ -107,7 +107,7 @@ def block_users_for(num_items: int, block_mb: float, floats_per_score: float = E
     return max(1, int(block_mb * 2**20 // bytes_per_user))
 
 
-def _check_request(
+def check_request(
     users: np.ndarray, relevant: ItemLists, excluded: ItemLists, num_items: int, top: int, block_users: int
 ) -> None:
     """Raise ValueError for sizes below 1, lists that do not match the users, ids out of range and repeated items."""
@@ -137,7 +137,7 @@ class _Drawn:
         self._candidates, self._rows, self._lists = candidates, range(0), None
 
     def take(self, rows: np.ndarray) -> ItemLists | None:
-        if self._candidates is None or isinstance(self._candidates, ItemLists):
+        if not callable(self._candidates):
             return self._candidates and self._candidates.take(rows)
         if rows[-1] not in self._rows:
             try:

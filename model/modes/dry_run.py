@@ -53,7 +53,7 @@ def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, sch
     method.begin_stage(stage)
     method.begin_epoch(stage, schedule.epochs)
     times = []
-    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 5):
+    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 3):
         started = time.perf_counter()
         rows = sampler.sample(edges, generators["negatives"], generators["history"])
         # the passes of the last epoch, as warm-up epochs may have fewer

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.messages import shown
 from data.protocols.base import Phase, Task
 from data.rankings import COLUMNS, TREC_FIELDS
 from data.structs import InteractionData, ItemLists
-from data.wording import shown
 from model.runs.config import Config
 from model.runs.files import make_folder, write_frame, write_json
 from model.runs.run import Run

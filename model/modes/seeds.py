@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -22,7 +21,7 @@ from model.evaluation.evaluator import Evaluator
 from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
 from model.modes.setup import build, describe, prepare
-from model.runs.config import FREE_SETTINGS, Config
+from model.runs.config import Config, differences
 from model.runs.files import lock_run_dir, reserve_run_dir
 from model.runs.processes import ALONE, Processes
 from model.runs.settings import Settings
@@ -155,13 +154,9 @@ def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
 def _kept(work: Plan, expected: Mapping[int, str]) -> list[int]:
     """List the seeds that have finished before; one with other settings or other data is a ValueError."""
     kept = [seed for seed in work.seeds if work.has_finished(seed)]
-    now = json.loads(json.dumps(work.config.as_json()))
     for seed in kept:
-        then = read_json(work.folder(seed) / "config.json")
-        names = sorted({*then, *now} - FREE_SETTINGS - {"seed"})
-        changed = [
-            f"--{name} was {then.get(name)}, is {now.get(name)}" for name in names if then.get(name) != now.get(name)
-        ]
+        then = type(work.config).from_json(read_json(work.folder(seed) / "config.json"))
+        changed = differences(then, work.config, lambda one: not one.free and one.name != "seed")
         if changed:
             raise ValueError(
                 f"cannot go on beside {work.folder(seed)}: {'; '.join(changed)}. Pass what it was run with, or another "

@@ -9,10 +9,9 @@ import numpy as np
 from tabulate import tabulate
 
 from data.datareader import READERS
-from data.messages import counted
+from data.messages import counted, suggestion
 from data.protocols import PROTOCOLS
 from data.protocols.base import Phase
-from data.wording import suggestion
 from model import BACKBONES, METHODS
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import flat

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from data.datareader import READERS
+from data.messages import suggestion
 from data.options import parse_options
 from data.protocols import PROTOCOLS
 from data.protocols.base import Protocol, ProtocolSettings
@@ -39,7 +40,8 @@ def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
     """Give the user groups that `--user_attribute` names, by attribute; an unknown one is a ValueError."""
     unknown = [name for name in config.user_attribute if name not in data.user_groups]
     if unknown:
-        raise ValueError(f"--user_attribute={','.join(unknown)}: {data.name} has {', '.join(data.user_groups)}")
+        near = suggestion(unknown[0], data.user_groups)
+        raise ValueError(f"--user_attribute={','.join(unknown)}: {data.name} has {', '.join(data.user_groups)}{near}")
     return {name: data.user_groups[name] for name in config.user_attribute}
 
 

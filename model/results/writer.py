@@ -40,14 +40,16 @@ from model.runs.run import Run
 from model.training.progress import Progress
 
 
-def _commit() -> str | None:
-    # GIT_DIR and other variables of git would name another repository
+def commit(wait: float = 10.0) -> str | None:
+    """Name the commit of the program, where git can tell within `wait` seconds."""
+    # GIT_DIR and its like are about another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=True)
+        options = {"env": environment, "timeout": wait, "stdin": subprocess.DEVNULL}
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, **options)
         return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None  # an unpacked archive without git has no commit to name
 
 
@@ -113,7 +115,6 @@ def write_results(
     report names as the call (default: this program's arguments). `result.json` is the last result file: a folder that
     holds it is that of a finished run. Pictures and report come after it, and one that fails costs a warning.
     """
-    commit = _commit()
     write_lists(run, directory, run.protocol.phases[-1], answers)
     progress.spend("write")
     _write_cost(run, directory, progress)
@@ -125,7 +126,7 @@ def write_results(
             "protocol": run.protocol.name,
             "description": run.protocol.description,
             "fingerprint": run.fingerprint,
-            "commit": commit,
+            "commit": commit(),
             **origin,
             # keys of JSON are sorted; the order of the lists is the method's and the protocol's
             **({} if is_one(names) else {"lists": names}),

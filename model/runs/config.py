@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from data.datareader import READERS
+from data.messages import shown, suggestion
 from data.protocols import PROTOCOLS
-from data.wording import suggestion
+from data.readers.options import DEFAULT_DATASET_DIR
 from model import BACKBONES, LOSSES, METHODS, MODES, SCORERS, SYNTHESIZERS
 from model.runs.presets import RECIPES, filled
-from model.runs.setting import Need, check_table_path, declared, saving_interval, setting, when
+from model.runs.setting import Need, Setting, check_table_path, declared, saving_interval, setting, when
 
 # The modes that read a setting.
 JUDGED = ("train", "evaluate", "score")
@@ -38,6 +40,11 @@ DRAWS_HISTORY = Need(lambda config: BACKBONES[config.backbone].history(config) =
 TOWERS = Need(
     lambda config: config.synthesis_type != "none",
     lambda config, name: "with --synthesis_type=none, whose towers have widths of their own; leave it out",
+)
+READ_FROM_FILES = Need(
+    lambda config: config.dataset != "synthetic",
+    lambda config, name: "with --dataset=synthetic, which is made and not read; leave it out",
+    "dataset",
 )
 TRACKED = when("wandb_mode", "online", "offline")
 
@@ -73,28 +80,28 @@ class Config:
     """Every setting of a run after presets are filled in."""
 
     dataset: str = _data("ml", "Data set: ml = MovieLens-1M, bx = BookCrossing, synthetic = generated", choices=READERS, modes=("train", "score"))
-    dataset_dir: Path = _data(Path("./datasets"), "Folder that holds the data sets' folders (datasets/README.md shows the trees)", modes=JUDGED_OR_SERVED, free=True)
+    dataset_dir: Path = _data(DEFAULT_DATASET_DIR, "Folder that holds the data sets' folders (datasets/README.md shows the trees)", needs=(READ_FROM_FILES,), modes=JUDGED_OR_SERVED, free=True)
     cache_dir: Path = _data(Path("~/.cache/fabuhs"), "Folder for data as read and title vectors, reused between runs", modes=JUDGED_OR_SERVED, free=True)
-    title_encoder: str = _data(None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"))
-    max_bad_rows: float = _data(0.001, "Largest fraction of malformed rows of a file; above it the run stops", low=0, high=1, modes=("train", "score"))
+    title_encoder: str = _data(None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"), network=True)
+    max_bad_rows: float = _data(0.001, "Largest fraction of malformed rows of a file; above it the run stops", low=0, high=1, needs=(READ_FROM_FILES,), modes=("train", "score"))
     keep_incomplete_users: bool = _data(False, "BookCrossing: keep users with a missing age or country, as unknown", needs=(when("dataset", "bx"),), modes=("train", "score"))
     user_attribute: tuple[str, ...] = _data(None, "Sensitive attributes, comma-separated: the first is acted on, all are reported. ml: gender, age, occupation; bx: age, country", default_from="preset", modes=JUDGED)
     synthetic_users: int = _data(600, "Synthetic data: number of users", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_items: int = _data(400, "Synthetic data: number of items", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_interactions: int = _data(24_000, "Synthetic data: number of interactions", low=100, needs=(SYNTHETIC,), modes=("train", "score"))
 
-    backbone: str = _model("sparsenn", "Recommender", choices=BACKBONES)
+    backbone: str = _model("sparsenn", "Recommender", choices=BACKBONES, network=True)
     backbone_checkpoint: Path | None = _model(None, "Run folder or checkpoint.pt of a run of --fairness_method=none, whose backbone a method of two stages takes instead of training one")
-    embedding_dim: int = _model(None, "Width of embeddings: of each feature for sparsenn, of users and items for the others", low=1, default_from="preset")
-    graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset")
-    synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS)
-    sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,))
-    attention_heads: int = _model(1, "Heads of attention; they must divide 96 and the width of the items' features (columns x --embedding_dim)", low=1, needs=(when("synthesis_type", "attention"),))
-    scorer: str = _model("dot_compress", "How a user and an item vector are scored", choices=SCORERS)
-    user_hidden: tuple[int, ...] = _model(None, "Hidden widths of the user tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,))
-    item_hidden: tuple[int, ...] = _model(None, "Hidden widths of the item tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,))
-    sampling_softmax_temp: float = _model(None, "Temperature T of the tail-biased draw p(i|u) ~ exp((1/d_i)/T); inf = uniform", above=0, infinite=True, default_from="preset", needs=(DRAWS_HISTORY,))
-    upstream_compat: bool = _model(False, "Restore upstream's estimator: a history per scored row, BookCrossing target left in, repeats, random GRU state, validation item a test candidate")
+    embedding_dim: int = _model(None, "Width of embeddings: of each feature for sparsenn, of users and items for the others", low=1, default_from="preset", network=True)
+    graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset", network=True)
+    synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS, network=True)
+    sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,), network=True)
+    attention_heads: int = _model(1, "Heads of attention; they must divide 96 and the width of the items' features (columns x --embedding_dim)", low=1, needs=(when("synthesis_type", "attention"),), network=True)
+    scorer: str = _model("dot_compress", "How a user and an item vector are scored", choices=SCORERS, network=True)
+    user_hidden: tuple[int, ...] = _model(None, "Hidden widths of the user tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,), network=True)
+    item_hidden: tuple[int, ...] = _model(None, "Hidden widths of the item tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,), network=True)
+    sampling_softmax_temp: float = _model(None, "Temperature T of the tail-biased draw p(i|u) ~ exp((1/d_i)/T); inf = uniform", above=0, infinite=True, default_from="preset", needs=(DRAWS_HISTORY,), network=True)
+    upstream_compat: bool = _model(False, "Restore upstream's estimator: a history per scored row, BookCrossing target left in, repeats, random GRU state, validation item a test candidate", network=True)
 
     enable_fairness: bool = _fair(False, "Enable the fairness framework")
     fairness_method: str = _fair("fabuhs", "Fairness method", choices=METHODS, needs=(FAIR,))
@@ -106,7 +113,7 @@ class Config:
     adversarial_ramp: float = _fair(0.1, "Fraction of the planned steps over which both weights rise from 0", low=0, high=1, needs=(FAIR,))
     item_adversary: str = _fair("popularity", "What the item-side adversary predicts: head/tail, or the user's attribute", choices=("popularity", "user_attribute"), needs=(FAIR,))
     adversary_input: str = _fair("user", "What the user-side adversary reads: the user vector, or also its product with the item vector", choices=("user", "pair"), needs=(FAIR,))
-    mask_sensitive_feature: bool = _fair(None, "Leave the sensitive attribute out of the user tower's inputs", default_from="on with --enable_fairness")
+    mask_sensitive_feature: bool = _fair(None, "Leave the sensitive attribute out of the user tower's inputs", default_from="on with --enable_fairness", network=True)
 
     rerank_fair: bool = _reranked(False, "Re-rank by exposure after training", needs=(FAIR,))
     rerank_alpha: float = _reranked(0.2, "Weight of the exposure deficit against relevance", low=0, high=1, needs=(RERANKED,))
@@ -188,7 +195,11 @@ def restored_settings(values: dict, kind: type[Config] = Config) -> dict:
     return {name: known[name].converted(value) for name, value in values.items()}
 
 
-FREE_SETTINGS = frozenset(name for name, one in declared(Config).items() if one.free)
+def differences(then: Config, now: Config, matters: Callable[[Setting], bool]) -> list[str]:
+    """Say in which of the settings that matter two runs differ: "--lr was 0.001, is 0.5"."""
+    names = [name for name, one in declared(type(then)).items() if matters(one)]
+    pairs = {name: (getattr(then, name), getattr(now, name)) for name in names}
+    return [f"--{name} was {shown(old)}, is {shown(new)}" for name, (old, new) in pairs.items() if old != new]
 
 
 def network_name(backbone: str, synthesis_type: str) -> str:

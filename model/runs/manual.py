@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data import datareader
+from data.messages import shown
 from data.protocols import PROTOCOLS
-from data.wording import shown
 from model import BACKBONES
 from model.runs.config import Config, Request
 from model.runs.presets import RECIPES

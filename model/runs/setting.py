@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from data.wording import shown, suggestion
+from data.messages import shown, suggestion
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Setting:
     required: bool = False
     # a resumed run may have another value, since results do not depend on it
     free: bool = False
+    # it makes a network and its inputs what they are: the weights of a run with another value do not fit
+    network: bool = False
     # `--config` takes it from a run's config.json
     fed_back: bool = True
 
@@ -140,9 +144,11 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     return dataclasses.field(default=() if default == [] else default, metadata=metadata)
 
 
-def declared(kind: type) -> dict[str, Setting]:
+@functools.cache
+def declared(kind: type) -> Mapping[str, Setting]:
     """Give all settings of a dataclass by name, in order."""
-    return {field.name: Setting(field.name, field.type, **field.metadata) for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)
+    return MappingProxyType({field.name: Setting(field.name, field.type, **field.metadata) for field in fields})
 
 
 def saving_interval(text: str) -> tuple[int | None, float | None]:

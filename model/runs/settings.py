@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from data.messages import shown
 from data.protocols import PROTOCOLS
-from data.wording import shown
 from model import BACKBONES, METHODS
 from model.runs.config import Config, Request, network_name, restored_settings
 from model.runs.presets import filled, origins

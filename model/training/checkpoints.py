@@ -65,15 +65,16 @@ def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selecti
         "validation": selection.value,
         **selection.weights,
     }
-    _save(content, path)
+    save_tensors(content, path)
 
 
-def _save(content: dict[str, Any], path: Path) -> None:
+def save_tensors(content: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
-def _load(path: Path, kind: str, expected_format: int | str, remedy: str) -> dict[str, Any]:
+def load_tensors(path: Path, kind: str, expected_format: int | str, remedy: str) -> dict[str, Any]:
     """Read a file that this program saved; one that is broken or of another format is a ValueError."""
     try:
         with warnings.catch_warnings():
@@ -103,7 +104,7 @@ def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path} is no file; pass a run's folder or its checkpoint.pt")
     remedy = "pass one that this version of the program wrote"
-    content = _load(path, "checkpoint", CHECKPOINT_FORMAT, remedy)
+    content = load_tensors(path, "checkpoint", CHECKPOINT_FORMAT, remedy)
     try:
         config = Config.from_json(json.loads(content["config"]))
         for name in ("train_fingerprint", "selected_by", "epoch", "validation", "backbone", "method"):

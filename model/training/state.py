@@ -17,11 +17,11 @@ from torch import nn
 from data.files import WriteError
 from data.protocols.base import FRESH, Phase
 from model.methods.base import Method, Schedule
-from model.runs.config import FREE_SETTINGS, Config
+from model.runs.config import Config, differences
 from model.runs.errors import NotFiniteError
 from model.runs.processes import Processes
 from model.runs.streams import own_generators
-from model.training.checkpoints import Selection, _load, _save
+from model.training.checkpoints import Selection, load_tensors, save_tensors
 from model.training.progress import Progress
 
 STATE_FORMAT = "state 6"  # never a checkpoint's
@@ -171,7 +171,7 @@ def write_state(path: Path, config: Config, fingerprint: str, training: Training
         "fingerprint": fingerprint,
         "device": next(training.backbone.parameters()).device.type,
     }
-    _save(header | state, path)
+    save_tensors(header | state, path)
 
 
 def read_state(path: Path, config: Config, fingerprint: str, device: torch.device) -> dict[str, Any] | None:
@@ -182,13 +182,15 @@ def read_state(path: Path, config: Config, fingerprint: str, device: torch.devic
     """
     if not path.exists():
         return None
-    state = _load(path, "state", STATE_FORMAT, "delete it to begin again")
-    then, now = json.loads(state["config"]), json.loads(json.dumps(config.as_json()))
-    before = {"data fingerprint": state["fingerprint"], "device": state["device"]}
-    after = {"data fingerprint": fingerprint, "device": device.type}
-    for name in sorted({*then, *now} - FREE_SETTINGS):
-        before[f"--{name}"], after[f"--{name}"] = then.get(name), now.get(name)
-    changed = [f"{name} was {before[name]}, is {after[name]}" for name in before if before[name] != after[name]]
+    state = load_tensors(path, "state", STATE_FORMAT, "delete it to begin again")
+    try:
+        # a setting that is newer than the state had its default then
+        then = type(config).from_json(json.loads(state["config"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot resume {path}: {error}. Pass another --run_name") from error
+    pairs = {"data fingerprint": (state["fingerprint"], fingerprint), "device": (state["device"], device.type)}
+    changed = [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
+    changed += differences(then, config, lambda one: not one.free)
     if changed:
         raise ValueError(f"cannot resume {path}: {'; '.join(changed)}. Pass what it began with, or another --run_name")
     return state

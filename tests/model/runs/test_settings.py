@@ -221,6 +221,8 @@ def test_rules_that_fill_a_setting_say_so():
         ("--enable_fairness --fairness_method=fda --adversary_input=pair", "--fairness_method=fda; leave it out"),
         ("--backbone=slim --lr=0.5", "--lr=0.5 has no effect with --backbone=slim; leave it out"),
         ("--wandb_project=x", "without --wandb_mode=online"),
+        ("--dataset_dir=x", "--dataset_dir=x has no effect with --dataset=synthetic, which is made and not read"),
+        ("--max_bad_rows=0.5", "--max_bad_rows=0.5 has no effect with --dataset=synthetic"),
         ("--eval_k=5,7 --seeds=1,2 --mode=evaluate --checkpoint=x", "--seeds=1,2 has no effect with --mode=evaluate"),
     ],
 )
@@ -258,6 +260,7 @@ def test_several_seeds_export_the_split_of_the_first(tmp_path):
         ("--backbone=lightgnc", "did you mean lightgcn?"),
         ("--dataset=netflix", "allowed is one of ml, bx, synthetic"),
         ("--sampel_size=3", "Did you mean: sample_size"),
+        ("--flagfile=nowhere.txt", "error: Unable to open flagfile"),
     ],
 )
 def test_a_misspelt_choice_gets_a_suggestion(capsys, argument, words):
@@ -265,7 +268,7 @@ def test_a_misspelt_choice_gets_a_suggestion(capsys, argument, words):
         main.parse(["main.py", argument])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and words in error and error.count("\n") == 1
-    assert "(" not in error.replace("main.py", "") and "[" not in error
+    assert "(" not in error.replace("main.py", "") and "[" not in error.replace("[Errno 2]", "")
 
 
 def test_a_refusal_shows_lists_as_they_are_typed(tmp_path, capsys):
@@ -276,6 +279,10 @@ def test_a_refusal_shows_lists_as_they_are_typed(tmp_path, capsys):
 def test_misspelt_options_and_runs_get_a_suggestion(tmp_path, capsys):
     option = {"enable_fairness": True, "method_option": ["smothing=2"]}
     assert refused(capsys, tmp_path, **option).endswith("; did you mean smoothing?")
+    assert refused(capsys, tmp_path, enable_fairness=True, method_option=["smoothing"]).endswith(
+        ", solved_discriminator"
+    )
+    assert refused(capsys, tmp_path, user_attribute=["gendr"]).endswith("; did you mean gender?")
     widths = {"enable_fairness": True, "method_option": ["discriminator_widths=4,0"]}
     assert "--method_option=discriminator_widths=4,0: allowed" in refused(capsys, tmp_path, **widths)
     (tmp_path / "synthetic-mean").mkdir()
@@ -286,12 +293,20 @@ def test_misspelt_options_and_runs_get_a_suggestion(tmp_path, capsys):
 # Quick to start
 
 
-def test_what_the_program_does_not_load_to_start():
+def test_what_the_program_does_not_load_to_start_nor_a_dry_run_before_it_trains():
     heavy = "torch numpy pandas pyarrow scipy sklearn matplotlib wandb statsmodels pycountry huggingface_hub jinja2"
-    later = "sklearn statsmodels wandb pycountry huggingface_hub"
-    text = "import sys, main; print(*sys.modules); import model.modes.train; print(*sys.modules)"
+    later = "sklearn scipy.stats matplotlib jinja2 statsmodels wandb pycountry huggingface_hub sentence_transformers"
+    text = """
+import sys, main
+print(*sys.modules)
+from model.modes import setup, train
+flags = ["--dataset=synthetic", "--synthetic_users=60", "--synthetic_items=50", "--synthetic_interactions=900"]
+main.FLAGS(["main.py", *flags, "--dry_run"])
+setup.describe(setup.prepare(main.config_from_flags()))
+print(*sys.modules)
+"""
     code = [sys.executable, "-c", text]
     found = subprocess.run(code, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
-    to_start, to_train = found.stdout.splitlines()
+    to_start, *_, to_train = found.stdout.splitlines()
     assert not set(heavy.split()) & set(to_start.split())
     assert not set(later.split()) & set(to_train.split())
