@@ -25,12 +25,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting's value as it is typed on the command line."""
+    """Write the value of a setting as it is typed on the command line."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def suggestion(text: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown `text`: the one of the `known` names that is most like it, or nothing."""
+    """Write the end of an error about an unknown `text`: the most similar of the `known` names, or nothing."""
     known = list(known)
     if text in known:  # the error is about something else
         return ""

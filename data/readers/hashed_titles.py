@@ -1,7 +1,8 @@
 """Title vectors without a model: signed counts of character n-grams in hashed buckets.
 
 The vectors are those of scikit-learn's `HashingVectorizer(analyzer="char_wb", ngram_range=(3, 4), n_features=384,
-dtype=float32)`, bit for bit. Loading scikit-learn takes over a second, a quarter of what a dry run may take.
+dtype=float32)`, bit for bit. Loading scikit-learn takes over a second, a quarter of what a dry run may take
+(Decision 47).
 """
 
 from __future__ import annotations

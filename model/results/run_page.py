@@ -55,7 +55,7 @@ def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:
 
 
 def frame_table(frame: pd.DataFrame) -> Table:
-    """A data frame as texts: floats with four digits."""
+    """Make a table of texts from a data frame: floats with four digits."""
     return Table("", list(frame.columns), [[_cell(value) for value in row] for row in frame.itertuples(index=False)])
 
 
