@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from absl.testing import flagsaver
-from data.wording import shown
 
 import main
+from data.messages import shown
 from model import METHODS
 from model.runs.config import Config
 from model.runs.presets import preset
