@@ -1,10 +1,12 @@
-"""What the program says to its user: warnings, and numbers of things."""
+"""What the program says to its user: warnings, and words that messages share."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,8 +20,22 @@ def warn(text: str) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things: "1 row", "2,000 rows"."""
+    """Give a number of things in words: "1 row", "2,000 rows"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def shown(value: Any) -> str:
+    """A setting's value as it is typed on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def suggestion(text: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown `text`: the one of the `known` names that is most like it, or nothing."""
+    known = list(known)
+    if text in known:  # the error is about something else
+        return ""
+    near = difflib.get_close_matches(text, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @contextlib.contextmanager

@@ -66,6 +66,16 @@ def own(names: set[str]) -> set[str]:
     return {name for name in names if name in MODULES}
 
 
+def own_imports(tree: ast.AST) -> set[str]:
+    """Names that are imported from the program's own modules."""
+    return {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in MODULES
+        for alias in node.names
+    }
+
+
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -96,12 +106,28 @@ def test_nothing_is_hidden(path):
     assert not inner, "the program's own modules are imported at the top of a file"
 
 
+@each_shipped
+def test_what_another_module_reads_has_no_private_name(path):
+    private = {name for name in own_imports(parsed(path)) if name.startswith("_") and not name.startswith("__")}
+    assert not private, "a name that others read has no underscore"
+
+
 def test_there_is_no_cycle():
     graph = {name_of(path): own(imported(parsed(path))) - {name_of(path)} for path in SHIPPED}
     try:
         tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+
+
+# their docstrings say why they are longer
+LONG = {"data.structs", "fairness_utils"}
+
+
+@each_shipped
+def test_a_module_is_read_in_one_sitting(path):
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= 350 or name_of(path) in LONG, f"{lines} lines; a file holds one subject"
 
 
 @pytest.mark.parametrize("path", TESTS, ids=name_of)

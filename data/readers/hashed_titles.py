@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mmh3
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -23,7 +24,8 @@ def hashed_vectors(texts: Sequence[str]) -> np.ndarray:
     words, grams = {}, {}
     of_texts = [[words.setdefault(word, len(words)) for word in text.lower().split()] for text in texts]
     of_words = [[grams.setdefault(gram, len(grams)) for gram in _grams(word)] for word in words]
-    hashes = murmur3(list(grams)).view(np.int32).astype(np.int64)  # [G]
+    # MurmurHash3 for 32 bits with seed 0, signed, of the UTF-8 bytes
+    hashes = np.array([mmh3.hash(gram) for gram in grams], dtype=np.int64)  # [G]
     signs = csr_array(
         (np.where(hashes < 0, -1.0, 1.0), np.abs(hashes) % DIMENSION, np.arange(len(grams) + 1)),
         shape=(len(grams), DIMENSION),
@@ -44,25 +46,3 @@ def _counts(lists: Sequence[Sequence[int]], columns: int) -> csr_array:
     indptr = np.concatenate([[0], np.cumsum([len(numbers) for numbers in lists], dtype=np.int64)])
     indices = np.fromiter((number for numbers in lists for number in numbers), np.int64, indptr[-1])
     return csr_array((np.ones(len(indices)), indices, indptr), shape=(len(lists), columns))
-
-
-def murmur3(texts: Sequence[str]) -> np.ndarray:
-    """Hash the UTF-8 bytes of `texts` (N) by MurmurHash3 for 32 bits (Appleby 2011) with seed 0: `[N]` uint32."""
-    encoded = [text.encode() for text in texts]
-    lengths = np.array([len(one) for one in encoded], dtype=np.uint32)
-    width = 4 * -(-int(lengths.max(initial=1)) // 4)
-    # the zeros that fill a text's last block leave the hash as it is
-    blocks = np.array(encoded, dtype=f"S{width}").view("<u4").reshape(len(encoded), width // 4)  # [N, width / 4]
-    hashes = np.zeros(len(encoded), dtype=np.uint32)
-    for place, block in enumerate(blocks.T, start=1):
-        hashes ^= _rotated(block * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
-        mixed = _rotated(hashes, 13) * np.uint32(5) + np.uint32(0xE6546B64)
-        hashes = np.where(lengths >= 4 * place, mixed, hashes)
-    hashes ^= lengths
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        hashes = (hashes ^ (hashes >> np.uint32(shift))) * np.uint32(factor)
-    return hashes ^ (hashes >> np.uint32(16))
-
-
-def _rotated(numbers: np.ndarray, bits: int) -> np.ndarray:
-    return (numbers << np.uint32(bits)) | (numbers >> np.uint32(32 - bits))

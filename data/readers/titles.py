@@ -42,7 +42,7 @@ def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path, may_writ
         return cached
     model = _load_model(encoder)
     logging.info("encoding %d distinct titles with %s", len(distinct), encoder)
-    # With nothing to encode, one placeholder still tells the width.
+    # Where there is nothing to encode, a placeholder gives the width.
     vectors = model.encode(
         list(distinct) or ["title"],
         batch_size=BATCH_SIZE,
@@ -70,7 +70,7 @@ def _spread(vectors: np.ndarray, codes: np.ndarray, present: np.ndarray) -> np.n
 
 
 def encoder_parts(encoder: str) -> list[str]:
-    """What a cache knows an encoder by: its name, or of a folder its name and every file's name, size and time."""
+    """Give what a cache knows an encoder by: its name and, of a local folder, also every file's name, size and time."""
     if not (encoder and Path(encoder).is_dir()):
         return [encoder]
     folder = Path(encoder).resolve()
@@ -151,7 +151,7 @@ def _load_model(encoder: str):
             continue
         try:
             if not offline:
-                # One bounded question first: without it, an unreachable hub is retried file by file for minutes.
+                # One request with a time limit first: an unreachable hub would be retried file by file for minutes.
                 repository = name if "/" in name else f"sentence-transformers/{name}"
                 huggingface_hub.model_info(repository, timeout=HUB_TIMEOUT)
             return SentenceTransformer(name, local_files_only=offline)

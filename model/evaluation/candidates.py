@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data.structs import ItemLists
-from model.evaluation.ranking import ScoreBlock, _check_request
+from model.evaluation.ranking import ScoreBlock, check_request
 
 # Random keys that the candidate sampler holds at once (about 17 bytes each).
 _SAMPLER_KEYS = 1 << 22
@@ -28,7 +28,7 @@ def sample_candidates(
     """
     if size < 1:
         raise ValueError(f"{size} sampled candidates per user: allowed is 1 or more; drop it to rank the catalogue")
-    _check_request(users, relevant, excluded, num_items, top=1, block_users=1)
+    check_request(users, relevant, excluded, num_items, top=1, block_users=1)
     step = max(1, _SAMPLER_KEYS // num_items)
     lengths, items = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(users), step):
@@ -42,7 +42,7 @@ def sample_candidates(
 
 
 def popularity_scores(degree: np.ndarray) -> ScoreBlock:
-    """Score every item by its train interactions `degree [I]`, the same for all users (most popular)."""
+    """Score every item by its train interactions `degree [I]`, the same for all users (the most-popular yardstick)."""
     row = torch.as_tensor(degree, dtype=torch.float32)
     return lambda users: row.expand(len(users), -1)
 
@@ -50,7 +50,8 @@ def popularity_scores(degree: np.ndarray) -> ScoreBlock:
 def random_scores(num_items: int, seed: int) -> ScoreBlock:
     """Score items uniformly in [0, 1), a fixed function of (seed, user, item) whatever the blocks.
 
-    A user's scores come from a Philox generator whose key is the seed and the user (Salmon et al., SC 2011).
+    A user's scores come from a Philox generator whose key is the seed and the user (Salmon et al., SC 2011; Decision
+    36).
     """
     (key,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
 

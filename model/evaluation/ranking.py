@@ -1,4 +1,4 @@
-"""Streamed ranking of the full catalogue: blocks of users, exact ranks and exact top-K in one pass."""
+"""Rankings of the full catalogue, streamed: blocks of users, exact ranks and exact top-K in one pass."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rank_catalogue(
     Raises ValueError for ids out of range, a relevant item that is excluded or listed twice, scores of another shape,
     and a candidate whose score is not finite (NotFiniteError).
     """
-    _check_request(users, relevant, excluded, num_items, top, block_users)
+    check_request(users, relevant, excluded, num_items, top, block_users)
     width = min(top, num_items)
     topk = np.empty((len(users), width), np.int64)
     scores = np.empty((len(users), width), np.float32)
@@ -107,7 +107,7 @@ def block_users_for(num_items: int, block_mb: float, floats_per_score: float = E
     return max(1, int(block_mb * 2**20 // bytes_per_user))
 
 
-def _check_request(
+def check_request(
     users: np.ndarray, relevant: ItemLists, excluded: ItemLists, num_items: int, top: int, block_users: int
 ) -> None:
     """Raise ValueError for sizes below 1, lists that do not match the users, ids out of range and repeated items."""
@@ -131,19 +131,19 @@ def _check_request(
 
 
 class _Drawn:
-    """Candidates by block. A function that draws them is called once per row, also if a block is ranked in halves."""
+    """Candidates by block. A function that draws them is called once per row, even if a block is ranked in halves."""
 
     def __init__(self, candidates: ItemLists | CandidateLists | None):
         self._candidates, self._rows, self._lists = candidates, range(0), None
 
     def take(self, rows: np.ndarray) -> ItemLists | None:
-        if self._candidates is None or isinstance(self._candidates, ItemLists):
+        if not callable(self._candidates):
             return self._candidates and self._candidates.take(rows)
         if rows[-1] not in self._rows:
             try:
                 self._lists = self._candidates(rows)
             except (MemoryError, RuntimeError) as error:
-                # no second try: it would draw other candidates
+                # no second try, which would draw other candidates
                 raise (out_of_memory(error) if is_out_of_memory(error) else error) from error
             self._rows = range(rows[0], rows[-1] + 1)
         return self._lists.take(rows - self._rows.start)
@@ -214,7 +214,7 @@ def _count_at_least(masked: torch.Tensor, relevant: ItemLists, row: torch.Tensor
 def _count_at_least_sorted(
     masked: torch.Tensor, relevant: ItemLists, row: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """The same by sorting each row once."""
+    """Count as `_count_at_least` does, by sorting each row once."""
     if masked.device.type == "cpu":
         # four times as fast as torch's sort, which also gives the order
         ordered = torch.from_numpy(np.sort(masked.numpy(), axis=1))
@@ -228,7 +228,7 @@ def _count_at_least_sorted(
 
 
 def _count_at_least_compared(masked: torch.Tensor, row: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The same by comparing each value with its whole row, a block's worth of rows at a time."""
+    """Count as `_count_at_least` does, by comparing each value with its whole row, a block of rows at a time."""
     counts = torch.empty(len(row), dtype=torch.int64, device=row.device)
     for part in (slice(start, start + len(masked)) for start in range(0, len(row), len(masked))):
         counts[part] = _count(masked[row[part]] >= value[part, None])

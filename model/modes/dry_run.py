@@ -1,4 +1,4 @@
-"""What a run would do and cost, for `--dry_run`."""
+"""`--dry_run`: what a run would do and cost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, sch
     for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 3):
         started = time.perf_counter()
         rows = sampler.sample(edges, generators["negatives"], generators["history"])
-        # the last epoch's, as warm-up epochs may have fewer
+        # the passes of the last epoch, as warm-up epochs may have fewer
         for name in method.passes(stage, schedule.epochs):
             method.train_step(rows, stage, name, partial(update, processes=run.processes))
         times.append(time.perf_counter() - started)

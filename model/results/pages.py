@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 import shlex
 import sys
@@ -12,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from data.files import atomic_path
-from model.results.metric_text import UNDEFINED
 from model.results.tables import Table
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -38,25 +34,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: `text` (line ends are kept), then tables, then pictures.
-
-    A table is a `Table`, a pair (headers, rows), or a data frame, whose floats are shown with four digits.
-    """
+    """A part of a page: `text` (line ends are kept), then tables, then pictures."""
 
     title: str
     text: str = ""
-    tables: Sequence[Table | tuple[Sequence, Sequence[Sequence]] | pd.DataFrame] = ()
+    tables: Sequence[Table] = ()
     images: Sequence[Picture] = ()
 
 
 def typed_command() -> str:
-    """The command that this program was called by, ready to paste."""
+    """Give the command by which this program was called, ready to paste."""
     return shlex.join(["python", *sys.argv])
 
 
 def write_page(path: Path | str, title: str, command: str, sections: Sequence[Section]) -> None:
     """Write `sections` as one HTML file, whole or not at all, under a `title` and the `command` that gave it."""
-    sections = [dataclasses.replace(part, tables=[_table(table) for table in part.tables]) for part in sections]
     page = _template().render(title=title, command=command, sections=sections)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -69,16 +61,3 @@ def _template() -> Any:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Environment(loader=loader, **options).get_template("report.html")
-
-
-def _table(table) -> Table:
-    if isinstance(table, Table):
-        return table
-    headers, rows = (table.columns, table.itertuples(index=False)) if isinstance(table, pd.DataFrame) else table
-    return Table("", [str(header) for header in headers], [[_cell(value) for value in row] for row in rows])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return UNDEFINED if value != value else f"{value:.4f}"
-    return "" if value is None else str(value)

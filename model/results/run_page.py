@@ -1,4 +1,4 @@
-"""What the report page of a run holds."""
+"""The report page of one run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from data.messages import shown
 from model.evaluation.keys import validation_key, validation_metrics
 from model.evaluation.metric_table import EPOCHS
-from model.results.metric_text import columns
+from model.results.metric_text import UNDEFINED, columns
 from model.results.pages import Picture, Section
 from model.results.tables import Table
 from model.runs.config import Config
@@ -25,11 +26,11 @@ def run_sections(
     rows: Sequence[Mapping],
     trained: bool,
 ) -> list[Section]:
-    """What the page of a run holds; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
+    """Make the sections of a run's page; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
     config = run.config
     mode, values = "train" if trained else "score", config.as_json()
-    names = [name for name, one in declared(Config).items() if mode in one.modes]
-    settings = [(f"--{name}", _setting(values[name])) for name in names]
+    names = [name for name, setting in declared(Config).items() if mode in setting.modes]
+    settings = [[f"--{name}", "" if values[name] is None else shown(values[name])] for name in names]
     sections = [
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
         Section("Results", tables=tables),
@@ -37,13 +38,13 @@ def run_sections(
     ]
     if rows:
         text = "Validation at the first K; metrics.jsonl has every value of every epoch."
-        sections.append(Section("Metrics by epoch", text, [epoch_frame(rows, config.eval_k[0])]))
+        sections.append(Section("Metrics by epoch", text, [frame_table(epoch_frame(rows, config.eval_k[0]))]))
     data = Section("Data", "\n".join(run.data_lines()))
     return [*sections, data, Section("Settings", tables=[Table("", ["flag", "value"], settings, left=2)])]
 
 
 def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:
-    """A row per epoch: what training reported, and the main validation metrics at cut-off `k`."""
+    """Make a table with a row per epoch: what training reported, and the main validation metrics at cut-off `k`."""
     frame = pd.DataFrame(
         [{key: float("nan") if value is None else value for key, value in row.items()} for row in rows]
     )
@@ -53,5 +54,12 @@ def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:
     return frame[[name for name in (*lead, *training, *map(validation_key, validation)) if name in frame.columns]]
 
 
-def _setting(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+def frame_table(frame: pd.DataFrame) -> Table:
+    """A data frame as texts: floats with four digits."""
+    return Table("", list(frame.columns), [[_cell(value) for value in row] for row in frame.itertuples(index=False)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return UNDEFINED if value != value else f"{value:.4f}"
+    return str(value)

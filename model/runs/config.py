@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from data.datareader import READERS
+from data.messages import shown, suggestion
 from data.protocols import PROTOCOLS
-from data.wording import suggestion
+from data.readers.options import DEFAULT_DATASET_DIR
 from model import BACKBONES, LOSSES, METHODS, MODES, SCORERS, SYNTHESIZERS
 from model.runs.presets import RECIPES, filled
-from model.runs.setting import Need, check_table_path, declared, saving_interval, setting, when
+from model.runs.setting import Need, Setting, check_table_path, declared, saving_interval, setting, when
 
 # The modes that read a setting.
 JUDGED = ("train", "evaluate", "score")
@@ -39,6 +41,11 @@ TOWERS = Need(
     lambda config: config.synthesis_type != "none",
     lambda config, name: "with --synthesis_type=none, whose towers have widths of their own; leave it out",
 )
+READ_FROM_FILES = Need(
+    lambda config: config.dataset != "synthetic",
+    lambda config, name: "with --dataset=synthetic, which is made and not read; leave it out",
+    "dataset",
+)
 TRACKED = when("wandb_mode", "online", "offline")
 
 _asked = partial(setting, group="What to do")
@@ -57,12 +64,12 @@ class Request:
     """What is asked of the program beside a run's settings."""
 
     mode: str = _asked("train", "train (and test once); evaluate a checkpoint anew; recommend from one; score rankings of another program; compare finished runs", choices=MODES, modes=tuple(MODES))
-    config: Path | None = _asked(None, "A run's config.json, whose settings hold but for flags of this command line and where the run's files go")
+    config: Path | None = _asked(None, "A run's config.json, or its folder, to take settings from; flags of this command line win, and where the run's files go is not taken")
     checkpoint: Path | None = _asked(None, "The checkpoint.pt of a run, or the run's folder", modes=("evaluate", "recommend"), required=True)
     users: tuple[str, ...] = _asked([], "The data set's own user ids, comma-separated, or all", modes=("recommend",))
-    control: str | None = _asked(None, "Setting of a fairness method that leaves several open after training. None: evaluate all, recommend by the first", modes=("evaluate", "recommend"))
+    control: str | None = _asked(None, "One of the settings that a fairness method leaves open after training. None: evaluate all, recommend by the first", modes=("evaluate", "recommend"))
     recommendations: Path | None = _asked(None, "CSV or parquet file to write instead of printing", check=check_table_path, modes=("recommend",))
-    rankings: Path | None = _asked(None, "Rankings by another program, with the data set's own ids (parquet, CSV, or a TREC run)", modes=("score",), required=True)
+    rankings: Path | None = _asked(None, "Rankings by another program, with the data set's own ids (parquet, CSV, TSV or a TREC run, gzip or not)", modes=("score",), required=True)
     runs: tuple[str, ...] = _asked([], "Folders of finished runs, comma-separated, also of --seeds; the first is what the others are compared with", modes=("compare",), required=True)
     seeds: tuple[int, ...] = _asked([], "Several seeds, comma-separated, in processes side by side where cores allow", low=0)
     export_split: Path | None = _asked(None, "Folder for the split's files, with the data set's own ids, for other programs", needs=(when("dry_run", True),))
@@ -73,28 +80,28 @@ class Config:
     """Every setting of a run after presets are filled in."""
 
     dataset: str = _data("ml", "Data set: ml = MovieLens-1M, bx = BookCrossing, synthetic = generated", choices=READERS, modes=("train", "score"))
-    dataset_dir: Path = _data(Path("./datasets"), "Folder that holds the data sets' folders (datasets/README.md shows the trees)", modes=JUDGED_OR_SERVED, free=True)
+    dataset_dir: Path = _data(DEFAULT_DATASET_DIR, "Folder that holds the data sets' folders (datasets/README.md shows the trees)", needs=(READ_FROM_FILES,), modes=JUDGED_OR_SERVED, free=True)
     cache_dir: Path = _data(Path("~/.cache/fabuhs"), "Folder for data as read and title vectors, reused between runs", modes=JUDGED_OR_SERVED, free=True)
-    title_encoder: str = _data(None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"))
-    max_bad_rows: float = _data(0.001, "Largest fraction of malformed rows of a file; above it the run stops", low=0, high=1, modes=("train", "score"))
+    title_encoder: str = _data(None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"), network=True)
+    max_bad_rows: float = _data(0.001, "Largest fraction of malformed rows of a file; above it the run stops", low=0, high=1, needs=(READ_FROM_FILES,), modes=("train", "score"))
     keep_incomplete_users: bool = _data(False, "BookCrossing: keep users with a missing age or country, as unknown", needs=(when("dataset", "bx"),), modes=("train", "score"))
     user_attribute: tuple[str, ...] = _data(None, "Sensitive attributes, comma-separated: the first is acted on, all are reported. ml: gender, age, occupation; bx: age, country", default_from="preset", modes=JUDGED)
     synthetic_users: int = _data(600, "Synthetic data: number of users", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_items: int = _data(400, "Synthetic data: number of items", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_interactions: int = _data(24_000, "Synthetic data: number of interactions", low=100, needs=(SYNTHETIC,), modes=("train", "score"))
 
-    backbone: str = _model("sparsenn", "Recommender", choices=BACKBONES)
+    backbone: str = _model("sparsenn", "Recommender", choices=BACKBONES, network=True)
     backbone_checkpoint: Path | None = _model(None, "Run folder or checkpoint.pt of a run of --fairness_method=none, whose backbone a method of two stages takes instead of training one")
-    embedding_dim: int = _model(None, "Width of embeddings: of each feature for sparsenn, of users and items for the others", low=1, default_from="preset")
-    graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset")
-    synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS)
-    sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,))
-    attention_heads: int = _model(1, "Heads of attention, which divide its widths: 96 and the items' features together", low=1, needs=(when("synthesis_type", "attention"),))
-    scorer: str = _model("dot_compress", "How a user and an item vector are scored", choices=SCORERS)
-    user_hidden: tuple[int, ...] = _model(None, "Hidden widths of the user tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,))
-    item_hidden: tuple[int, ...] = _model(None, "Hidden widths of the item tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,))
-    sampling_softmax_temp: float = _model(None, "Temperature T of the tail-biased draw p(i|u) ~ exp((1/d_i)/T); inf = uniform", above=0, infinite=True, default_from="preset", needs=(DRAWS_HISTORY,))
-    upstream_compat: bool = _model(False, "Restore upstream's estimator: a history per scored row, BookCrossing target left in, repeats, random GRU state, validation item a test candidate")
+    embedding_dim: int = _model(None, "Width of embeddings: of each feature for sparsenn, of users and items for the others", low=1, default_from="preset", network=True)
+    graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset", network=True)
+    synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS, network=True)
+    sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,), network=True)
+    attention_heads: int = _model(1, "Heads of attention; they must divide 96 and the width of the items' features (columns x --embedding_dim)", low=1, needs=(when("synthesis_type", "attention"),), network=True)
+    scorer: str = _model("dot_compress", "How a user and an item vector are scored", choices=SCORERS, network=True)
+    user_hidden: tuple[int, ...] = _model(None, "Hidden widths of the user tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,), network=True)
+    item_hidden: tuple[int, ...] = _model(None, "Hidden widths of the item tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,), network=True)
+    sampling_softmax_temp: float = _model(None, "Temperature T of the tail-biased draw p(i|u) ~ exp((1/d_i)/T); inf = uniform", above=0, infinite=True, default_from="preset", needs=(DRAWS_HISTORY,), network=True)
+    upstream_compat: bool = _model(False, "Restore upstream's estimator: a history per scored row, BookCrossing target left in, repeats, random GRU state, validation item a test candidate", network=True)
 
     enable_fairness: bool = _fair(False, "Enable the fairness framework")
     fairness_method: str = _fair("fabuhs", "Fairness method", choices=METHODS, needs=(FAIR,))
@@ -106,7 +113,7 @@ class Config:
     adversarial_ramp: float = _fair(0.1, "Fraction of the planned steps over which both weights rise from 0", low=0, high=1, needs=(FAIR,))
     item_adversary: str = _fair("popularity", "What the item-side adversary predicts: head/tail, or the user's attribute", choices=("popularity", "user_attribute"), needs=(FAIR,))
     adversary_input: str = _fair("user", "What the user-side adversary reads: the user vector, or also its product with the item vector", choices=("user", "pair"), needs=(FAIR,))
-    mask_sensitive_feature: bool = _fair(None, "Leave the sensitive attribute out of the user tower's inputs", default_from="on with --enable_fairness")
+    mask_sensitive_feature: bool = _fair(None, "Leave the sensitive attribute out of the user tower's inputs", default_from="on with --enable_fairness", network=True)
 
     rerank_fair: bool = _reranked(False, "Re-rank by exposure after training", needs=(FAIR,))
     rerank_alpha: float = _reranked(0.2, "Weight of the exposure deficit against relevance", low=0, high=1, needs=(RERANKED,))
@@ -119,13 +126,13 @@ class Config:
     batch_size: int = _trained(None, "Positives per step", low=2, default_from="preset")
     lr: float = _trained(None, "Learning rate of Adam", above=0, default_from="preset")
     num_negatives: int = _trained(None, "Uniform negatives per positive", low=1, default_from="preset")
-    in_batch_negatives: int = _trained(None, "Other positives of the batch as further negatives per positive", low=0, default_from="preset; of sparsenn as many as --num_negatives")
+    in_batch_negatives: int = _trained(None, "Other positives of the batch as further negatives per positive", low=0, default_from="preset, or as many as --num_negatives")
     loss: str = _trained(None, "Ranking loss of a positive against its negatives", choices=LOSSES, default_from="preset")
     l2: float = _trained(None, "Weight of the mean squared norm of a row's vectors, for backbones that know ids alone", low=0, default_from="preset")
     weight_decay: float = _trained(0.0, "Weight decay of the optimisers (Adam's own, added to the gradient)", low=0)
     patience: int = _trained(None, "Epochs without a better validation score before stopping", low=1, default_from="preset")
-    sparse_updates: bool = _trained(False, "Update only those rows of user tables that a step reads: faster with many users, not exact (other rows' momentum waits)")
-    device: str = _trained("auto", "Where to compute; cuda without a GPU is an error", choices=("auto", "cpu", "cuda"), modes=SERVED, free=True)
+    sparse_updates: bool = _trained(False, "Update only those rows of user tables that a step reads: faster with many users, not exact (the momentum of other rows waits)")
+    device: str = _trained("auto", "Where to compute; cuda is an error where there is no GPU", choices=("auto", "cpu", "cuda"), modes=SERVED, free=True)
     precision: str = _trained("fp32", "Arithmetic of the training step's matrix products; evaluation is always fp32", choices=("fp32", "bf16"))
 
     protocol: str = _evaluated("loo", "Evaluation protocol", choices=PROTOCOLS, modes=JUDGED)
@@ -158,7 +165,7 @@ class Config:
         return self.user_attribute[0]
 
     def as_json(self) -> dict:
-        """Plain values, ready for JSON, which has no infinity."""
+        """Give plain values, ready for JSON, which has no infinity."""
         values = dataclasses.asdict(self)
         return {
             name: str(value) if isinstance(value, Path) or value == math.inf else value
@@ -167,12 +174,12 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict) -> Config:
-        """The settings that `as_json` wrote, of this version or an earlier one.
+        """Read the settings that `as_json` wrote, in this version or an earlier one.
 
-        A setting that is missing takes its default; one that is unknown is a ValueError.
+        A setting that is missing takes its default; one that is unknown is a ValueError (Decision 43).
         """
         restored = restored_settings(values, cls)
-        missing = {name: one.converted(one.default) for name, one in declared(cls).items() if name not in restored}
+        missing = {name: declaration.converted(declaration.default) for name, declaration in declared(cls).items() if name not in restored}
         if missing:
             whole = filled(restored | missing)
             missing = {name: declared(cls)[name].converted(whole[name]) for name in missing}
@@ -180,7 +187,7 @@ class Config:
 
 
 def restored_settings(values: dict, kind: type[Config] = Config) -> dict:
-    """The values that `as_json` wrote, as a Config has them; an unknown setting is a ValueError."""
+    """Turn values that `as_json` wrote into those of a Config; an unknown setting is a ValueError."""
     known = declared(kind)
     for name in values:
         if name not in known:
@@ -188,14 +195,18 @@ def restored_settings(values: dict, kind: type[Config] = Config) -> dict:
     return {name: known[name].converted(value) for name, value in values.items()}
 
 
-FREE_SETTINGS = frozenset(name for name, one in declared(Config).items() if one.free)
+def differences(then: Config, now: Config, matters: Callable[[Setting], bool]) -> list[str]:
+    """Say in which of the settings that matter two runs differ: "--lr was 0.001, is 0.5"."""
+    names = [name for name, one in declared(type(then)).items() if matters(one)]
+    pairs = {name: (getattr(then, name), getattr(now, name)) for name in names}
+    return [f"--{name} was {shown(old)}, is {shown(new)}" for name, (old, new) in pairs.items() if old != new]
 
 
 def network_name(backbone: str, synthesis_type: str) -> str:
-    """What tells networks apart in short: the backbone, or SparseNN's synthesis type."""
+    """Give the short name of a network: the backbone, or SparseNN's synthesis type."""
     return synthesis_type if backbone == "sparsenn" else backbone
 
 
 def shown_network(backbone: str, synthesis_type: str) -> str:
-    """The same in long: the backbone, and SparseNN's synthesis type behind it."""
+    """Give the long name of a network: the backbone, and SparseNN's synthesis type behind it."""
     return f"{backbone} ({synthesis_type})" if backbone == "sparsenn" else backbone

@@ -6,7 +6,7 @@ import pandas as pd
 
 from model.results.metric_text import UNDEFINED
 from model.results.pages import Picture, Section, write_page
-from model.results.run_page import epoch_frame
+from model.results.run_page import epoch_frame, frame_table
 from model.results.tables import Table
 from tests.support.pages import read_page
 
@@ -28,8 +28,7 @@ def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
             "Tables",
             tables=[
                 Table("Caption", ["", "n"], [["a<b", "1"]], note="Noted"),
-                (["x", "y"], [[1, 0.123456], [None, NAN]]),
-                pd.DataFrame({"epoch": [1, 2], "loss": [0.5, NAN]}),
+                frame_table(pd.DataFrame({"epoch": [1, 2], "loss": [0.5, NAN]})),
             ],
         ),
         Section("Pictures", images=[picture(tmp_path, (9000, 6000))]),
@@ -39,7 +38,6 @@ def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
     assert page.title == "T & <t>" and page.images == 1
     assert page.tables == [
         [["", "n"], ["a<b", "1"]],
-        [["x", "y"], ["1", "0.1235"], ["", UNDEFINED]],
         [["epoch", "loss"], ["1", "0.5000"], ["2", UNDEFINED]],
     ]
     for words in (

@@ -297,6 +297,20 @@ def test_other_settings_or_data_are_refused_with_the_difference(tmp_path, monkey
     assert "delete it" in refused_like(tmp_path, "mean", resume=True)
 
 
+def test_a_setting_newer_than_the_state_had_its_default(tmp_path, monkeypatch, whole):
+    cut_off(monkeypatch, tmp_path, "none", train, "update", 4, terminate)
+    path = tmp_path / "run" / "state.pt"
+    content = torch.load(path, weights_only=True)
+    settings = json.loads(content["config"])
+    torch.save({**content, "config": json.dumps({**settings, "warmth": 1})}, path)
+    assert "cannot resume" in (error := refused_like(tmp_path, "none", resume=True)) and "warmth" in error
+    del settings["weight_decay"], settings["lr"]
+    torch.save({**content, "config": json.dumps(settings)}, path)
+    assert "--weight_decay was 0.0, is 0.1" in refused_like(tmp_path, "none", resume=True, weight_decay=0.1)
+    run_main(tmp_path, **KINDS["none"], resume=True)
+    assert outputs(tmp_path) == whole("none")
+
+
 def test_one_folder_serves_one_process_at_a_time(tmp_path, monkeypatch):
     cut_off(monkeypatch, tmp_path, "none", train, "update", 4, terminate)
     with open(tmp_path / "run" / ".lock", "w") as file:
