@@ -134,7 +134,7 @@ PLACES = [
 ]
 MORE_PLACES = [
     ("mean", "torch.save", 1, "half", {".checkpoint.pt.tmp"}),
-    ("compat", "torch.save", 3, "half", {"checkpoint.pt", "state.pt", ".state.pt.tmp"}),
+    ("compat", "torch.save", 3, "half", {"checkpoint.pt", "state.pt", ".checkpoint.pt.tmp"}),
     ("none", "os.replace", 4, "before", {"checkpoint.pt", ".state.pt.tmp"}),
     ("gru", "model.modes.train.Evaluator.rank", 2, "before", {"state.pt"}),
     ("none", "model.modes.train.Evaluator.rank", 3, "before", {"state.pt"}),
