@@ -5,7 +5,7 @@ from __future__ import annotations
 from model import BACKBONES
 from model.backbone import Backbone
 from model.methods.base import Method
-from model.runs.config import differences
+from model.runs.config import UNFAIR, differences
 from model.runs.run import Run
 from model.training.checkpoints import load_checkpoint
 
@@ -17,10 +17,13 @@ def stages_to_train(method: Method) -> tuple[str, ...]:
 
 
 def load_backbone(run: Run, backbone: Backbone) -> None:
-    """Put the weights of `--backbone_checkpoint` in place; those of another network or other train data are refused."""
+    """Put the weights of `--backbone_checkpoint` in place; those of a fair run, another network or other
+    train data are refused."""
     config, path = run.config, run.config.backbone_checkpoint
     flag = f"--backbone_checkpoint={path}"
     trained, content = load_checkpoint(path)
+    if trained.method != UNFAIR:
+        raise ValueError(f"{flag} was trained by --fairness_method={trained.method}; pass a run of method {UNFAIR}")
     unread = BACKBONES[config.backbone].unread(config)
     different = differences(trained, config, lambda one: one.network and one.name not in unread)
     if different:
