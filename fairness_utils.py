@@ -113,7 +113,7 @@ def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def _segments(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-    # reduceat reads an empty segment as its successor's first entry, so only filled ones are named.
+    # reduceat would read an empty segment as the next one's first entry: only filled ones are named
     filled = histories.lengths > 0
     return histories.indptr[:-1][filled], histories.lengths[filled]
 
@@ -162,12 +162,12 @@ class _GradientReversal(torch.autograd.Function):
 
 
 def reverse_gradient(value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Pass `value` on unchanged; its gradient comes back times -`scale` (Ganin & Lempitsky, 2015)."""
+    """Give `value` unchanged; on the way back its gradient is multiplied by -`scale` (Ganin & Lempitsky, ICML 2015)."""
     return _GradientReversal.apply(value, scale)
 
 
 def ramp(step: int, total_steps: int, fraction: float) -> float:
-    """Rise linearly from 0 to 1 over the first `fraction` of `total_steps`."""
+    """Compute the strength at `step`: it rises linearly from 0 to 1 over the first `fraction` of `total_steps`."""
     length = fraction * total_steps
     return 1.0 if step >= length else step / length
 
@@ -227,7 +227,11 @@ class ConditionalAdversary(_GroupDiscriminator):
 
     @torch.no_grad()
     def reinitialise(self, turn: int) -> int:
-        """Give the discriminator whose turn it is fresh parameters, in place; the draw depends on `turn` only."""
+        """Give one discriminator, the next in turn, fresh parameters in place; the draw depends on `turn` and the seed
+        alone.
+
+        Gives the position of that discriminator.
+        """
         index = turn % len(self.discriminators)
         old = self.discriminators[index]
         with torch.random.fork_rng(devices=[]):
@@ -246,12 +250,12 @@ class ConditionalAdversary(_GroupDiscriminator):
         mass: torch.Tensor | None = None,
         row_weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Weighted cross-entropy, summed over discriminators, of `target [R]` (-1 unknown: weight 0).
+        """Compute the weighted cross-entropy of `target [R]` (-1 unknown: weight 0), summed over the discriminators.
 
-        `representation [R, D]` gets the reversed gradient of the discriminators' mean times `scale` (0: detached,
-        no path back; Decision 14); each discriminator gets its own loss in full. `label [R]` is 1 for the positive
-        and 0 for a negative, `row_weight [R]` further weighs rows (None: all the same). Without known rows the loss
-        is exactly 0. `mass` is that of all rows where these are a part of them (None: they are all).
+        `representation [R, D]` gets the reversed gradient of the discriminators' mean times `scale` (0: it is detached
+        and gets none; Decision 14); each discriminator gets its own loss in full. `label [R]` is 1 for a positive and 0
+        for a negative, `row_weight [R]` weighs rows (None: all the same). `mass` is the total weight of all processes'
+        rows, where these are only some of them (None: these are all). Without known rows the loss is exactly 0.
         """
         value = self._reversed(representation, scale / len(self.discriminators))
         value = torch.cat([value, self.label_embedding(label)], dim=1)
@@ -266,9 +270,10 @@ class ConditionalAdversary(_GroupDiscriminator):
 
 
 class SolvedDiscriminator(_GroupDiscriminator):
-    """The linear discriminator of layer-normalised input that is never behind the encoder: solved in closed form.
+    """A linear discriminator on layer-normalised input that is solved in closed form at every step (Decision 15).
 
-    It has no parameters to train: `solve` finds the best one for the rows of a step, `loss` judges it.
+    So no encoder can run away from it. It has no parameters to train: `solve` finds the best one for the rows of a
+    step, `loss` judges it.
     """
 
     def _labels(self, label: torch.Tensor) -> torch.Tensor:
@@ -303,7 +308,7 @@ class SolvedDiscriminator(_GroupDiscriminator):
         moments = total((rows[:, :inputs] * weight).T @ rows).double()  # [D, D + G]
         covariance, cross = moments[:, :inputs], moments[:, inputs:]
         strength = RIDGE * torch.diagonal(covariance).mean() + torch.finfo(torch.float32).tiny
-        # the unchecked form does not make the host wait, and the ridge keeps the matrix positive
+        # cholesky_ex does not make the host wait, and the ridge keeps the matrix positive
         factor, _ = torch.linalg.cholesky_ex(covariance + torch.diag_embed(strength.expand(inputs)))
         solution = torch.cholesky_solve(cross, factor).to(rows.dtype)
         return solution, means[:, inputs:] - means[:, :inputs] @ solution
@@ -318,7 +323,8 @@ class SolvedDiscriminator(_GroupDiscriminator):
         mass: torch.Tensor | None = None,
         row_weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Squared error of the `solve`d discriminator, relative to that of not knowing: 1 where it finds nothing.
+        """Compute the squared error of the discriminator that `solve` found, over the error without any input: 1 means
+        that it finds nothing.
 
         Arguments as for `ConditionalAdversary.loss`; `representation [R, D]` gets the reversed gradient times `scale`.
         """

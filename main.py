@@ -31,32 +31,32 @@ FLAGS = flags.FLAGS
 def define_flags(settings: Iterable[Setting], values: flags.FlagValues = FLAGS) -> None:
     """Define a flag for each of the `settings` in `values`."""
     bounds = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float}
-    for one in settings:
-        default = str(one.default) if one.base == "Path" and one.default is not None else one.default
-        facts = {"name": one.name, "default": default, "help": one.help, "flag_values": values}
-        if one.base in bounds:
-            # a bound that is no value itself is checked where the flag becomes a setting
-            low = one.low if one.above is None else one.above
-            bounds[one.base](lower_bound=low, upper_bound=one.high, **facts)
-        elif one.base == "bool":
+    for setting in settings:
+        default = str(setting.default) if setting.base == "Path" and setting.default is not None else setting.default
+        facts = {"name": setting.name, "default": default, "help": setting.help, "flag_values": values}
+        if setting.base in bounds:
+            # absl's bounds are allowed values; a bound that is not is checked where the flag becomes a setting
+            low = setting.low if setting.above is None else setting.above
+            bounds[setting.base](lower_bound=low, upper_bound=setting.high, **facts)
+        elif setting.base == "bool":
             flags.DEFINE_bool(**facts)
-        elif one.base.startswith("tuple"):
-            (flags.DEFINE_multi_string if one.flag_each else flags.DEFINE_list)(**facts)
-        elif one.choices is not None:
-            flags.DEFINE(ChoiceParser(one), **facts)
+        elif setting.base.startswith("tuple"):
+            (flags.DEFINE_multi_string if setting.flag_each else flags.DEFINE_list)(**facts)
+        elif setting.choices is not None:
+            flags.DEFINE(ChoiceParser(setting), **facts)
         else:
             flags.DEFINE_string(**facts)
 
 
 class ChoiceParser(flags.ArgumentParser):
-    """Reads a flag whose choices are those that the setting has at the time of parsing."""
+    """Parser of a flag that has choices, which are looked up when the flag is parsed."""
 
-    def __init__(self, one: Setting):
-        self.one = one
+    def __init__(self, setting: Setting):
+        self.setting = setting
 
     def parse(self, argument: str) -> str:
-        """Give the argument back; one that is no choice is a ValueError."""
-        self.one.check_choice(argument)
+        """Give `argument` back; one that is not among the choices is a ValueError."""
+        self.setting.check_choice(argument)
         return argument
 
 
@@ -64,7 +64,7 @@ define_flags((declared(Request) | declared(Config)).values())
 
 
 def settings_from_flags(values: flags.FlagValues = FLAGS, kind: type[Config] = Config) -> Settings:
-    """The values of all flags, and which of them the user chose; refuses what does not go together."""
+    """Give the values of all flags and which of them the user chose; flags that do not go together are a ValueError."""
     names = [*declared(Request), *declared(kind)]
     settings = Settings(
         {name: values[name].value for name in names},
@@ -79,7 +79,7 @@ def settings_from_flags(values: flags.FlagValues = FLAGS, kind: type[Config] = C
 
 
 def config_from_flags() -> Config:
-    """The settings of a run under the flags."""
+    """Give the settings of a run as the flags say."""
     return settings_from_flags().config()
 
 
@@ -100,7 +100,7 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Run what the flags ask for; a bad request ends with one line and exit code 2."""
     started = time.perf_counter()
-    # torch takes two seconds to load, for which --help and a misspelt flag need not wait
+    # torch takes two seconds to load, for which --help and a misspelt flag need not wait (Decision 46)
     from model.runs.errors import is_out_of_memory, out_of_memory
     from model.runs.processes import joined
     from model.training.signals import Stopped

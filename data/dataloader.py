@@ -1,7 +1,7 @@
 """Batches of interactions with sampled negatives and histories: vectorised, on any device.
 
-Every draw belongs to the whole batch and comes from an explicit `torch.Generator`, so that the same seed gives the
-same batches whatever the number of processes or the device's block sizes.
+Draws are made for the whole batch from an explicit `torch.Generator`, so the same seed gives the same batches whatever
+the number of processes and the sizes of blocks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def edge_batches(num_edges: int, batch_size: int, generator: torch.Generator) ->
 
 
 class BatchSampler:
-    """Turn rows of the train split into `Batch`es, one history per positive (Decision 2); None where none is read."""
+    """The sampler of batches: rows of the train split -> `Batch`, with one history per positive (Decision 2)."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class BatchSampler:
             raise ValueError("a target can be left out only of histories that are the train split's own, in its order")
 
     def steps(self, batch_size: int) -> int:
-        """Number of batches in one pass over the rows."""
+        """Count the batches of one pass over the rows."""
         return -(-self.num_rows // batch_size)
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-        """Yield the places `[B]` (in training order, from 0) of one pass, batch by batch."""
+        """Yield the places `[B]` of one pass, batch by batch: positions in training order, from 0."""
         if self.order == SHUFFLED:
             return edge_batches(self.num_rows, batch_size, generator)
         blocks = torch.arange(self.num_rows, device=self.user.device).split(batch_size)
@@ -70,23 +70,23 @@ class BatchSampler:
         return (blocks[index] for index in order.tolist())
 
     def sample(self, places: torch.Tensor, negative_rng: torch.Generator, history_rng: torch.Generator) -> Batch:
-        """Make the batch of `places [B]`, as `batches` yields them."""
+        """Make the batch of `places [B]`, which are positions in training order, as `batches` yields them."""
         rows = self._rows_at(places)
-        users, positives = self.user[rows], self.item[rows]
+        users, positives = self.user[rows], self.item[rows]  # [B] each
         negatives = self._negatives(places, users, positives, negative_rng)
         if self.history is None:
             return Batch(users, positives, negatives, None, rows)
         exclude = rows if self.exclude_target else None
-        own = self.history.sample(users, exclude, history_rng)
+        positive = self.history.sample(users, exclude, history_rng)
         if not self.history_per_row:
-            return Batch(users, positives, negatives, own, rows)
-        others = self.history.sample(users.repeat_interleave(negatives.shape[1]), None, history_rng)
+            return Batch(users, positives, negatives, positive, rows)
+        negative = self.history.sample(users.repeat_interleave(negatives.shape[1]), None, history_rng)
 
         def join(first, rest):
             # [B, N] and [B * M, N] -> [B * (1 + M), N], the positive's first
             return torch.cat([first[:, None], rest.view(len(rows), -1, self.history.length)], dim=1).flatten(0, 1)
 
-        history = History(join(own.items, others.items), join(own.mask, others.mask))
+        history = History(join(positive.items, negative.items), join(positive.mask, negative.mask))
         return Batch(users, positives, negatives, history, rows)
 
     def _rows_at(self, places: torch.Tensor) -> torch.Tensor:
@@ -96,13 +96,15 @@ class BatchSampler:
     def _negatives(
         self, places: torch.Tensor, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Negatives `[B, M]` of a batch, drawn now, or with those of all other rows when the first batch is made."""
+        """Give the negatives `[B, M]` of a batch: drawn now, or all rows' drawn once and these looked up."""
         if not self.draws_once:
             return self.negatives.sample(users, positives, generator)
         if self.drawn is None:
-            # from where the stream begins, so that a phase that is resumed has the same ones
+            # from the beginning of the stream, so that a resumed phase draws the same ones (Decision 35)
             fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
             parts = torch.arange(self.num_rows, device=self.user.device).split(ONCE_ROWS)
             rows = [self._rows_at(part) for part in parts]
-            self.drawn = torch.cat([self.negatives.sample(self.user[own], self.item[own], fresh) for own in rows])
+            self.drawn = torch.cat(
+                [self.negatives.sample(self.user[part_rows], self.item[part_rows], fresh) for part_rows in rows]
+            )
         return self.drawn[places]

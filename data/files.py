@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 class WriteError(OSError):
-    """A file that could not be written; the message names it and the remedy, and what was there before is whole."""
+    """Error of a file that could not be written; it names file and remedy, and what was there before is whole."""
 
     @classmethod
     def of(cls, path: Path, error: OSError) -> WriteError:
-        """The error for `path`."""
+        """Make the error for `path` from what the file system said."""
         return cls(f"cannot write {path} ({error.strerror or error}); make room there, or choose another place")
 
 
@@ -26,13 +26,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     refuses.
     """
     path = Path(path)
-    # process ids repeat across the containers and hosts that may share a folder
+    # a random name: process ids repeat across containers and hosts that share a folder
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch wraps what its file raised
+        # torch wraps the error of its file in a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -43,6 +43,6 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove the temporary files that killed writers left in `directory`, which must have no other writer now."""
+    """Remove temporary files that killed writers left in `directory`; nobody else may write there meanwhile."""
     for temporary in directory.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ def warn(text: str) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things: "1 row", "2,000 rows"."""
+    """Give a number of things in words: "1 row", "2,000 rows"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 

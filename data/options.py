@@ -17,8 +17,8 @@ def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_op
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {}
     for assignment in assignments:
-        name, found, text = assignment.partition("=")
-        if not found or name not in fields:
+        name, equals_sign, text = assignment.partition("=")
+        if not equals_sign or name not in fields:
             names = ", ".join(sorted(fields))
             allowed = f"allowed is name=value with name one of {names}" if fields else "there are no options"
             raise ValueError(f"--{flag}={assignment}: {allowed}{suggestion(name, fields)}")

@@ -32,7 +32,7 @@ COLUMNS = {
 }
 NUMBERS = ("rank", "score")
 TREC_FIELDS = ("user", "Q0", "item", "rank", "score", "tag")
-# what tables are called by their suffix; other text is one where its first line names user and item
+# suffix -> what the table is called; other text is a table too where its first line names user and item
 TABLES = {".csv": "CSV", ".tsv": "TSV"}
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 OFFENDERS_NAMED = 3
@@ -75,7 +75,7 @@ def read_rankings(path: Path, data: InteractionData) -> RankedLists:
     _refuse(path, np.sort(order[1:][twice]), "an item that its user's list has already", pair, "list each item once")
     if rank is None:
         order = np.lexsort((item, -score, user))
-    elif is_trec:
+    elif is_trec:  # Decision 37
         order = np.lexsort((item, rank, -score, user))
     else:
         is_place = (rank >= 1) & (rank % 1 == 0)
@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[pa.Table, bool]:
 
 
 class _Refused(ValueError):
-    """Says all there is to say about a file."""
+    """Error that says all there is to say about a file, and needs no more context."""
 
 
 def _chosen(path: Path, names: list[str]) -> list[str]:
@@ -164,7 +164,7 @@ def _read_csv(path: Path, content: bytes, names: list[str], separator: str) -> p
     text = pa.dictionary(pa.int32(), pa.string())
     return pa.csv.read_csv(
         pa.BufferReader(content),
-        # one thread knows the number of a row that it cannot read
+        # with one thread an error names the row that cannot be read
         read_options=pa.csv.ReadOptions(use_threads=False),
         parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
@@ -176,7 +176,7 @@ def _read_csv(path: Path, content: bytes, names: list[str], separator: str) -> p
 def _read_trec(path: Path, content: bytes) -> pa.Table:
     width = len(TREC_FIELDS)
     with warnings.catch_warnings():
-        # one column more than there should be shows rows that are too long, so what lies behind it may be dropped
+        # one column too many shows which rows are too long; what lies behind it may be dropped
         warnings.simplefilter("ignore", pd.errors.ParserWarning)
         frame = pd.read_csv(
             io.BytesIO(content),
@@ -207,7 +207,7 @@ def _ids(path: Path, name: str, column: pa.ChunkedArray, originals: np.ndarray, 
     encoded = encoded.unify_dictionaries().combine_chunks()
     texts = encoded.dictionary.cast(pa.large_string()).to_numpy(zero_copy_only=False)
     known = pd.Index(originals.astype(str).astype(object)).get_indexer(pd.Index(texts, dtype=object))
-    # a null's index is -1, which reads the last entry
+    # a null has index -1, which reads the -1 appended here
     ids = np.append(known, -1)[encoded.indices.cast(pa.int64()).fill_null(-1).to_numpy()]
     few = ", ".join(map(str, originals[:3]))
     remedy = f"use the data set's own ids as in {name}s.csv of --export_split (such as {few})"

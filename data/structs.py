@@ -99,13 +99,13 @@ class Group:
         return len(self.labels)
 
     def counts(self) -> np.ndarray:
-        """Members of each group, unknown left out: `[G]` int64."""
+        """Count the members of each group, unknown ones left out: `[G]` int64."""
         return np.bincount(self.codes[self.codes >= 0], minlength=self.num_groups)
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Rows of one file that could not be read, for one reason: `lines` are the first few, 1-based."""
+    """Rows of one file that could not be read for one reason: `lines` are the numbers, from 1, of the first few."""
 
     file: str
     reason: str
@@ -119,9 +119,9 @@ def _rows(count: int) -> str:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What became of every row: `rows` per file, malformed rows `rejected`, documented filters `filtered`.
+    """What became of every row: `rows` per file, malformed rows `rejected`, and rows `filtered` by documented rules.
 
-    `encodings` are those of files whose encoding had to be found, by file name.
+    `encodings` names, by file, the encoding of a file whose encoding had to be found.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class ReadReport:
     encodings: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The report in words, one finding a line."""
+        """Give the report in words, one finding a line."""
         read_as = {name: f", read as {encoding}" for name, encoding in self.encodings.items()}
         text = [f"{name}: {_rows(count)}{read_as.get(name, '')}" for name, count in self.rows.items()]
         for entry in self.rejected:
@@ -142,7 +142,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class InteractionData:
-    """A data set as read: features, interactions `[E]` in file order, user groups and original ids.
+    """A data set as read: features, interactions `[E]` in file order, user groups and original ids (Decision 13).
 
     `time` is in seconds, or None where the source has none; `rating` is on the source's own scale.
     """
@@ -220,7 +220,7 @@ class ItemLists:
         return self.item[self.indptr[index] : self.indptr[index + 1]]
 
     def take(self, rows: np.ndarray) -> ItemLists:
-        """The lists of `rows [T]`, in that order."""
+        """Give the lists of `rows [T]`, in that order."""
         lengths = self.lengths[rows]
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], lengths)
@@ -246,7 +246,7 @@ class Histories(ItemLists):
 
     @staticmethod
     def order(user_id: np.ndarray, time: np.ndarray | None) -> np.ndarray:
-        """Which interaction stands at each place of `build`'s lists: `[E]` int64."""
+        """Give which interaction stands at each place of the lists that `build` makes: `[E]` int64."""
         return np.argsort(user_id, kind="stable") if time is None else np.lexsort((time, user_id))
 
     @staticmethod
@@ -259,10 +259,11 @@ class Histories(ItemLists):
 
 @dataclass(frozen=True)
 class Split:
-    """What may be learned from, and what is asked: every set is a CSR of each user's items.
+    """What may be learned from, and what is asked: every set has one list of items per user.
 
-    `histories` is what the model may read in training, `test_histories` what it may read at test; `degree [I]`
-    counts train interactions; `item_groups["popularity"]` has the labels head and tail.
+    `histories` are what the model may read in training, `test_histories` at test; `degree [I]` counts train
+    interactions; `item_groups["popularity"]` has the labels head and tail. A (user, item) pair stands in one of the
+    sets at most.
     """
 
     train: Histories
@@ -309,11 +310,11 @@ class Split:
         return popularity.codes == popularity.labels.index("tail")
 
     def fingerprint(self) -> str:
-        """A hash of all three sets, the same on every machine: runs are comparable when it agrees."""
+        """Hash all three sets, the same on every machine: numbers of two runs are comparable when it agrees."""
         return _fingerprint(self.train, self.valid, self.test)
 
     def train_fingerprint(self) -> str:
-        """A hash of the train set alone: weights may be judged on any split that shares it."""
+        """Hash the train set alone: weights may be tested on any split that has the same one."""
         return _fingerprint(self.train)
 
 
@@ -335,10 +336,10 @@ class History:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's rows: `users [B]`, `positives [B]` and `negatives [B, M]`.
+    """The rows of one training step: `users [B]`, `positives [B]` and `negatives [B, M]`.
 
-    `history` has one row for each of the batch's; under `--upstream_compat` B * (1 + M), one for each scored item; None
-    where the backbone reads none. `rows [B]` are positions in the train CSR (None: made by hand, of no train split).
+    `history` has B rows, or B * (1 + M), one per scored item, under `--upstream_compat`; it is None where the backbone
+    reads none. `rows [B]` are positions in the train split's lists (None: the batch is of no train split).
     """
 
     users: torch.Tensor
@@ -357,9 +358,9 @@ class Batch:
 class Ranking:
     """Full rankings of T users, reduced to what metrics need.
 
-    `relevant` holds each user's test items (row t belongs to `users[t]`), `ranks` the 1-based rank of each of
-    them in the same order, `topk [T, K']` the best items with -1 padding, `scores [T, K']` their scores and
-    `candidates [T]` how many items were ranked.
+    `relevant` has the test items of each row's user, `ranks` the rank (from 1) of each of them in the same order, `topk
+    [T, K']` the best items with -1 as padding, `scores [T, K']` their scores, and `candidates [T]` how many items were
+    ranked.
     """
 
     users: np.ndarray
@@ -378,7 +379,7 @@ class Ranking:
         _require(len(self.candidates) == rows, "candidates needs one count per user")
 
     def replace_lists(self, topk: np.ndarray, scores: np.ndarray, ranks: np.ndarray) -> Ranking:
-        """The same users and questions with another ordering (re-ranking)."""
+        """Give the same users and test items with other lists and ranks (re-ranking)."""
         return replace(self, topk=topk, scores=scores, ranks=ranks)
 
 

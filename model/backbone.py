@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         "l2": 0.0,
         "in_batch_negatives": None,
     }
-    # what a protocol, and then a data set, changes in them: by its name
+    # what a protocol, and then a data set, changes in them: name -> hyper-parameters
     defaults_under: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     defaults_on: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # the code released with FDA clamps the item table of this backbone to [-1, 1] before it adds noise
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """Name the settings that this backbone does not read under `config`, beside those that ask for a history."""
+        """Name the settings that this backbone does not read under `config`, beside those that need a history."""
         return frozenset()
 
     @classmethod
@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         """Get ready for a phase on `split` (its graph, its interactions)."""
 
     def freeze(self) -> None:
-        """Take gradients away from all weights and stay in evaluation mode, whatever `train()` asks, until `thaw`."""
+        """Take gradients away from all weights and stay in evaluation mode until `thaw` (Decision 42)."""
         if not self.frozen:
             self._thawed = [parameter for parameter in self.parameters() if parameter.requires_grad]
         for parameter in self._thawed:

@@ -46,7 +46,7 @@ class MatrixFactorisation(Backbone):
         "num_negatives": 1,
     }
     defaults_under: ClassVar = {"fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60}}
-    # too small for their batches
+    # synthetic data are too small for the batches above
     defaults_on: ClassVar = {"synthetic": {"batch_size": 512, "epochs": 30, "lr": 5e-3}}
     initial_std = INITIAL_STD
 
@@ -99,8 +99,8 @@ class MatrixFactorisation(Backbone):
 
     def squared_norms(self, context: Tables, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """As in `Backbone`, without gathering the items' vectors."""
-        own = F.embedding(users, context.users).square().sum(-1)
-        return own + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
+        user_norms = F.embedding(users, context.users).square().sum(-1)  # [B]
+        return user_norms + F.embedding(items, context.items.square().sum(-1, keepdim=True)).flatten(1).sum(-1)
 
 
 class BPRMF(MatrixFactorisation):
@@ -141,27 +141,27 @@ class NeuMF(MatrixFactorisation):
 
     def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Score `user [B, 2d]` with `items [B, M]`: `[B, M]`."""
-        product, other = context.items.split(self.dim, dim=1)
-        weighted, own = self._user_side(user)
-        return self.scorer(weighted, product.contiguous(), items) + self._deep(own, F.embedding(items, other))
+        product, item_part = context.items.split(self.dim, dim=1)
+        weighted, user_part = self._user_side(user)
+        return self.scorer(weighted, product.contiguous(), items) + self._deep(user_part, F.embedding(items, item_part))
 
     def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Score `user [b, 2d]` with all of the encoded `item [m, 2d]`: `[b, m]`."""
-        product, other = item.split(self.dim, dim=1)
-        weighted, own = self._user_side(user)
-        return self.scorer.catalogue(weighted, product) + self._deep(own, other[None])
+        product, item_part = item.split(self.dim, dim=1)
+        weighted, user_part = self._user_side(user)
+        return self.scorer.catalogue(weighted, product) + self._deep(user_part, item_part[None])
 
     def _user_side(self, user: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Split `user [b, 2d]` in the product's part, times the output's weights, and the MLP's: [b, d] each."""
-        product, own = user.split(self.dim, dim=1)
-        return product * self.output.weight[0, : self.dim], own
+        product, user_part = user.split(self.dim, dim=1)
+        return product * self.output.weight[0, : self.dim], user_part
 
-    def _deep(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def _deep(self, user_part: torch.Tensor, item_part: torch.Tensor) -> torch.Tensor:
         """Compute what the MLP adds to the scores of `own [b, d]` with `other [b or 1, m, d]`: [b, m]."""
         first = self.layers[0]
         # a Linear on [u; v] is the sum of one on u and one on v: no [b, m, 2d] of pairs is built
         left, right = first.weight.split(self.dim, dim=1)
-        hidden = F.linear(own, left, first.bias)[:, None] + F.linear(other, right)  # [b, m, h]
+        hidden = F.linear(user_part, left, first.bias)[:, None] + F.linear(item_part, right)  # [b, m, h]
         for layer in self.layers[1:]:
             hidden = layer(hidden.relu_())
-        return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias
+        return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias  # [b, m]

@@ -17,7 +17,7 @@ from model.runs.config import Config
 
 @dataclass(frozen=True)
 class Edges:
-    """A sparse matrix by rows: the columns `item [E]` and weights `weight [E]` of row n from `indptr[n]` on."""
+    """A sparse matrix by rows: columns `item [E]` and weights `weight [E]`; those of row n begin at `indptr[n]`."""
 
     indptr: torch.Tensor
     item: torch.Tensor
@@ -44,9 +44,9 @@ class _Spread(torch.autograd.Function):
 
 
 class GraphConvolution(MatrixFactorisation):
-    """Linear convolution of the tables over the train interactions.
+    """Linear convolution of the user and item tables over the graph of train interactions.
 
-    Subclasses say how edges are weighed (`edge_weights`) and how layers become vectors (`vectors`).
+    Subclasses say how interactions are weighed (`edge_weights`) and how layers become vectors (`vectors`).
     """
 
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
@@ -66,7 +66,7 @@ class GraphConvolution(MatrixFactorisation):
     def begin_phase(self, split: Split) -> None:
         """Take the train interactions of `split` as the graph."""
         train, device = split.train, self.item.weight.device
-        by_item = np.argsort(train.item, kind="stable")
+        by_item = np.argsort(train.item, kind="stable")  # [E]: interactions in order of item
         weight = self.edge_weights(train.lengths[train.owner], split.degree[train.item]).astype(np.float32)
         starts = np.concatenate([[0], np.cumsum(split.degree)])
         self.to_users, self.to_items = (
@@ -75,7 +75,7 @@ class GraphConvolution(MatrixFactorisation):
         )
 
     def edge_weights(self, user_degree: np.ndarray, item_degree: np.ndarray) -> np.ndarray:
-        """Compute the weight of each interaction [E] from the degrees of its user and its item."""
+        """Compute the weight [E] of each interaction from the degrees [E] of its user and its item."""
         raise NotImplementedError
 
     def spread(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,12 +99,12 @@ class LightGCN(GraphConvolution):
     initial_std = 0.1  # as in the authors' code
 
     def edge_weights(self, user_degree: np.ndarray, item_degree: np.ndarray) -> np.ndarray:
-        """1 / sqrt(d_u d_i)."""
+        """Compute 1 / sqrt(d_u d_i)."""
         return (user_degree * item_degree) ** -0.5
 
     def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean over the layers."""
-        users, items = user, item
+        """Average the layers 0 to L."""
+        users, items = user, item  # [U, d], [I, d]
         for _ in range(self.layers):
             user, item = self.spread(user, item)
             users, items = users + user, items + item
@@ -130,14 +130,14 @@ class GCCF(GraphConvolution):
         self.vector_width = dim * (layers + 1)
 
     def edge_weights(self, user_degree: np.ndarray, item_degree: np.ndarray) -> np.ndarray:
-        """1 / ((d_u + 1)(d_i + 1))."""
+        """Compute 1 / ((d_u + 1)(d_i + 1))."""
         return 1 / ((user_degree + 1) * (item_degree + 1))
 
     def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Layers 0 to L side by side."""
+        """Put the layers 0 to L side by side."""
         users, items = [user], [item]
         for _ in range(self.layers):
-            to_users, to_items = self.spread(users[-1], items[-1])
+            to_users, to_items = self.spread(users[-1], items[-1])  # [U, d], [I, d]
             users.append(users[-1] + to_users)
             items.append(items[-1] + to_items)
-        return torch.cat(users, dim=1), torch.cat(items, dim=1)
+        return torch.cat(users, dim=1), torch.cat(items, dim=1)  # [U, (L + 1) d], [I, (L + 1) d]

@@ -25,7 +25,7 @@ def mlp(widths: Sequence[int], affine_norm: bool = True) -> nn.Sequential:
 
 
 class FeatureEncoder(nn.Module):
-    """Embed every column of a feature table with `dim` numbers and concatenate them: `[n, len(schema) * dim]`."""
+    """Encoder of a feature table: `dim` numbers for every column, side by side, `[n, len(schema) * dim]`."""
 
     def __init__(self, table: FeatureTable, dim: int, sparse: bool = False):
         """`sparse` gives embeddings gradients of the rows read alone, which need an optimiser that takes them."""
@@ -37,7 +37,7 @@ class FeatureEncoder(nn.Module):
                 self.columns[spec.name] = nn.Embedding(spec.size, dim, sparse=sparse)
                 nn.init.normal_(self.columns[spec.name].weight, std=EMBEDDING_STD)
             else:
-                # a multi-hot row times a matrix is the sum of its categories' embeddings, hence no bias there
+                # a multi-hot row times a matrix is the sum of its categories' embeddings, so it has no bias
                 self.columns[spec.name] = nn.Linear(spec.size, dim, bias=spec.kind == "dense")
             self.register_buffer(f"table_{spec.name}", table.columns[spec.name], persistent=False)
 
@@ -50,7 +50,7 @@ class FeatureEncoder(nn.Module):
         return torch.cat(parts, dim=1)
 
     def detach_columns(self, encoded: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        """`encoded [n, len(schema) * dim]` without a way back for gradients to the columns `names`."""
+        """Cut the gradient to the columns `names` of `encoded [n, len(schema) * dim]`; the values stay."""
         parts = encoded.chunk(len(self.columns), dim=1)
         named = zip(self.columns, parts, strict=True)
         return torch.cat([part.detach() if name in names else part for name, part in named], dim=1)

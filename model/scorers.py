@@ -26,7 +26,7 @@ def _users_at_a_time(user: torch.Tensor, pairs: int, items: int) -> int:
 
 
 class PairProducts(torch.autograd.Function):
-    """Inner products of users with rows of a matrix; neither pass builds the `[B, M, D]` of gathered vectors."""
+    """Inner products of users with chosen rows of a matrix; neither pass builds the `[B, M, D]` of gathered vectors."""
 
     @staticmethod
     def forward(context, user: torch.Tensor, item: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -47,10 +47,10 @@ class PairProducts(torch.autograd.Function):
         if context.needs_input_grad[0]:
             for_user = F.embedding_bag(rows, item, mode="sum", per_sample_weights=gradient.contiguous())
         if context.needs_input_grad[1]:
-            flat, order = rows.flatten().sort(stable=True)
-            starts = torch.searchsorted(flat, torch.arange(len(item), device=rows.device))
-            weight = gradient.flatten()[order]
-            owner = order.div(rows.shape[1], rounding_mode="floor")
+            flat, order = rows.flatten().sort(stable=True)  # [B * M]
+            starts = torch.searchsorted(flat, torch.arange(len(item), device=rows.device))  # [n]
+            weight = gradient.flatten()[order]  # [B * M]
+            owner = order.div(rows.shape[1], rounding_mode="floor")  # [B * M]: the row of each pair
             for_item = F.embedding_bag(owner, user, starts, mode="sum", per_sample_weights=weight)
         return for_user, for_item, None
 
@@ -106,8 +106,8 @@ class DotCompressScorer(nn.Module):
     def _folded(self) -> torch.Tensor:
         """Fold the first layer into a [6, hidden] map of (u.u, u.v, v.v, sum u, sum v, 1)."""
         first = self.mlp[0]
-        user_half, item_half = first.weight.split(self.weight.shape[1], dim=1)
-        from_user, from_item = self.weight @ user_half.T, self.weight @ item_half.T
+        user_half, item_half = first.weight.split(self.weight.shape[1], dim=1)  # [hidden, compress] each
+        from_user, from_item = self.weight @ user_half.T, self.weight @ item_half.T  # [2, hidden] each
         return torch.stack(
             [
                 from_user[0],
@@ -122,8 +122,8 @@ class DotCompressScorer(nn.Module):
     def forward(self, user: torch.Tensor, item: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Score `user [B, D]` with the `item [n, D + 2]` at `rows [B, M]`: `[B, M]`."""
         user = _at_least_float32(user)
-        cross = PairProducts.apply(user, item[:, : self.dim].contiguous(), rows)
-        scalars = F.embedding(rows, item[:, self.dim :])
+        cross = PairProducts.apply(user, item[:, : self.dim].contiguous(), rows)  # [B, M]
+        scalars = F.embedding(rows, item[:, self.dim :])  # [B, M, 2]
         size = _users_at_a_time(user, TILE_PAIRS, rows.shape[1])
         parts = zip(user.split(size), cross.split(size), scalars.split(size), strict=True)
         return torch.cat([self._score(*part) for part in parts])
@@ -134,19 +134,19 @@ class DotCompressScorer(nn.Module):
 
     def _score(self, user: torch.Tensor, cross: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Score pairs with `cross [b, m]` of u.v, `user [b, D]` and `scalars [b or 1, m, 2]` of v.v and sum(v)."""
-        own, total = user.square().sum(-1)[:, None], user.sum(-1)[:, None]
-        numbers = [own, cross, scalars[..., 0], total, scalars[..., 1], torch.ones_like(cross)]
+        square, total = user.square().sum(-1)[:, None], user.sum(-1)[:, None]  # [b, 1] each
+        numbers = [square, cross, scalars[..., 0], total, scalars[..., 1], torch.ones_like(cross)]
         numbers = torch.stack([value.expand_as(cross) for value in numbers], dim=-1)  # [b, m, 6]
         norm, last = self.mlp[1], self.mlp[-1]
         with torch.autocast(user.device.type, enabled=False):
-            first = self._folded()
+            first = self._folded()  # [6, hidden]
             centred = first - first.mean(1, keepdim=True)
             # terms of the quadratic form cancel: float64 keeps the digits
             wide, form = numbers.double(), (centred @ centred.T).double() / centred.shape[1]
-            variance = (wide @ form * wide).sum(-1, keepdim=True)
+            variance = (wide @ form * wide).sum(-1, keepdim=True)  # [b, m, 1]
             scale = (variance.clamp(min=0) + norm.eps).rsqrt().to(numbers.dtype)
-            hidden = F.linear(numbers * scale, (centred * norm.weight).T, norm.bias)
+            hidden = F.linear(numbers * scale, (centred * norm.weight).T, norm.bias)  # [b, m, hidden]
         hidden = _at_least_float32(self.mlp[2:-1](hidden))
         with torch.autocast(user.device.type, enabled=False):
             # a product with a vector: the backward pass of a one-column Linear takes several times as long
-            return hidden @ last.weight[0] + last.bias
+            return hidden @ last.weight[0] + last.bias  # [b, m]

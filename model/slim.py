@@ -24,8 +24,10 @@ STEP, RELAXATION = 10.0, 1.6
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the terms of `Problem`, and when its fit stops: at a relative residual of `tolerance`, or after
-    `iterations`. Defaults are by validation on MovieLens-1M."""
+    """Weights of the terms of `Problem`, and when a fit stops; defaults are by validation on MovieLens-1M.
+
+    A fit stops at a relative residual of `tolerance`, or after `iterations`.
+    """
 
     l1: float = 1.0
     l2: float = 30.0
@@ -35,7 +37,7 @@ class Penalties:
 
 
 class Fit(NamedTuple):
-    """What came of a fit.
+    """The result of a fit.
 
     `objective` is summed over users, `residual` the largest last residual of a block of users, `iterations` the most
     iterations that a block took.
@@ -74,27 +76,27 @@ class Problem:
         fixed = self.gram[users] @ self.inverse  # [b, U]
         state, scale = torch.zeros_like(fixed), max(float(fixed.norm()), torch.finfo(fixed.dtype).tiny)
         while True:
-            weights = (state - self.penalties.l1 / self.step).clamp_(min=0)
+            weights = (state - self.penalties.l1 / self.step).clamp_(min=0)  # [b, U]
             weights[rows, users] = 0
             if residuals and (residuals[-1] <= self.penalties.tolerance or len(residuals) >= self.penalties.iterations):
                 return weights, residuals
-            change = torch.addmm(fixed, 2 * weights - state, self.inverse, alpha=self.step).sub_(weights)
+            change = torch.addmm(fixed, 2 * weights - state, self.inverse, alpha=self.step).sub_(weights)  # [b, U]
             state.add_(change, alpha=RELAXATION)
             residuals.append(float(change.norm()) / scale)
 
     def objective(self, users: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Compute the objective of each of `users [b]` at `weights [b, U]`: [b]."""
-        penalties, own = self.penalties, self.gram[users]
-        fit = (weights * (weights @ self.gram / 2 - own)).sum(1) + self.gram.diagonal()[users] / 2
+        penalties, products = self.penalties, self.gram[users]
+        fit = (weights * (weights @ self.gram / 2 - products)).sum(1) + self.gram.diagonal()[users] / 2
         size = penalties.l1 * weights.sum(1) + penalties.l2 / 2 * weights.square().sum(1)
         return fit + size + penalties.balance / 2 * (weights @ self.signs).square().sum(1)
 
 
 class NeighbourSLIM(Backbone):
-    """SLIM (Ning & Karypis, ICDM 2011) over users (Burke et al., FAT* 2018): scores W R [U, I].
+    """SLIM (Ning & Karypis, ICDM 2011) over users (Burke et al., FAT* 2018): the scores are W R [U, I].
 
-    R [U, I] are the train interactions, W [U, U] each user's weights on her neighbours, which `fit` makes (Decision
-    31). A user's vector is her row of W, an item's its column of R.
+    R [U, I] are the train interactions; row u of W [U, U] are user u's weights on the other users, found by `fit`
+    (Decision 31). A user's vector is that row of W, an item's vector its column of R.
     """
 
     fitted = True
@@ -135,7 +137,7 @@ class NeighbourSLIM(Backbone):
 
     def fit(self, penalties: Penalties = Penalties(), signs: torch.Tensor | None = None, progress: bool = False) -> Fit:
         """Fit W anew; `signs [U, K]` measure the balance (None: there is none)."""
-        items = self.prepare()
+        items = self.prepare()  # [I, U]
         problem = Problem(items.T @ items, penalties, signs)
         del items
         parts, objective, residual, iterations = [], 0.0, 0.0, 0
@@ -153,13 +155,13 @@ class NeighbourSLIM(Backbone):
 
     def _load_from_state_dict(self, state: dict, prefix: str, *arguments) -> None:
         # a fresh network has no weights yet: take the sizes from the checkpoint
-        for name, own in (("weight", self.weight), ("neighbour", self.neighbour)):
+        for name, parameter in (("weight", self.weight), ("neighbour", self.neighbour)):
             if prefix + name in state:
-                own.data = own.data.new_zeros(state[prefix + name].shape)
+                parameter.data = parameter.data.new_zeros(state[prefix + name].shape)
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def prepare(self, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Make R with its columns as rows: [I, U], all of them whichever `items` are asked for."""
+        """Make the items' columns of R, as rows [I, U]: those of all items, whichever `items` are asked for."""
         columns = torch.zeros((self.num_items, self.vector_width), device=self.weight.device)
         owner, item = (part.to(columns.device) for part in self._pairs)
         columns[item, owner] = 1

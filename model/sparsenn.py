@@ -23,7 +23,7 @@ from model.runs.streams import torch_generator
 
 
 class MeanSynthesis(nn.Module):
-    """The mean of the history's item features."""
+    """Mean of the features of the history's items."""
 
     reads_user = False
 
@@ -33,13 +33,13 @@ class MeanSynthesis(nn.Module):
 
     def forward(self, user: torch.Tensor, features: torch.Tensor, items: torch.Tensor, mask: torch.Tensor):
         """Reduce rows `items [B, N]` of `features [n, F]` under `mask [B, N]`, given `user [B, U]`: `[B, width]`."""
-        weight = mask.to(features.dtype)
+        weight = mask.to(features.dtype)  # [B, N]
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
         return F.embedding_bag(items, features, mode="sum", per_sample_weights=weight)
 
 
 class AttentionSynthesis(nn.Module):
-    """One query from the user's features over the history's items; values are the raw item features."""
+    """Attention over the history's items with one query from the user's features; values are the raw item features."""
 
     reads_user = True
 
@@ -60,15 +60,15 @@ class AttentionSynthesis(nn.Module):
         rows, length = items.shape
         query = self.query(user).unflatten(-1, (self.heads, -1))  # [..., B, h, p]
         key = F.embedding(items, self.key(features)).view(rows, length, self.heads, -1)  # [B, N, h, p]
-        logits = torch.einsum("...bhp,bnhp->...bhn", query, key) * query.shape[-1] ** -0.5
+        logits = torch.einsum("...bhp,bnhp->...bhn", query, key) * query.shape[-1] ** -0.5  # [..., B, h, N]
         weight = logits.masked_fill(~mask[:, None], torch.finfo(logits.dtype).min).softmax(-1) * mask[:, None]
         value = F.embedding(items, features).view(rows, length, self.heads, -1)  # [B, N, h, F / h]
-        mixed = torch.einsum("...bhn,bnhf->...bhf", weight, value).flatten(-2)
+        mixed = torch.einsum("...bhn,bnhf->...bhf", weight, value).flatten(-2)  # [..., B, F]
         return self.output(mixed) * mask.any(1, keepdim=True)
 
 
 class GRULayer(nn.Module):
-    """One gated recurrent layer that takes its input already projected and skips masked steps."""
+    """One gated recurrent layer whose input is projected already; a masked step leaves the state as it is."""
 
     def __init__(self, inputs: int, hidden: int):
         super().__init__()
@@ -83,14 +83,14 @@ class GRULayer(nn.Module):
         outputs = []
         # the state stays float32 under bf16: rounding would build up over the steps
         for step, allowed in zip(projected.to(state.dtype).unbind(0), mask.unbind(0), strict=True):
-            gates = self.recurrent(state).to(state.dtype)
+            gates = self.recurrent(state).to(state.dtype)  # [B, 3h]
             reset_update = torch.sigmoid(step[:, : 2 * self.hidden] + gates[:, : 2 * self.hidden])
-            reset, update = reset_update.chunk(2, dim=1)
+            reset, update = reset_update.chunk(2, dim=1)  # [B, h] each
             candidate = torch.tanh(step[:, 2 * self.hidden :] + reset * gates[:, 2 * self.hidden :])
-            # update * allowed = 1 would keep the state: a masked step keeps it whole
+            # allowed is 0 in a masked step, which so keeps the state
             state = torch.lerp(state, candidate, (1 - update) * allowed)
             outputs.append(state)
-        return torch.stack(outputs)
+        return torch.stack(outputs)  # [N, B, h]
 
 
 class GRUSynthesis(nn.Module):
@@ -113,26 +113,29 @@ class GRUSynthesis(nn.Module):
     def forward(self, user: torch.Tensor, features: torch.Tensor, items: torch.Tensor, mask: torch.Tensor):
         """Reduce rows `items [B, N]` of `features [n, F]` under `mask [B, N]`, given `user [B, U]`: `[B, width]`."""
         rows = len(items)
-        steps = mask.T[:, :, None].to(features.dtype)
+        steps = mask.T[:, :, None].to(features.dtype)  # [N, B, 1]
         first, second = self.layers
         # histories share items: projecting the n distinct rows once saves most of the first layer's products
-        projected = F.embedding(items.T, first.input(features))
-        states = first(projected, steps, self._initial_state(rows, features))
+        projected = F.embedding(items.T, first.input(features))  # [N, B, 3h]
+        states = first(projected, steps, self._initial_state(rows, features))  # [N, B, h]
         states = second(second.input(states), steps, self._initial_state(rows, features))
-        states = (states * steps).transpose(0, 1).flatten(1)
-        # shorter where no history has N items
+        states = (states * steps).transpose(0, 1).flatten(1)  # [B, N * h]
+        # padded where no history has N items
         return F.pad(states, (0, self.width - states.shape[1]))
 
 
 VECTOR_WIDTH = 128
-# the column that is a user's own
+# the column that belongs to one user alone
 OWN_FEATURE = "id"
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """Item side of one step: `features [n, F]` of its items, `scored [n, D']` (their vectors and what else the
-    scorer needs of them) and `row [I]`, item id -> row, or None where rows are ids."""
+    """The item side of one step, for its n items.
+
+    `features [n, F]` are their encoded features, `scored [n, D']` their vectors and whatever else the scorer needs of
+    them, and `row [I]` says in which row an item id stands (None: ids are rows).
+    """
 
     features: torch.Tensor
     scored: torch.Tensor
@@ -159,7 +162,7 @@ class SparseNNOptions:
 
 
 class SparseNN(Backbone):
-    """Two towers driven by the feature schema, for every data set (BUHS, RecSys 2024; design section 5)."""
+    """Two towers driven by the feature schema, for every data set (BUHS, RecSys 2024)."""
 
     vector_width = VECTOR_WIDTH
 
@@ -179,7 +182,7 @@ class SparseNN(Backbone):
         users = data.users
         if config.mask_sensitive_feature and config.attribute in users.columns:
             users = users.without((config.attribute,))
-        # a wider GRU would only have weights that see zeros
+        # beyond the longest history a GRU would only have weights that see zeros
         longest = int(np.bincount(data.user_id).max())
         options = SparseNNOptions(
             synthesis_type=config.synthesis_type,
@@ -219,41 +222,42 @@ class SparseNN(Backbone):
         self.scorer = SCORERS[options.scorer](VECTOR_WIDTH)
 
     def prepare(self, items: torch.Tensor | None = None, item_noise: torch.Tensor | None = None) -> StepContext:
-        """Run the item tower once on the distinct ones of `items [n]`, or on the smaller catalogue (Decision 12).
+        """Run the item tower once on the distinct ones of `items [n]`, or on the catalogue where that is smaller
+        (Decision 12).
 
         `item_noise [I, D]` is added to the items' vectors, not to their features, which histories read.
         """
         rows = row = None
         if items is not None and items.numel() < self.num_items:
-            # a GPU would have to tell the host how many distinct ones there are: there, repeats stay in
+            # repeats stay in on a GPU: the host would have to wait for the number of distinct items
             rows = torch.unique(items) if items.device.type == "cpu" else items
             row = torch.empty(self.num_items, dtype=torch.int64, device=items.device)
             row[rows] = torch.arange(len(rows), device=items.device)
-        features = self.item_encoder(rows)
-        vectors = self.item_tower(features)
+        features = self.item_encoder(rows)  # [n, F]
+        vectors = self.item_tower(features)  # [n, D]
         if item_noise is not None:
             vectors = vectors + (item_noise if rows is None else item_noise[rows])
         return StepContext(features, self.scorer.item_side(vectors), row)
 
     def encode_users(self, context: StepContext, users: torch.Tensor, history: History | None) -> torch.Tensor:
         """As in `Backbone`."""
-        features, past = self.user_encoder(users), None
+        features, past = self.user_encoder(users), None  # [B, F]
         if self.synthesis is not None:
-            past = self.synthesis(features, context.features, context.local(history.items), history.mask)
+            past = self.synthesis(features, context.features, context.local(history.items), history.mask)  # [B, width]
         return self._user_vectors(features, past)
 
     def encode_users_apart(
         self, context: StepContext, users: torch.Tensor, history: History | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute `encode_users`, and the same vectors without a gradient to the users' id embeddings."""
+        """Compute `encode_users`, and the same vectors without a gradient to the users' id embeddings: [B, D] each."""
         features = self.user_encoder(users)
-        shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))
+        shared = self.user_encoder.detach_columns(features, (OWN_FEATURE,))  # [B, F]
         past = shared_past = None
         if self.synthesis is not None:
-            # both at once where they differ: the history's items are gathered once
+            # both in one call where they differ, so that the history's items are gathered once
             reads = self.synthesis.reads_user
-            asked = torch.stack([features, shared]) if reads else features
-            past = self.synthesis(asked, context.features, context.local(history.items), history.mask)
+            queries = torch.stack([features, shared]) if reads else features  # [2, B, F] or [B, F]
+            past = self.synthesis(queries, context.features, context.local(history.items), history.mask)
             past, shared_past = past if reads else (past, past)
         return self._user_vectors(features, past), self._user_vectors(shared, shared_past)
 

@@ -11,7 +11,11 @@ import pytest
 from absl.testing import flagsaver
 
 import main
+from data.messages import shown
 from model import METHODS
+from model.runs.config import Config
+from model.runs.presets import preset
+from model.runs.setting import declared
 from tests.benchmarks import fda, tables
 
 ROOT = Path(__file__).parents[1]
@@ -95,13 +99,57 @@ def test_the_tree_is_that_of_the_folders():
     assert folders <= named
 
 
+def tree_of_a_run() -> set[str]:
+    """The files of a run that the README's tree names."""
+    (tree,) = [block for block in FENCED.findall(README) if block.startswith("runs/<run_name>/")]
+    return {line.split()[0] for line in tree.splitlines()[1:]} - {"*.png,"}
+
+
+def test_what_a_run_leaves_is_told_alike():
+    page = (ROOT / "model/results/README.md").read_text(encoding="utf-8")
+    files = {name.strip("`") for name in rows(page) if re.fullmatch(r"`\w+\.\w+`", name)}
+    assert tree_of_a_run() == files - {"state.pt"}
+
+
+@pytest.mark.parametrize("folder", ["model/modes", "model/methods", "data"])
+def test_the_tables_of_files_name_what_is_there(folder):
+    page = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| .*?`\w+\.py`.*$", page.split("\n## ")[0], re.MULTILINE)
+    named = {name for line in table for name in re.findall(r"`(\w+\.py)`", line)}
+    assert named and all(list((ROOT / folder).rglob(name)) for name in named)
+    if folder == "model/modes":
+        assert named == {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+
+
+def test_the_defaults_in_the_readme_are_those_of_the_settings():
+    declared_settings, presets = declared(Config), preset("ml")
+    for line in re.findall(r"^\| `--.*$", README, re.MULTILINE):
+        flags, values, *_ = (re.findall(r"`(.*?)`", cell) for cell in line.strip("|").split(" | "))
+        names = [flag.removeprefix("--") for flag in flags]
+        if len(values) == 1:
+            values = values * len(names)
+        if names == ["user_attribute"]:
+            continue
+        for name, value in zip(names, values, strict=True):
+            default = declared_settings[name].default
+            assert value == shown(presets[name] if default is None else default), name
+
+
 def test_every_decision_that_is_named_is_written_down():
     page = (ROOT / "model/DECISIONS.md").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r"^## (\d+)\. ", page, re.MULTILINE)]
     assert numbers == list(range(1, len(numbers) + 1))
     for path in (*SOURCES, *PAGES):
-        for number in re.findall(r"Decision (\d+)", path.read_text(encoding="utf-8")):
+        for number in re.findall(r"Decision\s+(\d+)", path.read_text(encoding="utf-8")):
             assert int(number) in numbers, f"{path.relative_to(ROOT)}: Decision {number}"
+
+
+def test_every_decision_is_named_where_it_happens():
+    page = (ROOT / "model/DECISIONS.md").read_text(encoding="utf-8")
+    code = " ".join(path.read_text(encoding="utf-8") for path in SOURCES if ROOT / "tests" not in path.parents)
+    named = set(re.findall(r"Decision\s+(\d+)", code))
+    for number, title in re.findall(r"^## (\d+)\. (.*)$", page, re.MULTILINE):
+        assert number in named, f"no code names decision {number}, {title}"
 
 
 def test_every_method_has_a_page_with_its_options():
@@ -132,3 +180,8 @@ def test_the_numbers_of_the_readme_are_those_of_the_tables():
     kept = rows(first)
     for name in ("popular", "random", "two towers, no history", "BUHS mean", "FA-BUHS mean", "FA-BUHS mean, re-ranked"):
         assert set(table[name]) - {""} <= set(kept[name]), name
+
+
+def test_the_readme_says_how_many_decisions_there_are():
+    page = (ROOT / "model/DECISIONS.md").read_text(encoding="utf-8")
+    assert f"All {len(re.findall(r'^## [0-9]+[.] ', page, re.MULTILINE))}, with reasons" in README

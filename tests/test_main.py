@@ -21,7 +21,6 @@ from tests.support.movielens import write_movielens
 from tests.support.runs import FLAGS, TINY, refused, run_main
 
 
-@pytest.mark.probes
 @pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru", "none"])
 @pytest.mark.parametrize("enable_fairness", [False, True])
 def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type, enable_fairness):
@@ -40,10 +39,8 @@ def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type
         "dp@10/gender",
         "dp_rate@10/gender",
         "dp_js@10/gender",
-        "leakage_auc/gender",
     ):
         assert math.isfinite(metrics[f"test/{name}"])
-    assert 0 <= metrics["test/leakage_auc/gender"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -64,7 +61,7 @@ def test_every_synthesis_runs_with_and_without_fairness(tmp_path, synthesis_type
     ids=lambda values: ",".join(f"{name}={value}" for name, value in values.items()),
 )
 def test_options_run(tmp_path, values):
-    assert 0 <= run_main(tmp_path, **values)["metrics"]["test/ndcg@10"] <= 1
+    assert 0 <= run_main(tmp_path, epochs=1, **values)["metrics"]["test/ndcg@10"] <= 1
 
 
 def test_a_run_leaves_every_file_and_the_checkpoint_is_plain(tmp_path):
@@ -206,7 +203,8 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 
 @pytest.mark.probes
 def test_the_table_can_be_read_at_a_glance(tmp_path, capsys):
-    run_main(tmp_path, enable_fairness=True, fairness_sampling=True, rerank_fair=True)
+    result = run_main(tmp_path, enable_fairness=True, fairness_sampling=True, rerank_fair=True)
+    assert 0 <= result["metrics"]["test/leakage_auc/gender"] <= 1
     text = capsys.readouterr().out
     for word in ("overall", "head", "tail", "M", "F", "gap", "most popular", "random", "HR@5", "NDCG@5", "MRR@5",
                  "protocol", "epoch", "sampled", "Leakage AUC"):  # fmt: skip

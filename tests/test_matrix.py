@@ -114,10 +114,9 @@ def test_a_method_may_refuse_what_it_is_combined_with(tmp_path, capsys, monkeypa
         ))  # fmt: skip
         assert error == f"error: {method} on {backbone} with {protocol}: {words}"
     assert run_main(tmp_path, **flags_of("pmf", "picky", "loo"), eval_negatives=5)["method"] == "picky"
-    lines = {line.split(" | ")[0]: line for line in matrix().splitlines()}
-    numbers = {
-        line.partition(". ")[2][:9]: line.partition(". ")[0] for line in matrix().splitlines() if ". it " in line
-    }
+    printed = matrix().splitlines()
+    lines = {line.split(" | ")[0]: line for line in printed}
+    numbers = {line.partition(". ")[2][:9]: line.partition(". ")[0] for line in printed if ". it " in line}
     assert lines["| `ncf`"].endswith(f"| no ({numbers['it is abo']}) |")
     assert lines["| `pmf`"].endswith(f"| `loo` ({numbers['it needs ']}) |")
 

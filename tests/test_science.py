@@ -153,8 +153,8 @@ def test_first_draws_have_the_frequencies_of_the_mixture(planted, alpha):
 
 def train_planted(make_config, **changes):
     """Train on planted data; give the run, its evaluator and the served vectors of all users."""
-    settings = {"sample_size": 15, "scorer": "dot", "user_hidden": (64,), "item_hidden": (64,), "batch_size": 512}
-    settings |= {"num_negatives": 3, "in_batch_negatives": 3, "lr": 5e-3, "epochs": 3, "adversarial_lambda_item": 0.0}
+    settings = {"sample_size": 15, "scorer": "dot", "user_hidden": (64,), "item_hidden": (64,), "batch_size": 1024}
+    settings |= {"num_negatives": 3, "in_batch_negatives": 3, "lr": 8e-3, "epochs": 2, "adversarial_lambda_item": 0.0}
     config = make_config(dataset="planted", **(settings | changes))
     run = prepare(config)
     backbone, method = build(run)
@@ -249,6 +249,7 @@ def test_leakage_falls_with_lambda_at_the_defaults_of_the_network(monkeypatch, m
     data = Planted(num_users=3000, seed=1)
     monkeypatch.setitem(READERS, "planted", lambda options: generate(data)[0])
     defaults = {"scorer": "dot_compress", "user_hidden": (512, 256, 128), "item_hidden": (256, 128), "lr": 1e-3}
+    defaults |= {"batch_size": 512, "epochs": 3}
     results = []
     for strength in (0.0, 0.1, 1.0):
         run, evaluator, _ = train_planted(make_config, adversarial_lambda_user=strength, **defaults)

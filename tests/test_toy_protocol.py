@@ -252,7 +252,7 @@ def whole(tmp_path_factory):
 
 # steps: 3 an epoch of the first phase, 2 of the others, 2 epochs each
 @pytest.mark.parametrize("number", [2, 5, 8, 10, 12, 14])
-@pytest.mark.parametrize("action", [terminate, crash])
+@pytest.mark.parametrize("action", [terminate, pytest.param(crash, marks=pytest.mark.slow)])
 def test_a_run_cut_off_anywhere_goes_on_to_the_same_bytes(tmp_path, monkeypatch, whole, number, action):
     with monkeypatch.context() as patch, pytest.raises((SystemExit, CutOff)):
         patch.setattr(Shaken, "train_step", at_call(number, action, Shaken.train_step))

@@ -97,18 +97,18 @@ class Task:
 
     @property
     def given(self) -> ItemLists | None:
-        """Candidates that are given as lists, if they are."""
+        """Give the candidates where they are lists, else None."""
         return None if isinstance(self.candidates, int) else self.candidates
 
     @property
     def sampled(self) -> str:
-        """Whether the candidates are a sample, in words."""
+        """Say in words whether the candidates are a sample."""
         if self.candidates is None:
             return "no: full ranking"
         return f"{self.candidates:,} candidates" if isinstance(self.candidates, int) else "candidates of the protocol"
 
     def left_out(self, split: Split) -> str:
-        """Which items of the user's own are never ranked, in words."""
+        """Say in words which of a user's own items are never ranked: train, validation, both or none."""
         excluded = self.excluded.owner * split.num_items + self.excluded.item
         parts = {"train": split.train, "validation": split.valid}
         names = [
@@ -169,11 +169,11 @@ class Phase:
                 raise ValueError(f"phase {self.name}: {field} is {value!r}; allowed is one of {', '.join(allowed)}")
         if self.train_rows is not None:
             self._check_rows(self.train_rows, len(self.split.train.item))
-        asked = (self.valid, *self.tests) if self.valid is not None else self.tests
-        lists = {f"{part} items of task {task.name}": getattr(task, part) for task in asked for part in _LISTS}
-        for name, own in {"barred items": self.barred, **lists}.items():
-            if own is not None:
-                self._check_lists(name, own)
+        tasks = (self.valid, *self.tests) if self.valid is not None else self.tests
+        lists = {f"{part} items of task {task.name}": getattr(task, part) for task in tasks for part in _LISTS}
+        for name, item_lists in {"barred items": self.barred, **lists}.items():
+            if item_lists is not None:
+                self._check_lists(name, item_lists)
 
     def _check_rows(self, rows: np.ndarray, size: int) -> None:
         if rows.ndim != 1 or rows.dtype != np.int64 or not len(rows):
@@ -236,7 +236,7 @@ class Protocol:
     def __post_init__(self):
         phases = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))
         object.__setattr__(self, "phases", phases)
-        if not phases[-1].tests:
+        if not phases[-1].tests:  # Decision 45
             raise ValueError(
                 f"phase {phases[-1].name} is the last and has no test: nothing would be asked of what it trains"
             )
@@ -275,8 +275,12 @@ def one_phase(
     seen: ItemLists | None = None,
     barred: ItemLists | None = None,
 ) -> Phase:
-    """The only phase of a protocol that trains on `split`, validates on its validation items and tests on its test
-    items, ranked among all items but those `seen` (None: train and validation items)."""
+    """Make the only phase of a protocol: it trains on `split`, validates on its validation items and tests on its test
+    items.
+
+    Test items are ranked among all items but those `seen` (None: the user's train and validation items), or among
+    `candidates` sampled ones.
+    """
     seen = split.train.merge(split.valid) if seen is None else seen
     return Phase(
         name=name,

@@ -40,7 +40,7 @@ class FDAOptions:
 @protocol(
     options=FDAOptions,
     presets={"eval_k": (10, 20, 30, 40, 50), "eval_every": 10},
-    # it ranks the full catalogue minus the user's train and validation items
+    # the protocol ranks the full catalogue minus the user's train and validation items
     unread=("eval_negatives", "upstream_compat"),
 )
 def fda(

@@ -28,7 +28,7 @@ def leave_one_out(
     enough = count[users] >= 3
     is_test, is_valid = enough & (from_end == 0), enough & (from_end == 1)
     is_train = ~(is_test | is_valid)
-    # rows that are in order already are sorted again in no time; without times, file order is the order
+    # train rows in order of time, which later sorts keep; without times in file order
     rows = np.flatnonzero(is_train) if data.time is None else order[is_train[order]]
     time = None if data.time is None else data.time[rows]
     held_out = ((users[rows], items[rows]) for rows in (is_valid, is_test))

@@ -38,6 +38,7 @@ class BookCrossingForm:
     users: dict[str, str]
 
     def is_in(self, folder: Path) -> bool:
+        """Tell whether all files of this form are in `folder`."""
         return all((folder / file).is_file() for file in self.files)
 
 
@@ -168,7 +169,7 @@ def _unescaped(text: str) -> str:
 
 
 def countries() -> set[str]:
-    """Names of countries in lower case, and "usa"."""
+    """Give the names of all countries in lower case, and "usa"."""
     import pycountry  # its list takes a moment to load
 
     return {country.name.lower() for country in pycountry.countries} | {"usa"}

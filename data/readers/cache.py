@@ -36,16 +36,15 @@ def _file_hash(path: Path) -> tuple[str, str]:
         return path.name, hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-# Hashed on import, when it is what runs; a file that is edited later is not.
+# Hashed on import: this is the code that runs, even if a file is edited later.
 SOURCE = [_file_hash(path) for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
 
 
 def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[Path]]) -> Reader:
-    """Wrap a reader: the same result, loaded from `options.cache_dir` when the same data were read before.
+    """Wrap a reader: what it read before from the same files with the same options is loaded from `options.cache_dir`.
 
-    `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is
-    spoilt or cannot be written costs time and one warning, never the run.
-    Nothing is stored without `options.may_write`.
+    `raw_files` names every file that the reader will read; it may raise what the reader would. A cache that is broken
+    or cannot be written costs time and one warning, never the run. Without `options.may_write` nothing is stored.
     """
 
     @functools.wraps(read)
@@ -56,7 +55,7 @@ def cached(name: str, read: Reader, raw_files: Callable[[ReadOptions], Sequence[
         data = None if key is None else _load(path)
         if data is None:
             data = read(options)
-            # A file that changed while it was read would leave its data under another content's key.
+            # If a file changed while it was read, the data do not belong to the key.
             if options.may_write and key is not None and key == _key(name, files, options):
                 _store(path, data)
         return data
@@ -77,7 +76,7 @@ def _key(name: str, files: Sequence[Path], options: ReadOptions) -> str | None:
 
 def _load(path: Path) -> InteractionData | None:
     try:
-        # Reading a member of the archive compares its checksum, so that no wrong value comes through.
+        # Reading a member of the archive checks its checksum, so damage is noticed.
         with np.load(path, allow_pickle=False) as entry:
             return _unpack({name: entry[name] for name in entry.files})
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -93,7 +92,7 @@ def _store(path: Path, data: InteractionData) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **_pack(data))
-        # Another process may move or remove files of the folder meanwhile; the next entry's writer tidies up then.
+        # Another process may move or remove files of the folder meanwhile; the next writer removes the rest.
         with contextlib.suppress(FileNotFoundError):
             for entry in sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)[:-KEPT]:
                 entry.unlink()

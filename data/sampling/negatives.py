@@ -9,10 +9,10 @@ from data.structs import ItemLists
 
 
 class NegativeSampler:
-    """Uniform and in-batch negatives that the user has not interacted with in `known` (Decision 10).
+    """Uniform and in-batch negatives that are not among the user's `known` items (Decision 10).
 
-    A draw from the items that a user does not know is exact and needs no second try: the r-th unknown item is found by
-    one binary search, since in a sorted list of known items `known[j] - j` counts the unknown items before `known[j]`.
+    A draw from the items that a user does not know is exact and needs no second try. In a sorted list of known items
+    `known[j] - j` counts the unknown items below `known[j]`, so one binary search finds the r-th unknown item.
     """
 
     def __init__(self, known: ItemLists, num_items: int, num_uniform: int, num_in_batch: int, device: torch.device):
@@ -23,10 +23,10 @@ class NegativeSampler:
         count = np.bincount(owner, minlength=len(known.lengths))
         indptr = np.concatenate([[0], np.cumsum(count)])
         self.num_items, self.num_uniform, self.num_in_batch, self.device = num_items, num_uniform, num_in_batch, device
-        # a last key that no pair has, so that every search ends inside
+        # a last key that no pair has, so that every search ends within the array
         self.keys = torch.from_numpy(np.append(keys, np.iinfo(np.int64).max)).to(device)
         position = np.arange(len(item)) - indptr[owner]
-        # num_items + 1 values, 0..num_items, of `item - position` are possible per user
+        # `item - position` takes num_items + 1 values per user, 0..num_items
         self.gap_keys = torch.from_numpy(owner * (num_items + 1) + item - position).to(device)
         self.indptr = torch.from_numpy(indptr).to(device)
         unknown = num_items - count
@@ -52,7 +52,7 @@ class NegativeSampler:
         """Tell for `users [B]` and `items [B, M]` which pairs are known: `[B, M]` bool."""
         if self.device.type != "cpu":
             return self._search(users[:, None], items)
-        # a bitmap costs a fifth of a search; only a hit in one that is folded over needs the search
+        # a bitmap takes a fifth of a search's time; only a hit in a folded one needs the search
         bit = self.filter_first[users][:, None] + (items & self.filter_mask[users][:, None])
         known = (self.filter_words[bit >> 6] >> (bit & 63) & 1).bool()
         row, column = torch.nonzero(known & ~self.filter_is_exact[users][:, None], as_tuple=True)
@@ -65,9 +65,9 @@ class NegativeSampler:
 
     def unknown(self, users: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Draw `count` unknown items for each of `users [B]`, uniformly with replacement: `[B, count]`."""
-        limit = self.num_unknown[users][:, None]
+        limit = self.num_unknown[users][:, None]  # [B, 1]
         draw = torch.rand((len(users), count), generator=generator, device=users.device, dtype=torch.float64)
-        rank = torch.minimum((draw * limit).long(), limit - 1)
+        rank = torch.minimum((draw * limit).long(), limit - 1)  # [B, count]
         wanted = users[:, None] * (self.num_items + 1) + rank
         below = torch.searchsorted(self.gap_keys, wanted, right=True) - self.indptr[users][:, None]
         return torch.where(self.knows_all[users][:, None], rank, rank + below)
@@ -91,14 +91,14 @@ class NegativeSampler:
         """
         rows, wanted = len(users), self.num_in_batch
         offsets = torch.randperm(rows - 1, generator=generator, device=users.device)[: 3 * wanted] + 1
-        # twice in a row, the positives need no index modulo rows
+        # the positives twice in a row: so an index need not be taken modulo rows
         candidates = positives.repeat(2)[torch.arange(rows, device=users.device)[:, None] + offsets]
-        accepted = ~self.is_known(users, candidates)
+        accepted = ~self.is_known(users, candidates)  # [B, offsets]
         place = accepted.cumsum(1)
-        # what is refused or comes too late goes to a last column, which is dropped
+        # candidates that are known, or more than are wanted, go to a last column, which is dropped
         place = torch.where(accepted & (place <= wanted), place - 1, wanted)
         chosen = positives.new_zeros((rows, wanted + 1)).scatter_(1, place, candidates)[:, :wanted]
-        missing = torch.arange(wanted, device=users.device) >= accepted.sum(1, keepdim=True)
+        missing = torch.arange(wanted, device=users.device) >= accepted.sum(1, keepdim=True)  # [B, num_in_batch]
         return chosen, missing
 
     def sample(self, users: torch.Tensor, positives: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -9,7 +9,7 @@ from data.structs import Histories, History
 
 
 class RecentHistory:
-    """Read the last N items of each user's history, in time order; where no history has N, as many as the longest."""
+    """The last N items of each user's history, in time order; N is at most the longest history."""
 
     def __init__(self, histories: Histories, length: int, device: torch.device):
         self.length = min(length, int(histories.lengths.max(initial=1)))
@@ -17,8 +17,10 @@ class RecentHistory:
         self.item = torch.from_numpy(histories.item).to(device)
 
     def sample(self, users: torch.Tensor, exclude: torch.Tensor | None, generator: torch.Generator) -> History:
-        """Read a history for each of `users [B]`: the last items before the target at CSR position `exclude [B]`, or
-        of all where it is None. Nothing is drawn."""
+        """Read the last items of each of `users [B]`; nothing is drawn, so `generator` stays as it is.
+
+        `exclude [B]` are the targets' positions in the lists: items before the target are read (None: up to the end).
+        """
         end = self.indptr[users + 1] if exclude is None else exclude
         first = torch.maximum(self.indptr[users], end - self.length)
         position = first[:, None] + torch.arange(self.length, device=users.device)  # [B, N]

@@ -20,10 +20,11 @@ def history_source(
     device: torch.device,
     with_replacement: bool = False,
 ) -> HistorySource:
-    """Make what gives users' histories of `length` items, by `sample(users, exclude, generator) -> History`.
+    """Make the source of users' histories of `length` items: an object with `sample(users, exclude, generator) ->
+    History`.
 
     "sampled" draws by `weights` without replacement; `with_replacement` repeats items of shorter histories. "recent"
-    reads the last items, and neither weights nor `with_replacement`. Raises ValueError for another kind.
+    reads the last items and needs neither. Another kind is a ValueError.
     """
     if kind == "recent":
         return RecentHistory(histories, length, device)

@@ -25,27 +25,33 @@ USED = {
 FIELDS = ["baseline", "run", "kind", "k", "metric", *USED["paired"]]
 
 
-def common_cutoffs(runs: Sequence[Finished], asked: tuple[int, ...] | None) -> list[int]:
-    """Cut-offs that every run has, the baseline's primary one first; or those `asked`, which every run must have."""
+def common_cutoffs(runs: Sequence[Finished], requested: tuple[int, ...] | None) -> list[int]:
+    """Give the cut-offs that every run has, the baseline's primary one first, or those `asked`.
+
+    Cut-offs that are asked and that a run lacks, or none in common, are a ValueError.
+    """
     common = [k for k in runs[0].ks if all(k in run.ks for run in runs)]
     each = "; ".join(f"{run.name} has {', '.join(map(str, run.ks))}" for run in runs)
     if not common:
         raise ValueError(f"the runs have no cut-off K in common ({each}); evaluate them anew with the same --eval_k")
-    missing = [k for k in asked or () if k not in common]
+    missing = [k for k in requested or () if k not in common]
     if missing:
-        raise ValueError(f"--eval_k={','.join(map(str, asked))}: not every run has {missing} ({each})")
-    return list(asked or common)
+        raise ValueError(f"--eval_k={','.join(map(str, requested))}: not every run has {missing} ({each})")
+    return list(requested or common)
 
 
 def per_user_metrics(k: int) -> list[MetricKey]:
-    """The metrics at cut-off `k` that every user has a value of, as far as the metric table knows."""
+    """Give the metrics at cut-off `k` of which every user has a value, by the metric table."""
     return [MetricKey(row.name, k) for row in METRICS.values() if row.per_user]
 
 
 def comparison_rows(baseline: Finished, other: Finished, ks: Sequence[int]) -> Iterator[dict]:
-    """Rows of the long table for one pair of runs: paired tests at each K over all users and by group, changes of the
-    gaps, and what is a number of the whole list, which has a difference and no test."""
-    pair, told = {"baseline": baseline.name, "run": other.name}, set()
+    """Make the rows of the long table for one pair of runs.
+
+    These are paired tests at each K over all users and by group, changes of the gaps between groups, and differences
+    without a test of what is one number for the whole list.
+    """
+    pair, reported = {"baseline": baseline.name, "run": other.name}, set()
     for k in ks:
         both = [str(key) for key in per_user_metrics(k) if all(str(key) in run.values for run in (baseline, other))]
         keys = [MetricKey.parse(text) for text in both]
@@ -59,25 +65,25 @@ def comparison_rows(baseline: Finished, other: Finished, ks: Sequence[int]) -> I
                 same = {"k": k, "family": f"user groups @{k}", "attribute": attribute, "group": label}
                 of_group = [replace(key, group=attribute, label=str(label)) for key in keys]
                 by_group += _paired_rows(of_group, *members, same)
-            found = asdict(compare_gaps(*values, codes, len(labels)))
+            changes = asdict(compare_gaps(*values, codes, len(labels)))
             same = {"k": k, "kind": "gap", "attribute": attribute}
             for place, key in enumerate(keys):
                 gap = {"metric": str(replace(key, group=attribute, spread="gap"))}
-                gaps.append(same | gap | _entry(found, place))
+                gaps.append(same | gap | _entry(changes, place))
         rows = [*_corrected(overall), *_corrected(by_group), *gaps]
-        told |= {row["metric"] for row in rows}
+        reported |= {row["metric"] for row in rows}
         yield from (pair | row for row in rows)
     for key in dict.fromkeys([*baseline.metrics, *other.metrics]):
         k = MetricKey.parse(key).k
-        if key not in told and (k is None or k in ks):
-            one, two = (run.metrics.get(key, np.nan) for run in (baseline, other))
-            found = (one, two, two - one)
-            yield pair | {"k": k, "kind": "untested", "metric": key} | dict(zip(NUMBERS, found, strict=True))
+        if key not in reported and (k is None or k in ks):
+            baseline_value, other_value = (run.metrics.get(key, np.nan) for run in (baseline, other))
+            changes = (baseline_value, other_value, other_value - baseline_value)
+            yield pair | {"k": k, "kind": "untested", "metric": key} | dict(zip(NUMBERS, changes, strict=True))
 
 
 def _paired_rows(keys: Sequence[MetricKey], baseline: np.ndarray, other: np.ndarray, same: dict) -> list[dict]:
-    found = asdict(compare_paired(baseline, other))
-    return [same | {"kind": "paired", "metric": str(key)} | _entry(found, place) for place, key in enumerate(keys)]
+    statistics = asdict(compare_paired(baseline, other))
+    return [same | {"kind": "paired", "metric": str(key)} | _entry(statistics, place) for place, key in enumerate(keys)]
 
 
 def _entry(columns: dict[str, np.ndarray], place: int) -> dict[str, float]:
@@ -90,7 +96,7 @@ def _corrected(family: list[dict]) -> list[dict]:
 
 
 def label_of(run: Finished) -> str:
-    """What a run is: method, list and seeds."""
+    """Say what a run is: method, list and seeds."""
     if not run.seeds:
         return run.label
     return f"{run.label}, {'seed' if len(run.seeds) == 1 else f'mean of {len(run.seeds)} seeds:'} {_listed(run.seeds)}"
@@ -101,7 +107,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def caption_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
-    """What the numbers are and how they were come by."""
+    """Say what the numbers are and how they were computed."""
     facts, tested = runs[0].facts, table[(table["family"] == f"all users @{k}") & (table["run"] == runs[1].name)]
     labels = "; ".join(f"{run.name} = {label_of(run)}" for run in runs)
     averaged = " Values of a user are means over seeds, and what is tested is users, not seeds." * any(

@@ -47,7 +47,7 @@ class Comparison:
 
 
 def latex_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
-    """A booktabs table, runs as rows: the best of each column bold, stars where a run differs from the first."""
+    """Make a booktabs table, runs as rows: the best of a column bold, stars where a run differs from the first."""
     k, table = comparison.k, comparison.table
     attribute = next(iter(runs[0].groups.columns), "")
     shown = columns(COLUMNS, {key for run in runs for key in run.metrics}, k, attribute)
@@ -79,7 +79,10 @@ def _stars(p: float) -> str:
 
 
 def tables_against(comparison: Comparison, baseline: Finished, other: Finished) -> list[Table]:
-    """One run against the baseline at the primary K: tests over all users and by group, gaps, and what has no test."""
+    """Make the tables of `other` against the baseline at the primary K.
+
+    They are tests over all users and by group, gaps between groups, and what has no test.
+    """
     k, table = comparison.k, comparison.table[comparison.table["run"] == other.name]
     at_k = table[table["k"] == k]
     paired, gaps = at_k[at_k["kind"] == "paired"], at_k[at_k["kind"] == "gap"]
@@ -103,7 +106,7 @@ def tables_against(comparison: Comparison, baseline: Finished, other: Finished) 
 
 
 def legend() -> str:
-    """What the marks in the tables mean."""
+    """Say what the marks in the tables mean."""
     stars = ", ".join(f"{stars} below {level}" for level, stars in sorted(LEVELS.items(), reverse=True))
     return (
         f"Stars: p after Holm {stars}.  d_z: mean difference over its standard deviation.\n"
@@ -112,7 +115,7 @@ def legend() -> str:
 
 
 def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
-    """The comparison at the primary K as text."""
+    """Write the comparison at the primary K as text."""
     blocks = [textwrap.fill(comparison.caption, WIDTH)]
     for other in runs[1:]:
         blocks.append(f"=== {other.name} against {runs[0].name} (baseline)")

@@ -29,10 +29,11 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Finished:
-    """One list of a finished run, or the mean over its `seeds`; the list is `root` in the files ("test").
+    """One list of a finished run, or its mean over `seeds`; `root` is the list's name in the files ("test").
 
-    `facts` by the names of `FACTS`; `metrics` by key without the root; `values` one row per user (sorted by the data
-    set's own id, the index) and a column per metric ("ndcg@10"), means over seeds; `groups` the same users' labels.
+    `facts` are by the names of `FACTS`; `metrics` by key without the root; `values` have one row per user (sorted by
+    the data set's own id, the index) and a column per metric ("ndcg@10"), means over seeds; `groups` are the same
+    users' labels.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Finished:
 
 
 def read_json(path: Path) -> dict:
-    """The content of a JSON file; one that cannot be read is a ValueError."""
+    """Read a JSON file; one that cannot be read is a ValueError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -59,14 +60,17 @@ def read_json(path: Path) -> dict:
 
 
 def read_result(folder: Path) -> dict:
-    """The result.json of a finished run, undefined metrics as NaN."""
+    """Read the result.json of a finished run; undefined metrics become NaN."""
     result = read_json(folder / "result.json")
     numbers = {key: float("nan") if value is None else value for key, value in result["metrics"].items()}
     return result | {"metrics": numbers}
 
 
 def find(spec: str, output_dir: Path) -> tuple[Path, str]:
-    """The folder that an entry of `--runs` names, a path or a name under `output_dir`, and the list after its colon."""
+    """Find the folder that an entry of `--runs` names, and the name of the list behind its colon ("": none).
+
+    An entry is a path, or a name under `output_dir`.
+    """
     name, colon, chosen = spec.rpartition(":")
     readings = [(spec, "")] + ([(name, chosen)] if colon and name else [])
     for text, list_name in readings:
@@ -114,7 +118,7 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
     measured = {column: split_key(column) for column in frame if is_result(column)}
     root = _chosen_list(name, list(dict.fromkeys(owner for owner, _ in measured.values())), chosen)
     columns = {column: metric for column, (owner, metric) in measured.items() if owner == root}
-    # with several tasks a row may be of somebody whom this one does not ask
+    # with several tasks a row may be of a user whom this task does not ask
     frame = frame[frame[list(columns)].notna().any(axis=1)]
     parts = [result["method"], "re-ranked" if ListKey.parse(root) == ListKey(reranked=True) else chosen]
     if result.get("epoch") is not None:
@@ -146,7 +150,7 @@ def _chosen_list(name: str, lists: list[str], chosen: str) -> str:
 
 
 def difference(first: Finished, other: Finished) -> str | None:
-    """What makes two runs' numbers incomparable, in words; None where nothing does."""
+    """Say in words what makes two runs' numbers incomparable; None where nothing does."""
     for fact, called in FACTS.items():
         if first.facts[fact] != other.facts[fact]:
             return f"{called}: {first.facts[fact]} and {other.facts[fact]}"
@@ -156,11 +160,12 @@ def difference(first: Finished, other: Finished) -> str | None:
         examples = ", ".join(map(str, [*lacking[:3], *more[:3]]))
         return f"users: {len(lacking):,} only in the first and {len(more):,} only in the second, such as {examples}"
     for attribute in first.groups.columns.intersection(other.groups.columns):
-        one, two = first.groups[attribute], other.groups[attribute]
-        changed = (one.fillna("") != two.fillna("")).to_numpy()
+        first_labels, other_labels = first.groups[attribute], other.groups[attribute]
+        changed = (first_labels.fillna("") != other_labels.fillna("")).to_numpy()
         if changed.any():
             user = first.groups.index[changed][0]
-            return f"{attribute} of {changed.sum():,} users, such as user {user}: {one[user]} and {two[user]}"
+            labels = f"{first_labels[user]} and {other_labels[user]}"
+            return f"{attribute} of {changed.sum():,} users, such as user {user}: {labels}"
     return None
 
 
@@ -168,9 +173,9 @@ def check_comparable(runs: Iterable[Finished], remedy: str) -> None:
     """Raise a ValueError that shows the difference unless all `runs` may be compared with the first."""
     first, *others = runs
     for other in others:
-        found = difference(first, other)
-        if found:
-            raise ValueError(f"{first.name} and {other.name} differ in {found}; {remedy}")
+        reason = difference(first, other)
+        if reason:
+            raise ValueError(f"{first.name} and {other.name} differ in {reason}; {remedy}")
 
 
 def _mean(name: str, parts: list[Finished]) -> Finished:

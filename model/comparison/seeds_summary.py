@@ -1,4 +1,4 @@
-"""What the runs of several seeds say together: mean, spread and interval of every metric."""
+"""Summary of several seeds: mean, spread and interval of every metric."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADERS = ("metric", "mean", "std", "95 % interval", "defined")
 
 
 def folder_name(seed: int) -> str:
-    """The name of a seed's run."""
+    """Give the name of a seed's run folder."""
     return f"seed{seed}"
 
 
@@ -83,27 +83,27 @@ def _caption(content: Mapping) -> str:
 
 def _tables(summaries: Mapping[str, Summary], lists: Sequence[str], k: int) -> dict[str, list[list[str]]]:
     """The main metrics at `k` of every tested list: its name -> rows of cells."""
-    found = by_list(summaries)
+    metrics_of = by_list(summaries)
     return {
-        name: [[name_of(key), *_cells(key, found[name][str(key)])] for key in main_metrics(found[name], k)]
+        name: [[name_of(key), *_cells(key, metrics_of[name][str(key)])] for key in main_metrics(metrics_of[name], k)]
         for name in lists
     }
 
 
 def _side_by_side(summaries: Mapping[str, Summary], lists: Sequence[str], k: int) -> tuple[list[str], list[list[str]]]:
     """Headers and a line for each tested list: the columns of a comparison, mean and standard deviation."""
-    found = by_list(summaries)
-    keys = dict.fromkeys(text for name in lists for text in found[name])
-    attributes = [key.group for key in map(MetricKey.parse, found[lists[0]]) if key.spread and key.k == k]
-    shown = columns(COLUMNS, keys, k, next(iter(attributes), ""))
+    metrics_of = by_list(summaries)
+    keys = dict.fromkeys(text for name in lists for text in metrics_of[name])
+    attributes = [key.group for key in map(MetricKey.parse, metrics_of[lists[0]]) if key.spread and key.k == k]
+    headers = columns(COLUMNS, keys, k, next(iter(attributes), ""))
     lines = []
     for name in lists:
         cells = []
-        for text in shown:
-            key, summary = MetricKey.parse(text), found[name].get(text)
+        for text in headers:
+            key, summary = MetricKey.parse(text), metrics_of[name].get(text)
             cells.append(f"{cell(key, summary.mean)} ± {cell(key, summary.std)}" if summary else "")
         lines.append([short_name(name) or name, *cells])
-    return ["", *shown.values()], lines
+    return ["", *headers.values()], lines
 
 
 def _cells(key: MetricKey, summary: Summary) -> list[str]:

@@ -37,8 +37,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    """Paired comparisons of M metrics, each `[M]`: means of both over the `users` with a value in both, the
-    difference (other less baseline), its bootstrap interval, the p-value and two effect sizes."""
+    """Paired comparisons of M metrics, each field `[M]`.
+
+    `baseline` and `other` are means over the `users` with a value in both; `difference` is other minus baseline, `low`
+    and `high` its bootstrap interval, `p` the p-value, `d_z` and `rank_biserial` effect sizes.
+    """
 
     users: np.ndarray
     baseline: np.ndarray
@@ -53,8 +56,10 @@ class Paired:
 
 @dataclass(frozen=True)
 class GapChange:
-    """How the gap between user groups (largest less smallest mean) changes, each `[M]`: gaps of both, the difference
-    and its bootstrap interval."""
+    """Changes of the gap between user groups (largest minus smallest mean), each field `[M]`.
+
+    `baseline` and `other` are the gaps, `difference` is other minus baseline, `low` and `high` its bootstrap interval.
+    """
 
     baseline: np.ndarray
     other: np.ndarray
@@ -64,9 +69,9 @@ class GapChange:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and spread of the defined `values [S]` over seeds, with Student's 95 % interval of the mean.
+    """Summarise the defined `values [S]` over seeds: mean, spread and Student's 95 % interval of the mean.
 
-    Spread and interval of fewer than two values, and everything of none, is NaN.
+    Spread and interval of fewer than two values are NaN, and so is everything of none.
     """
     values = np.asarray(values, dtype=np.float64)
     defined = values[~np.isnan(values)]
@@ -89,10 +94,10 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def wilcoxon(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test of `differences [T]` (no NaN).
+    """Compute the two-sided p of Wilcoxon's signed-rank test of `differences [T]` (no NaN).
 
-    Zeros are left out (`zero_method="wilcox"`), so that it speaks of the users whom two runs serve differently; without
-    any such user p is 1, and NaN without users.
+    Zeros are left out (`zero_method="wilcox"`), so the test is about the users whom two runs serve differently. Without
+    any such user p is 1, without users NaN.
     """
     from scipy import stats
 
@@ -103,8 +108,10 @@ def wilcoxon(differences: np.ndarray) -> float:
 
 
 def rank_biserial(differences: np.ndarray) -> float:
-    """Matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-) of `differences [T]`, zeros left out as in
-    `wilcoxon`; NaN where nothing is left."""
+    """Compute the matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-) of `differences [T]`.
+
+    Zeros are left out as in `wilcoxon`; NaN where nothing is left.
+    """
     from scipy import stats
 
     differences = np.round(differences, DECIMALS)
@@ -114,7 +121,7 @@ def rank_biserial(differences: np.ndarray) -> float:
 
 
 def cohen_d_z(differences: np.ndarray) -> float:
-    """Mean of paired `differences [T]` over their standard deviation (n - 1); NaN where that is 0 or unknown."""
+    """Divide the mean of paired `differences [T]` by their standard deviation (n - 1); NaN where that is undefined."""
     differences = np.round(differences, DECIMALS)
     if len(differences) < 2 or np.ptp(differences) == 0:
         return np.nan
@@ -124,10 +131,10 @@ def cohen_d_z(differences: np.ndarray) -> float:
 def bootstrap(
     strata: Sequence[np.ndarray], statistic: Callable[[list[np.ndarray]], np.ndarray], resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval of a `statistic` of means over users, drawn again within each stratum.
+    """Compute the percentile bootstrap interval of a `statistic` of means over users: its lower and upper ends, `[S]`.
 
-    `strata` are values `[C, T_g]` of at least two users, whose columns stay together (paired); `statistic` gets their
-    means, `[C, B]` per stratum, and gives `[S, B]`. Gives the lower and upper ends, `[S]`.
+    Users are drawn again within each stratum. `strata` are values `[C, T_g]` of at least two users, whose columns stay
+    together (paired); `statistic` gets their means, `[C, B]` per stratum, and gives `[S, B]`.
     """
     from scipy import stats
 
@@ -151,7 +158,7 @@ def bootstrap(
 
 def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Means of `values [T, C]` over each row of `chosen [..., T]`: `[C, ...]`."""
-    # how often each user was drawn, times the values: many times faster than gathering the values drawn
+    # counts of the users drawn, times the values: many times faster than gathering the values
     size = len(values)
     rows = chosen.reshape(-1, size)
     cells = rows + size * np.arange(len(rows))[:, None]
@@ -192,9 +199,9 @@ def compare_gaps(
 ) -> GapChange:
     """Compare the gaps between the groups `codes [T]` (-1: unknown) in two runs' per-user values `[M, T]`.
 
-    Users are drawn again within their group. Groups without a value count for neither run; fewer than two groups are no
-    gap, and a group of one user gives no interval. A gap is never below 0, so chance widens small ones: where groups
-    hardly differ, the interval leans to larger gaps.
+    Users are drawn again within their group. Groups without a value are left out of both runs; with fewer than two
+    groups there is no gap, and with a group of one user no interval. A gap is never below 0, so chance widens small
+    ones: where groups hardly differ, the interval leans to larger gaps.
     """
     defined = ~(np.isnan(baseline) | np.isnan(other)) & (codes >= 0)
     columns = {name: np.full(len(baseline), np.nan) for name in GapChange.__dataclass_fields__}

@@ -42,7 +42,7 @@ def sample_candidates(
 
 
 def popularity_scores(degree: np.ndarray) -> ScoreBlock:
-    """Score every item by its train interactions `degree [I]`, the same for all users (most popular)."""
+    """Score every item by its train interactions `degree [I]`, the same for all users (the most-popular yardstick)."""
     row = torch.as_tensor(degree, dtype=torch.float32)
     return lambda users: row.expand(len(users), -1)
 
@@ -50,7 +50,8 @@ def popularity_scores(degree: np.ndarray) -> ScoreBlock:
 def random_scores(num_items: int, seed: int) -> ScoreBlock:
     """Score items uniformly in [0, 1), a fixed function of (seed, user, item) whatever the blocks.
 
-    A user's scores come from a Philox generator whose key is the seed and the user (Salmon et al., SC 2011).
+    A user's scores come from a Philox generator whose key is the seed and the user (Salmon et al., SC 2011; Decision
+    36).
     """
     (key,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
 

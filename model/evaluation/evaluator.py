@@ -1,4 +1,4 @@
-"""Serve and judge a trained model: user vectors, rankings of a task, leakage."""
+"""Rankings by a trained model and what can be read in its vectors: users encoded, tasks ranked, leakage measured."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LEAKAGE = "model.evaluation.probes:leakage"
 
 @dataclass
 class Encoded:
-    """Users and items as the weights of a moment encode them."""
+    """Vectors of users and items under weights that stay as they are."""
 
-    # histories, the parts of users that were encoded one after the other, their vectors
+    # histories, the parts of users in the order of encoding, their vectors
     users: list[tuple[Histories, list[np.ndarray], torch.Tensor]] = field(default_factory=list)
     items: torch.Tensor | None = None
 
     def of(self, histories: Histories, parts: list[np.ndarray]) -> torch.Tensor | None:
-        """Find the vectors of the users of `parts`, in this order."""
+        """Find the vectors of the users of `parts`, in this order; None where they are not encoded yet."""
         for known, users, vectors in self.users:
             same = known is histories and len(users) == len(parts)
             if same and all(np.array_equal(*pair) for pair in zip(users, parts, strict=True)):
@@ -44,9 +44,9 @@ class Encoded:
 
 
 class Evaluator(Ranker):
-    """Ranks tasks with the current weights; the same weights always give the same numbers.
+    """Rankings by a backbone with its current weights; the same weights always give the same numbers.
 
-    Vectors of users and items are made whole in every process, so that draws are those of one process.
+    Every process encodes all users and items, so that its draws are those of a run in one process.
     """
 
     def __init__(self, backbone: Backbone, method: Method, environment: Environment):
@@ -55,12 +55,12 @@ class Evaluator(Ranker):
         self._kept: Encoded | None = None
 
     def controls(self) -> tuple[str, ...]:
-        """The method's."""
+        """Name the method's controls."""
         return self.method.controls()
 
     @contextlib.contextmanager
     def encoded_once(self) -> Iterator[None]:
-        """Within this context, while the weights stay, encode every user and item once for all tasks and controls."""
+        """Encode every user and item only once within this context, in which the weights must stay as they are."""
         self._kept = Encoded()
         try:
             yield
@@ -79,8 +79,10 @@ class Evaluator(Ranker):
 
     @contextlib.contextmanager
     def _serving(self) -> Iterator[None]:
-        """Evaluation mode, after which every module is in the mode it was in; a network's own random streams start
-        afresh, and later go on where they were."""
+        """Switch to evaluation mode, and afterwards put every module back into the mode in which it was.
+
+        A network's own random streams start afresh within, and go on afterwards from where they were.
+        """
         networks = [self.backbone, *self.method.networks().values()]
         modes = [(module, module.training) for network in networks for module in network.modules()]
         states = [(generator, generator.get_state()) for generator in own_generators(self.backbone).values()]
@@ -101,7 +103,7 @@ class Evaluator(Ranker):
             generator.set_state(state)
 
     def _encode(self, parts: list[np.ndarray], histories: Histories, split: Split, with_items: bool) -> Encoded:
-        """Encode the users of `parts`, and all items where `with_items`, unless that is done already."""
+        """Encode the users of `parts`, and all items where `with_items`, but nothing twice."""
         encoded = Encoded() if self._kept is None else self._kept
         vectors = encoded.of(histories, parts)
         with_items = with_items and encoded.items is None
@@ -116,7 +118,7 @@ class Evaluator(Ranker):
         return encoded
 
     def _encode_users(self, context, users: np.ndarray, histories: Histories, split: Split) -> torch.Tensor:
-        """Vectors `[T, D]` of `users [T]`, averaged over the draws of their histories."""
+        """Encode `users [T]`: vectors `[T, D]`, averaged over the draws of their histories."""
         device = self.environment.device
         generator = torch_generator(self.environment.seeds["evaluation"], device)
         source = self.method.histories.of(histories, split)
@@ -133,7 +135,7 @@ class Evaluator(Ranker):
         return total / draws
 
     def _encode_block(self, context, users: torch.Tensor, history: History | None) -> list[torch.Tensor]:
-        """Vectors of `users [b]` in parts that fit in memory."""
+        """Encode `users [b]` in parts that fit in memory."""
         parts = []
 
         def encode(rows: range) -> None:
@@ -141,7 +143,7 @@ class Evaluator(Ranker):
             past = None if history is None else History(history.items[own], history.mask[own])
             parts.append(self.backbone.encode_users(context, users[own], past))
 
-        # noise that a network draws itself would be another in parts
+        # a network that draws noise itself would draw other noise in parts
         if own_generators(self.backbone):
             encode(range(len(users)))
         else:
@@ -149,7 +151,7 @@ class Evaluator(Ranker):
         return parts
 
     def _transform(self, vectors: torch.Tensor, users: np.ndarray, control: str) -> torch.Tensor:
-        """The vectors `[T, D]` of `users [T]` as the method serves them under `control`."""
+        """Change the vectors `[T, D]` of `users [T]` to those that the method serves under `control`."""
         rows, parts = torch.from_numpy(users).to(self.environment.device), []
 
         def transform(block: range) -> None:
@@ -191,15 +193,15 @@ class Evaluator(Ranker):
         progress: str | None = None,
         users: np.ndarray | None = None,
     ) -> Ranking | None:
-        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each.
+        """Rank `task` for `users [T]` (None: all who have a relevant item), keeping the best `top` items of each.
 
-        Users whom the task asks about get the same list whichever others are ranked beside them.
+        A user of the task gets the same list whichever other users are ranked in the same call.
         """
         asked = np.flatnonzero(task.relevant.lengths > 0)
         users = asked if users is None else users
         if not len(users):
             raise ValueError(f"the {task.name} task asks about no user; the split has no item for it")
-        # histories are drawn for all users of a part together: some of them alone would get other ones
+        # histories are drawn for all users of a part at once: for some of them alone they would differ
         others = np.setdiff1d(np.arange(split.num_users), asked)
         parts = [part for part in (asked, others) if np.isin(users, part).any()]
         with self._serving():
@@ -220,7 +222,7 @@ class Evaluator(Ranker):
         control: str = "",
         probe: Callable[..., dict[str, float]] | str = LEAKAGE,
     ) -> dict[str, float]:
-        """Give what `probe` (a function or its "module:name") reads of `groups` in the served vectors of all users."""
+        """Measure what `probe` (a function or its "module:name") reads of `groups` in all users' served vectors."""
         users = np.arange(split.num_users)
         vectors = self.represent(users, split.test_histories, split, control).cpu().numpy()
         probe = pkgutil.resolve_name(probe) if isinstance(probe, str) else probe

@@ -1,5 +1,4 @@
-"""Result keys such as `test/<phase>/<task>/<control>/reranked/ndcg@10/gap/gender`: the one place that makes and reads
-them.
+"""Result keys such as `test/<phase>/<task>/<control>/reranked/ndcg@10/gap/gender`, made and read here alone.
 
 A key is the name of a list (`ListKey`) and of a metric of it (`MetricKey`). Results are kept as list -> metric ->
 value; `flat` makes the keys that files hold, and `by_list` reads them.
@@ -20,10 +19,10 @@ YARDSTICKS = {"popular": "most popular", "random": "random"}
 
 @dataclass(frozen=True)
 class MetricKey:
-    """A metric of one list: its name, cut-off K (None: it has none), and of whom.
+    """A metric of one list: its name, its cut-off K (None: it has none), and of whom it is.
 
-    `group` is a user attribute, or head or tail items; `label` is one of the attribute's groups; `spread` (gap or std)
-    says that the value is one between these groups.
+    `group` is a user attribute, or "head" or "tail" (items); `label` is one group of the attribute; `spread` ("gap" or
+    "std") says that the value is a spread between these groups.
     """
 
     name: str
@@ -49,12 +48,12 @@ class MetricKey:
 
     @property
     def metric(self) -> Metric:
-        """The row of the metric."""
+        """The row of the metric in the metric table."""
         return metric(self.name)
 
     @property
     def judged_by(self) -> Metric:
-        """The row that says which way the value is better: that of the spread, where it is one."""
+        """The row that says which values are better: that of the spread where the value is one, else the metric's."""
         return metric(self.spread or self.name)
 
 
@@ -78,7 +77,7 @@ class ListKey:
 
     @classmethod
     def parse(cls, text: str, many_phases: bool = False, many_tasks: bool = False) -> ListKey:
-        """Read what `str` writes; whether a protocol has several phases and tasks says what the parts are."""
+        """Read what `str` writes; whether the protocol has several phases and tasks says what the parts are."""
         source, *parts = text.split("/")
         yardstick = parts.pop(0) if source == REFERENCE else ""
         reranked = parts[-1:] == [RERANKED]
@@ -88,54 +87,54 @@ class ListKey:
         return cls(source, yardstick, phase, task, "/".join(parts), reranked)
 
     def beside(self, yardstick: str) -> ListKey:
-        """The yardstick that this list stands beside."""
+        """Name the `yardstick` list that this list is compared with."""
         return ListKey(REFERENCE, yardstick, self.phase, self.task)
 
     def after_reranking(self) -> ListKey:
-        """The same list re-ranked."""
+        """Name the same list re-ranked."""
         return replace(self, reranked=True)
 
     @property
     def label(self) -> str:
-        """What a line of a table calls it, where the task is said elsewhere."""
+        """The name of the list in a table whose title names the task."""
         return ", ".join(part for part in (self.phase, self.control, "re-ranked" * self.reranked) if part) or "this run"
 
 
 def key(list_name: str | ListKey, metric_key: str | MetricKey) -> str:
-    """The key of a metric of a list."""
+    """Make the key of a metric of a list."""
     return f"{list_name}/{metric_key}"
 
 
 def validation_key(metric_key: str | MetricKey) -> str:
-    """The key of a validation metric in a row of metrics.jsonl."""
+    """Make the key of a validation metric in a row of metrics.jsonl."""
     return f"{VALID}/{metric_key}"
 
 
 def validation_metrics(names: Iterable[str]) -> list[str]:
-    """The validation metrics among the names in a row of metrics.jsonl."""
+    """List the validation metrics among the names in a row of metrics.jsonl."""
     start = f"{VALID}/"
     return [name.removeprefix(start) for name in names if name.startswith(start)]
 
 
 def split_key(text: str) -> tuple[str, str]:
-    """Take a key apart into list and metric; ValueError where no part of it is in the metric table."""
+    """Split a key into list and metric; ValueError where no part of it is in the metric table."""
     parts = text.split("/")
     for place in range(1, len(parts)):
         name, at, _ = parts[place].partition("@")
         if name in METRICS and METRICS[name].at_k == bool(at):
             return "/".join(parts[:place]), "/".join(parts[place:])
-    asked = next((part for part in parts if "@" in part), parts[-1])
-    metric(asked.partition("@")[0])
+    metric_part = next((part for part in parts if "@" in part), parts[-1])
+    metric(metric_part.partition("@")[0])
     raise ValueError(f"result key {text!r} names no metric of the metric table")
 
 
 def flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Results by key, as files hold them."""
+    """Give results by key, as files hold them."""
     return {key(name, metric_key): value for name, metrics in results.items() for metric_key, value in metrics.items()}
 
 
 def by_list(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Results as list -> metric -> value, in the order of the keys."""
+    """Give results as list -> metric -> value, in the order of the keys."""
     results: dict[str, dict[str, Any]] = {}
     for text, value in values.items():
         name, metric_key = split_key(text)
@@ -144,21 +143,21 @@ def by_list(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def is_result(column: str) -> bool:
-    """Whether a column of per-user values is a metric of a list, and not the user or a group."""
+    """Tell whether a column of per-user values is a metric of a list, and not the user or a group."""
     return column.startswith((f"{TEST}/", f"{REFERENCE}/"))
 
 
 def run_lists(results: Mapping[str, Any]) -> list[str]:
-    """The lists of the run itself among those of `results`, in order; the others are yardsticks."""
+    """List the run's own lists among those of `results`, in order; the others are yardsticks."""
     return [name for name in results if ListKey.parse(name).source == TEST]
 
 
 def is_one(names: list[str]) -> bool:
-    """Whether there is no list but that of the one task under the one control, and its re-ranked form."""
+    """Tell whether `names` are only the list of the one task under the one control, and its re-ranked form."""
     plain = ListKey()
     return set(names) <= {str(plain), str(plain.after_reranking())}
 
 
 def short_name(list_name: str) -> str:
-    """A list's name without `test` or `reference` in front; "" for the one list of a run."""
+    """Give a list's name without `test` or `reference` in front; "" for the one list of a run."""
     return list_name.partition("/")[2]

@@ -261,17 +261,17 @@ def metric(name: str) -> Metric:
 
 
 def of_kind(*kinds: str) -> list[Metric]:
-    """The metrics of these kinds, in the order of the table."""
+    """List the metrics of these kinds, in the order of the table."""
     return [row for row in METRICS.values() if row.kind in kinds]
 
 
 def shown_in(place: str) -> list[Metric]:
-    """The metrics that are shown in a place, in the order of the table."""
+    """List the metrics that are shown in a place, in the order of the table."""
     return [row for row in METRICS.values() if place in row.places]
 
 
 def markdown() -> str:
-    """The table as a page."""
+    """Write the table as a page."""
     lines = [
         "# Metrics",
         "",

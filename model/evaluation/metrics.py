@@ -1,4 +1,4 @@
-"""Accuracy from ranks, exposure and parity from the lists: what one ranking is worth, overall and per group.
+"""Metrics of one ranking, overall and per group: accuracy from ranks, exposure and parity from lists.
 
 `evaluate` computes every row of the metric table that has a function. The functions here are those of the rows: they
 get `Found` (accuracy) or `Lists` (exposure and parity).
@@ -37,7 +37,7 @@ STANDARD = Definitions()
 
 @dataclass(frozen=True)
 class Found:
-    """What accuracy metrics read: each user's `relevant` items, the rank of each in the same order, and the cut-off."""
+    """What accuracy metrics read: each user's `relevant` items, their ranks in the same order, and the cut-off K."""
 
     relevant: ItemLists
     ranks: np.ndarray
@@ -60,12 +60,12 @@ class Found:
         return self.relevant.owner[self.hit]
 
     def of_asked(self, values: np.ndarray, divisor: np.ndarray | float = 1.0) -> np.ndarray:
-        """`values [T]` over `divisor`, NaN for users without a relevant item."""
+        """Divide `values [T]` by `divisor`; NaN for users without a relevant item."""
         return np.divide(values, divisor, out=np.full(len(self.asked), np.nan), where=self.asked)
 
 
 def hit_rate(found: Found) -> np.ndarray:
-    """Whether any relevant item is a hit, or the share of hits among min(K, relevant items): `[T]`."""
+    """Compute whether any relevant item is a hit, or the share of hits among min(K, relevant items): `[T]`."""
     hits = np.bincount(found.owner, minlength=len(found.asked))
     if found.definitions.hit_rate == "share":
         return found.of_asked(hits, np.minimum(found.relevant.lengths, found.k))
@@ -73,7 +73,7 @@ def hit_rate(found: Found) -> np.ndarray:
 
 
 def ndcg(found: Found) -> np.ndarray:
-    """DCG over the DCG of min(K, relevant items) hits at the top: `[T]`."""
+    """Divide the DCG by that of the best list, which begins with min(K, relevant items) hits: `[T]`."""
     gains = 1 / np.log2(found.ranks[found.hit] + 1.0)
     gain = np.bincount(found.owner, weights=gains, minlength=len(found.asked))
     ideal = np.concatenate([[0.0], np.cumsum(position_weights(found.k))])
@@ -81,7 +81,7 @@ def ndcg(found: Found) -> np.ndarray:
 
 
 def mrr(found: Found) -> np.ndarray:
-    """One over the rank of the first hit, 0 without one: `[T]`."""
+    """Compute one over the rank of the first hit, 0 without a hit: `[T]`."""
     reciprocal = np.zeros(len(found.asked))
     np.maximum.at(reciprocal, found.owner, 1.0 / found.ranks[found.hit])
     return found.of_asked(reciprocal)
@@ -90,9 +90,9 @@ def mrr(found: Found) -> np.ndarray:
 def per_user_accuracy(
     ranking: Ranking, k: int, among: np.ndarray | None = None, definitions: Definitions = STANDARD
 ) -> dict[str, np.ndarray]:
-    """Compute every accuracy metric at cut-off k of each user from ranks alone: name -> `[T]`, NaN if not asked.
+    """Compute every accuracy metric at cut-off k of each user from ranks alone: name -> `[T]`.
 
-    `among [I]` (bool) counts only these items as relevant ones; users without any are not asked.
+    `among [I]` (bool) counts only these items as relevant ones. Users without a relevant item have NaN.
     """
     relevant, ranks = ranking.relevant, ranking.ranks
     if among is not None:
@@ -108,8 +108,11 @@ def per_user_accuracy(
 
 @dataclass(frozen=True)
 class Lists:
-    """What exposure and parity metrics read: the first K places of each list `topk [T, K]` (-1: padding), each user's
-    `relevant` items, and of each item whether it is `tail [I]` and its train interactions `degree [I]`."""
+    """What exposure and parity metrics read of all lists.
+
+    `topk [T, K]` are their first K places (-1: padding), `relevant` each user's relevant items, `tail [I]` (bool) says
+    which items are in the tail, and `degree [I]` counts their train interactions.
+    """
 
     topk: np.ndarray
     relevant: ItemLists
@@ -138,78 +141,78 @@ class Lists:
 
 
 def gini(lists: Lists) -> float:
-    """Gini index of exposure."""
+    """Compute the Gini index of exposure."""
     return gini_of(lists.exposures)
 
 
 def gini_count(lists: Lists) -> float:
-    """Gini index of counts."""
+    """Compute the Gini index of counts."""
     return gini_of(lists.counts)
 
 
 def coverage(lists: Lists) -> float:
-    """Share of the catalogue that is shown."""
+    """Compute the share of the catalogue that is shown."""
     return coverage_of(lists.counts)
 
 
 def arp(lists: Lists) -> np.ndarray:
-    """Mean train interactions of each list's items: `[T]`."""
+    """Compute the mean train interactions of each list's items: `[T]`."""
     return list_means(lists.topk, lists.degree)
 
 
 def aplt(lists: Lists) -> np.ndarray:
-    """Share of tail items in each list: `[T]`."""
+    """Compute the share of tail items in each list: `[T]`."""
     return list_means(lists.topk, lists.tail)
 
 
 def exposure_gap(lists: Lists) -> float:
-    """The tail's share of exposure less its share of the catalogue."""
+    """Compute the tail's share of exposure minus its share of the catalogue."""
     return exposure_share_gap(lists.exposures, lists.tail)
 
 
 def dtr(lists: Lists) -> float:
-    """Disparate treatment ratio of tail and head, by train interactions."""
+    """Compute the disparate treatment ratio of tail and head, by train interactions."""
     return disparate_treatment_ratio(lists.exposures, lists.tail, lists.degree)
 
 
 def dp(lists: Lists, codes: np.ndarray) -> float:
-    """Demographic parity on raw counts."""
+    """Compute demographic parity on raw counts."""
     return demographic_parity(lists.topk, codes, lists.num_items)
 
 
 def eo(lists: Lists, codes: np.ndarray) -> float:
-    """Equal opportunity on raw counts."""
+    """Compute equal opportunity on raw counts."""
     return demographic_parity(lists.hits, codes, lists.num_items)
 
 
 def dp_rate(lists: Lists, codes: np.ndarray) -> float:
-    """Demographic parity on rates."""
+    """Compute demographic parity on rates."""
     return demographic_parity(lists.topk, codes, lists.num_items, by_rate=True)
 
 
 def eo_rate(lists: Lists, codes: np.ndarray) -> float:
-    """Equal opportunity on rates."""
+    """Compute equal opportunity on rates."""
     return demographic_parity(lists.hits, codes, lists.num_items, by_rate=True)
 
 
 def dp_js(lists: Lists, codes: np.ndarray) -> float:
-    """Demographic parity as Jensen-Shannon distance."""
+    """Compute demographic parity as Jensen-Shannon distance."""
     return js_distance(lists.topk, codes, lists.num_items)
 
 
 def eo_js(lists: Lists, codes: np.ndarray) -> float:
-    """Equal opportunity as Jensen-Shannon distance."""
+    """Compute equal opportunity as Jensen-Shannon distance."""
     return js_distance(lists.hits, codes, lists.num_items)
 
 
 def dp_code(lists: Lists, codes: np.ndarray) -> float:
-    """DP as FDA's released code computes it: an item counts as two, one where it is a hit and one where it is not."""
+    """Compute DP as FDA's released code does: an item counts as two, one where it is a hit and one where it is not."""
     by_hit = np.where(lists.hits >= 0, lists.topk + lists.num_items, lists.topk)
     return demographic_parity(by_hit, codes, 2 * lists.num_items)
 
 
 def eo_code(lists: Lists, codes: np.ndarray) -> float:
-    """EO as FDA's released code computes it: hits of item 0 are lost."""
+    """Compute EO as FDA's released code does: hits of item 0 are lost."""
     return demographic_parity(np.where(lists.hits > 0, lists.hits, -1), codes, lists.num_items)
 
 
@@ -224,10 +227,10 @@ def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Iterabl
         if row.per_user:
             per_user[key], value = value, mean_defined(value)
         summary[key] = value
-    for attribute, own in codes.items():
+    for attribute, group_codes in codes.items():
         for row in of_kind(PARITY):
             if not row.further or row.name in further:
-                summary[str(MetricKey(row.name, k, attribute))] = row.function(lists, own)
+                summary[str(MetricKey(row.name, k, attribute))] = row.function(lists, group_codes)
     return EvalResult(summary, per_user)
 
 
@@ -288,8 +291,8 @@ def evaluate(
         for name, values in per_user_accuracy(ranking, k, definitions=definitions).items():
             key = MetricKey(name, k)
             per_user[str(key)], summary[str(key)] = values, mean_defined(values)
-            for label, own in restricted.items():
-                summary[str(MetricKey(name, k, label))] = mean_defined(own[name])
+            for label, part_values in restricted.items():
+                summary[str(MetricKey(name, k, label))] = mean_defined(part_values[name])
             for group in user_groups.values():
                 summary |= _of_groups(key, values, codes[group.name], group)
         if definitions.unasked_ndcg == "zero":

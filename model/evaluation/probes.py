@@ -1,4 +1,4 @@
-"""Attribute leakage: what a fresh attacker reads out of user representations, and its closed-form erasure."""
+"""Leakage of an attribute: what a fresh attacker reads in user vectors, and closed-form erasure of it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def leakage(vectors: np.ndarray, groups: Mapping[str, Group], held_out: np.ndarr
     """
     results = {}
     for name, group in groups.items():
-        found = leakage_auc(vectors, group.codes, held_out, seed)
-        results[f"leakage_auc/{name}"] = found.pop("auc")
-        results |= {f"leakage_auc_{kind}/{name}": value for kind, value in found.items()}
+        aucs = leakage_auc(vectors, group.codes, held_out, seed)
+        results[f"leakage_auc/{name}"] = aucs.pop("auc")
+        results |= {f"leakage_auc_{kind}/{name}": value for kind, value in aucs.items()}
         erased = linear_erasure(vectors, group.codes, ~held_out)
         results[f"leakage_auc_erased/{name}"] = leakage_auc(erased, group.codes, held_out, seed)["auc"]
     return results

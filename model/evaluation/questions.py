@@ -1,4 +1,4 @@
-"""Ask the validation task and the test tasks of a phase."""
+"""The validation task and the test tasks of a phase: ranked, and measured."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from model.runs.run import Run
 
 @dataclass(frozen=True)
 class Answer:
-    """One list of a test task: which it is, its ranking, its metrics (metric key -> value) and their values per user
-    (metric key -> `[T]`)."""
+    """One list of a test task: which list it is, its ranking and its metrics.
+
+    `metrics` are by metric key, `per_user` the same per user, `[T]`.
+    """
 
     key: ListKey
     ranking: Ranking
@@ -28,18 +30,21 @@ class Answer:
     per_user: dict[str, np.ndarray]
 
     def __post_init__(self):
-        # a metric that the table does not know is an error here, not a blank in a report
+        # a metric that is not in the table is an error here, and not silently left out of a report
         for text in (*self.metrics, *self.per_user):
             MetricKey.parse(text)
 
 
 def results_of(answers: Iterable[Answer]) -> dict[str, dict[str, float]]:
-    """The metrics of `answers`: list -> metric -> value."""
+    """Give the metrics of `answers`: list -> metric -> value."""
     return {str(answer.key): answer.metrics for answer in answers}
 
 
 def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator, stage: str) -> dict[str, float]:
-    """Metrics of the validation task; under several controls, each one's with its name in front, and their means."""
+    """Compute the metrics of the validation task.
+
+    Under several controls they are each control's, with its name in front, and their means.
+    """
     split, protocol, controls = phase.split, run.protocol, method.selection_controls(stage)
     summaries = {}
     with evaluator.encoded_once():
@@ -48,13 +53,16 @@ def ask_validation(run: Run, phase: Phase, method: Method, evaluator: Evaluator,
             if ranking is not None:
                 summaries[control] = evaluate(ranking, split, run.groups, protocol.ks, protocol.definitions).summary
     if len(controls) > 1 and summaries:
-        means = {key: float(np.mean([own[key] for own in summaries.values()])) for key in summaries[controls[0]]}
+        means = {
+            key: float(np.mean([summary[key] for summary in summaries.values()])) for key in summaries[controls[0]]
+        }
         return run.processes.from_first(flat(summaries) | means)
     return run.processes.from_first(next(iter(summaries.values()), None))
 
 
 def ask_tests(run: Run, phase: Phase, ranker: Ranker, controls: Sequence[str] | None = None) -> list[Answer]:
-    """Ask each test task of a phase once under each of `controls` (None: all); yardsticks come first.
+    """Rank each test task of a phase under each of `controls` (None: all), and measure the lists; yardsticks come
+    first.
 
     Of many processes the first gets the answers, the others none. A phase without tests has none.
     """

@@ -1,4 +1,4 @@
-"""What the test tasks are asked of: rankings by any scores, over processes and in blocks that fit in memory."""
+"""Rankings of a task by any scores, over processes and in blocks that fit in memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ CACHE_FLOATS = 1 << 22
 
 
 class Ranker:
-    """Answers tasks with rankings. A subclass says where they come from: `controls`, `rank` and `leakage`.
+    """Rankings of tasks. A subclass says where they come from: `controls`, `rank` and `leakage`.
 
-    Of many processes each ranks a part of the users; the first has the whole ranking, the others None.
+    Of many processes each ranks a part of the users; the first gets the whole ranking, the others None.
     """
 
     def __init__(self, environment: Environment, num_items: int):
         self.environment, self.config, self.num_items = environment, environment.config, num_items
 
     def controls(self) -> tuple[str, ...]:
-        """Name the fairness settings under which lists can be asked; one neutral setting by default."""
+        """Name the fairness settings under which tasks can be ranked; one neutral setting, "", by default."""
         return ("",)
 
     def rank(
@@ -46,7 +46,7 @@ class Ranker:
         progress: str | None = None,
         users: np.ndarray | None = None,
     ) -> Ranking | None:
-        """Rank `task` for `users [T]` (None: all whom it asks about), keeping the best `top` items of each."""
+        """Rank `task` for `users [T]` (None: all who have a relevant item), keeping the best `top` items of each."""
         raise NotImplementedError
 
     def leakage(
@@ -57,23 +57,23 @@ class Ranker:
         control: str = "",
         probe: Callable[..., dict[str, float]] | str = "",
     ) -> dict[str, float]:
-        """Give what `probe` reads of user `groups` in the served user vectors; nothing where there are no vectors."""
+        """Measure what `probe` reads of user `groups` in the served vectors; nothing where there are no vectors."""
         return {}
 
     def encoded_once(self) -> contextlib.AbstractContextManager:
-        """Within this context, while the weights stay, encode every user and item once for all tasks and controls."""
+        """Encode every user and item only once within this context, in which the weights must stay as they are."""
         return contextlib.nullcontext()
 
     def rank_scores(
         self, score: ScoreBlock, users: np.ndarray, task: Task, top: int, progress: str | None = None
     ) -> Ranking | None:
-        """Rank `task` for `users [T]` by `score` of blocks of them."""
+        """Rank `task` for `users [T]` by the scores that `score` gives for blocks of them."""
         processes = self.environment.processes
         progress = progress if processes.first else None
         if not task.num_sampled:
-            own = np.array_split(users, processes.world)[processes.rank]
-            return processes.gather(self._rank_alone(score, own, task, top, progress))
-        # candidates are drawn user after user: a part of the users would get others
+            own_users = np.array_split(users, processes.world)[processes.rank]
+            return processes.gather(self._rank_alone(score, own_users, task, top, progress))
+        # candidates are drawn user after user: for a part of the users they would differ
         return self._rank_alone(score, users, task, top, progress) if processes.first else None
 
     def _rank_alone(self, score: ScoreBlock, users, task: Task, top: int, progress: str | None) -> Ranking:
@@ -94,7 +94,7 @@ class Ranker:
         )
 
     def _floats_at_a_time(self) -> float:
-        """Numbers that the scorer may keep, and as many again the ranking: each has half of `--eval_block_mb`."""
+        """Count the float32 numbers that the scorer may hold: half of `--eval_block_mb`; the ranking gets the rest."""
         budget = self.config.eval_block_mb * 2**20 / (2 * 4)
         return min(budget, CACHE_FLOATS) if self.environment.device.type == "cpu" else budget
 
@@ -108,7 +108,7 @@ class Ranker:
         return {name: self.rank_scores(score, users, task, top) for name, score in scores.items()}
 
     def alone(self) -> Ranker:
-        """Give the same in this process alone, whatever the others do."""
+        """Give this ranker for use in this process alone, without the others."""
         ranker = copy.copy(self)
         ranker.environment = dataclasses.replace(self.environment, processes=ALONE)
         return ranker
@@ -121,7 +121,7 @@ class Ranker:
     def rerank(
         self, ranking: Ranking, split: Split, alpha: float | None = None, floor: float | None = None
     ) -> tuple[Ranking, int]:
-        """Re-rank by exposure (design section 6) at the primary K; also count users whose floor is out of reach.
+        """Re-rank by exposure at the primary K (Decision 19); also count the users whose floor cannot be met.
 
         `alpha` and `floor` are those of the settings unless given.
         """

@@ -1,4 +1,4 @@
-"""Streamed ranking of the full catalogue: blocks of users, exact ranks and exact top-K in one pass."""
+"""Rankings of the full catalogue, streamed: blocks of users, exact ranks and exact top-K in one pass."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def check_request(
 
 
 class _Drawn:
-    """Candidates by block. A function that draws them is called once per row, also if a block is ranked in halves."""
+    """Candidates by block. A function that draws them is called once per row, even if a block is ranked in halves."""
 
     def __init__(self, candidates: ItemLists | CandidateLists | None):
         self._candidates, self._rows, self._lists = candidates, range(0), None
@@ -143,7 +143,7 @@ class _Drawn:
             try:
                 self._lists = self._candidates(rows)
             except (MemoryError, RuntimeError) as error:
-                # no second try: it would draw other candidates
+                # no second try, which would draw other candidates
                 raise (out_of_memory(error) if is_out_of_memory(error) else error) from error
             self._rows = range(rows[0], rows[-1] + 1)
         return self._lists.take(rows - self._rows.start)
@@ -214,7 +214,7 @@ def _count_at_least(masked: torch.Tensor, relevant: ItemLists, row: torch.Tensor
 def _count_at_least_sorted(
     masked: torch.Tensor, relevant: ItemLists, row: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """The same by sorting each row once."""
+    """Count as `_count_at_least` does, by sorting each row once."""
     if masked.device.type == "cpu":
         # four times as fast as torch's sort, which also gives the order
         ordered = torch.from_numpy(np.sort(masked.numpy(), axis=1))
@@ -228,7 +228,7 @@ def _count_at_least_sorted(
 
 
 def _count_at_least_compared(masked: torch.Tensor, row: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The same by comparing each value with its whole row, a block's worth of rows at a time."""
+    """Count as `_count_at_least` does, by comparing each value with its whole row, a block of rows at a time."""
     counts = torch.empty(len(row), dtype=torch.int64, device=row.device)
     for part in (slice(start, start + len(masked)) for start in range(0, len(row), len(masked))):
         counts[part] = _count(masked[row[part]] >= value[part, None])

@@ -33,11 +33,11 @@ ADVERSARIES_ALONE = frozenset(
 
 @dataclass(frozen=True)
 class Forward:
-    """What the backbone gives for the rows of `batch`: the step's `context`, user vectors and scores.
+    """What the backbone computes for a `batch`: the step's `context`, user vectors and scores.
 
     `user [R, D]`: R is B, or B * (1 + M) where every item of a row has a history of its own. `scores [B, 1 + M]`: the
-    positive's first. `apart [R, D]`, where asked for: the same user vectors without a gradient to parameters of one
-    user alone.
+    positive's first. `apart [R, D]`, where asked for: the same user vectors without a gradient to parameters that
+    belong to one user alone.
     """
 
     batch: Batch
@@ -97,9 +97,10 @@ class Method:
 
     @classmethod
     def unsupported(cls, config: Config) -> str | None:
-        """Say why this method does not work with the backbone, protocol and other settings of `config` (None: it does).
+        """Say why this method does not work with the backbone, protocol and other settings of `config`; None where it
+        does.
 
-        The reason stands behind "--fairness_method=... on --backbone=... with --protocol=...: ".
+        The reason is put behind "--fairness_method=... on --backbone=... with --protocol=...: ".
         """
         if BACKBONES[config.backbone].fitted and not cls.fits_at_once:
             return "it trains by gradient steps, and this backbone is fitted at once"
@@ -118,18 +119,18 @@ class Method:
         """Get ready for a phase of at most `total_steps` steps; weights and optimisers persist from phase to phase."""
 
     def stages(self) -> tuple[str, ...]:
-        """Name the stages of training, in order."""
+        """Name the stages of training, in order: two where `two_stages`, the backbone first."""
         return ("backbone", "method") if self.two_stages else ("method",)
 
     def schedule(self, stage: str, phase: Phase) -> Schedule:
-        """Say how long `stage` trains and in which batches: by default as `phase` and `--batch_size` say."""
+        """Say how long `stage` trains and in which batches; by default what `phase` and `--batch_size` say."""
         return Schedule(self.config.batch_size, phase.epochs, phase.every, phase.patience)
 
     def begin_stage(self, stage: str) -> None:
-        """Get ready for `stage`: called once when it begins, and again where a run goes on within it.
+        """Get ready for `stage`: called once when the stage begins, and again when a run is resumed within it.
 
-        By then the saved state is loaded, from which a method knows what is done already. The backbone is not frozen
-        unless a method freezes it here.
+        The saved state is loaded before, so a method can see what is done already. The backbone is thawed here; a
+        method that wants it frozen freezes it after this.
         """
         self.backbone.thaw()
 
@@ -138,7 +139,7 @@ class Method:
         self.backbone.freeze()
 
     def begin_epoch(self, stage: str, epoch: int) -> None:
-        """Get ready for an epoch (from 1) of `stage`; called again where a run goes on within it."""
+        """Get ready for `epoch` (from 1) of `stage`; called again when a run is resumed within it."""
 
     def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
         """Name the passes over the data that make `epoch` (from 1) of `stage`."""
@@ -153,17 +154,17 @@ class Method:
         return HistoryWeights(np.zeros(1), weights[None])
 
     def own_rows(self, batch: Batch) -> Batch:
-        """Give this process's rows of the global `batch`; where it has none, one row that `ranking_loss` weighs 0."""
+        """Give this process's rows of the global `batch`; where it has none, one row, which `ranking_loss` weighs 0."""
         processes, rows = self.environment.processes, len(batch.users)
         if processes.world == 1:
             return batch
-        own = slice(processes.rank, rows, processes.world) if processes.own(rows) else slice(0, 1)
+        chosen = slice(processes.rank, rows, processes.world) if processes.own(rows) else slice(0, 1)
         history = batch.history
         if history is not None:
             # a history per row, or one for each of its items
-            history = History(*(part.unflatten(0, (rows, -1))[own].flatten(0, 1) for part in vars(history).values()))
-        rows_own = None if batch.rows is None else batch.rows[own]
-        return Batch(batch.users[own], batch.positives[own], batch.negatives[own], history, rows_own)
+            history = History(*(part.unflatten(0, (rows, -1))[chosen].flatten(0, 1) for part in vars(history).values()))
+        positions = None if batch.rows is None else batch.rows[chosen]
+        return Batch(batch.users[chosen], batch.positives[chosen], batch.negatives[chosen], history, positions)
 
     def ranking_loss(self, scores: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Compute this process's share of `--loss` of the global `batch`, from its `scores`: shares add up."""
@@ -199,40 +200,41 @@ class Method:
                 user, shared = self.backbone.encode_users_apart(context, users, batch.history)
             else:
                 user, shared = self.backbone.encode_users(context, users, batch.history), None
-            scores = self.backbone.score(context, user, items)
+            scores = self.backbone.score(context, user, items)  # [B, 1 + M], or [B * (1 + M), 1]
         scores = scores.float().view(rows, width)
         return Forward(batch, context, user.float(), scores, None if shared is None else shared.float())
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:
-        """Take one step on the global `batch` through `update(loss, *optimisers)`; give detached values for the log.
+        """Take one step on the global `batch` through `update(loss, *optimisers)`; give detached values to be logged.
 
-        Losses and values are this process's share: they add up over processes, as `update` adds gradients up.
+        Losses and values are this process's share: they are summed over processes, as `update` sums gradients.
         """
         loss = self.batch_loss(self.forward(self.own_rows(batch)), batch, stage)
         update(loss, *self.optimisers)
         return {"loss": loss.detach()}
 
     def controls(self) -> tuple[str, ...]:
-        """Name the fairness settings that can be chosen after training; one neutral setting by default.
+        """Name the fairness settings that can be chosen after training; one neutral setting, "", by default.
 
-        Names of several are parts of result keys, so they hold no slash and no @. `--mode=recommend` serves the first
-        one unless told otherwise, and pictures show it.
+        Where there are several, their names are parts of result keys, so they hold no slash and no @.
+        `--mode=recommend` uses the first unless `--control` names another; pictures show the first.
         """
         return ("",)
 
     def selection_controls(self, stage: str) -> tuple[str, ...]:
-        """Name those of `controls` under which `stage` is validated; the metric that selects an epoch is their mean.
+        """Name those of `controls` under which `stage` is validated; the epoch is selected by the mean of their
+        metrics.
 
         A stage that trains the backbone alone needs a control under which `transform_users` changes nothing.
         """
         return self.controls()[:1]
 
     def transform_users(self, user: torch.Tensor, users: torch.Tensor, control: str) -> torch.Tensor:
-        """Change served user vectors `[B, D]` of `users [B]` under `control` (identity by default)."""
+        """Change user vectors `[B, D]` of `users [B]` to those served under `control`; by default they stay."""
         return user
 
     def networks(self) -> dict[str, nn.Module]:
-        """Name the method's own networks that serving needs, beside the backbone (none by default).
+        """Name the method's own networks that serving needs beside the backbone; none by default.
 
         Checkpoints hold their weights, and they are in evaluation mode while users are served.
         """
@@ -243,7 +245,7 @@ class Method:
         return {name: network.state_dict() for name, network in self.networks().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave; other networks than this method's are a ValueError."""
         networks = self.networks()
         if state.keys() != networks.keys():
             raise ValueError(f"checkpoint holds {sorted(state)}, and this method has {sorted(networks)}")

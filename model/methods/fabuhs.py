@@ -1,4 +1,4 @@
-"""FA-BUHS: fairness-constrained history sampling and label-conditioned adversaries (design section 6)."""
+"""FA-BUHS: fairness-constrained history sampling and label-conditioned adversaries (README.md has the formulas)."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ class FABUHS(Method):
 
     @dataclass(frozen=True)
     class Options:
-        """Widths of the discriminators, their steps per step, learning rate and the steps between re-initialisations.
+        """Options of the adversaries and of group parity.
 
-        `reinitialise_every` = 0 never re-initialises; `solved_discriminator` adds the closed-form one on the user side;
-        `scrub_own_embeddings` lets the reversed gradient reach users' id embeddings, which then hide the attribute of
-        the users whose attribute training sees; `smoothing` scales the prior mass κ of group parity (1: κ = |I|).
+        `discriminator_widths` are the widths of the discriminators, `discriminator_steps` their steps per step of the
+        backbone, `discriminator_lr` their learning rate; every `reinitialise_every` steps one of them starts anew (0:
+        never). `solved_discriminator` adds the closed-form one on the user side. `scrub_own_embeddings` lets the
+        reversed gradient reach users' id embeddings, which then hide the attribute of those users alone whose attribute
+        training sees. `smoothing` scales the prior mass κ of group parity (1: κ = |I|).
         """
 
         discriminator_widths: tuple[int, ...] = (32, 64, 128)
@@ -74,7 +76,7 @@ class FABUHS(Method):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Method`, but for its own."""
+        """As in `Method`, but this method reads the settings of its adversaries."""
         return super().unread(config) - ADVERSARIES_ALONE
 
     def __init__(self, backbone: nn.Module, environment: Environment):
@@ -91,15 +93,15 @@ class FABUHS(Method):
         self.item_target = torch.from_numpy(popularity.codes).to(device)
         seed = self.environment.phase_seeds(phase.number)["adversary"]
         user_seed, item_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-        # rows come by interaction; every user counts the same, as for whoever reads the served vectors
+        # batches are of interactions; the weights make every user count the same, as in an attack on served vectors
         interactions = split.train.lengths
         self.user_weight = torch.from_numpy(np.float32(interactions.mean() / interactions.clip(min=1))).to(device)
         known = (self.known_codes >= 0) & (interactions > 0)
-        user_counts = self._both_labels(self.known_codes[known])
+        user_counts = self._both_labels(self.known_codes[known])  # [G, 2]
         # a negative is drawn from the catalogue, a positive from the train interactions
         by_item = np.bincount(popularity.codes, weights=split.degree, minlength=2)
         by_catalogue = popularity.counts() / split.num_items * split.degree.sum()
-        item_counts = np.stack([by_catalogue, by_item], axis=1)
+        item_counts = np.stack([by_catalogue, by_item], axis=1)  # [2, 2]: head and tail by label
         if self.config.item_adversary == "user_attribute":
             item_counts = self._both_labels(self.known_codes[split.train.owner])
         width = self.backbone.vector_width
@@ -153,9 +155,9 @@ class FABUHS(Method):
         config, options = self.config, self.options
         strength = ramp(self.step, self.total_steps, config.adversarial_ramp)
         user_scale, item_scale = strength * config.adversarial_lambda_user, strength * config.adversarial_lambda_item
-        own = self.own_rows(batch)
-        forward = self.forward(own, apart=bool(user_scale) and not options.scrub_own_embeddings)
-        rows = self._adversary_rows(batch, own, forward)
+        own_batch = self.own_rows(batch)
+        forward = self.forward(own_batch, apart=bool(user_scale) and not options.scrub_own_embeddings)
+        rows = self._adversary_rows(batch, own_batch, forward)
         count = len(rows.label)
         if options.discriminator_steps > 1:
             size = -(-count // (options.discriminator_steps - 1))
@@ -180,12 +182,12 @@ class FABUHS(Method):
 
     def stateful(self) -> dict[str, Stateful]:
         """Add the adversaries and their optimiser."""
-        own = {
+        parts = {
             "user_adversary": self.user_adversary,
             "item_adversary": self.item_adversary,
             "discriminator_optimiser": self.discriminator_optimiser,
         }
-        return super().stateful() | own
+        return super().stateful() | parts
 
     def training_state(self) -> dict[str, Any]:
         """Add the step, which times the ramp and the re-initialisations."""
@@ -200,29 +202,29 @@ class FABUHS(Method):
         for adversary in (self.user_adversary, self.item_adversary):
             index = adversary.reinitialise(turn)
             for parameter in adversary.discriminators[index].parameters():
-                # moments of the old parameters would throw the fresh ones off
+                # Adam's moments are those of the old parameters
                 self.discriminator_optimiser.state.pop(parameter, None)
 
-    def _adversary_rows(self, batch: Batch, own: Batch, forward: Forward) -> AdversaryRows:
+    def _adversary_rows(self, batch: Batch, own_batch: Batch, forward: Forward) -> AdversaryRows:
         """Make two rows per positive: one with the positive (label 1), one with its first negative (label 0)."""
 
-        def shown(part: Batch) -> torch.Tensor:
+        def pairs(part: Batch) -> torch.Tensor:
             return torch.stack([part.positives, part.negatives[:, 0]], dim=1)
 
-        rows = len(own.users)
-        item = self.backbone.encode_items(forward.context, shown(own))[..., : self.backbone.vector_width].float()
+        rows = len(own_batch.users)
+        item = self.backbone.encode_items(forward.context, pairs(own_batch))[..., : self.backbone.vector_width].float()
         # with a shared history both labels see one user vector; with one per row each has its own
         user = forward.user if forward.apart is None else forward.apart
         user = user.view(rows, -1, user.shape[-1])[:, :2].expand(-1, 2, -1)  # [b, 2, D]
         item, user = item.reshape(2 * rows, -1), user.reshape(2 * rows, -1)  # [r, D] each
-        target = self.user_target[batch.users].repeat_interleave(2)
+        target = self.user_target[batch.users].repeat_interleave(2)  # [R]
         by_user = self.config.item_adversary == "user_attribute"
         return AdversaryRows(
             user=torch.cat([user, user * item], dim=1) if self.config.adversary_input == "pair" else user,
             item=item,
             label=torch.arange(1, len(target) + 1, device=item.device) % 2,  # 1, 0, 1, 0, ...
             user_target=target,
-            item_target=target if by_user else self.item_target[shown(batch)].flatten(),
+            item_target=target if by_user else self.item_target[pairs(batch)].flatten(),
             user_weight=self.user_weight[batch.users].repeat_interleave(2),
         )
 
@@ -233,24 +235,27 @@ class FABUHS(Method):
 
     def _adversarial_losses(self, rows: AdversaryRows, start: int, stop: int, user_scale: float, item_scale: float):
         """Compute the losses of both sides on rows `start` to `stop`: this process's share of each."""
-        part, own = slice(start, stop), slice(*np.searchsorted(self._held(np.arange(len(rows.label))), (start, stop)))
+        part, own_part = (
+            slice(start, stop),
+            slice(*np.searchsorted(self._held(np.arange(len(rows.label))), (start, stop))),
+        )
         even = torch.ones_like(rows.user_weight)
         losses = []
         for adversary, vectors, target, weight, scale in (
             (self.user_adversary, rows.user, rows.user_target, rows.user_weight, user_scale),
             (self.item_adversary, rows.item, rows.item_target, even, item_scale),
         ):
-            # the weights of all processes' rows: a mean over some rows only would not add up
+            # the weight of all processes' rows: means over a process's rows would not add up
             mass = adversary.mass(rows.label[part], target[part], weight[part])
-            label, target, weight = (self._held(values)[own] for values in (rows.label, target, weight))
-            losses.append(adversary.loss(vectors[own], label, target, scale, mass, weight))
+            label, target, weight = (self._held(values)[own_part] for values in (rows.label, target, weight))
+            losses.append(adversary.loss(vectors[own_part], label, target, scale, mass, weight))
         return losses
 
     def _solved_loss(self, rows: AdversaryRows, scale: float) -> torch.Tensor:
         """Solve the linear discriminator on all processes' rows; give its loss on this process's."""
         discriminator = self.solved_discriminator
         mass = discriminator.mass(rows.label, rows.user_target, rows.user_weight)
-        # where a process has no row of the batch, it has one vector that stands for none
+        # a process without a row of the batch has one vector, which must not count
         label, target, weight = (self._held(part) for part in (rows.label, rows.user_target, rows.user_weight))
         user = rows.user[: len(label)]
         solution = discriminator.solve(user, label, target, weight, self.environment.processes.sum)

@@ -94,7 +94,8 @@ class Antidote:
         return antidote @ pull.T + by_antidote @ self.folding.T
 
     def optimise(self, profiles: torch.Tensor, rounds: int) -> tuple[torch.Tensor, list[float]]:
-        """Descend from `profiles [A, I]` by projected gradients; give the last step unprojected, and J of each round.
+        """Descend from `profiles [A, I]` by projected gradients: the last step before its projection, and J of each
+        round.
 
         A step is halved until J falls, and doubled for the next round.
         """
@@ -123,7 +124,7 @@ class Antidote:
 
 
 class FairUser(Method):
-    """Train plainly, find antidote users for the result, then train anew from the start with them among the users.
+    """Plain training, then antidote users found for its result, then training anew with them among the users.
 
     They are never ranked: they have a table of their own and reach real users through the items alone (Decision 32).
     """
@@ -132,8 +133,12 @@ class FairUser(Method):
 
     @dataclass(frozen=True)
     class Options:
-        """`users` as a share of the real ones, each with `interactions` positives (0: as many as real users have on
-        average), found in `rounds` of projected gradient descent; `ridge` is the closed form's l2."""
+        """Options of FairUser.
+
+        `users` is the number of antidote users as a share of the real ones, each with `interactions` positives (0: as
+        many as real users have on average). They are found in `rounds` rounds of projected gradient descent; `ridge` is
+        the weight of the squared norm in the closed form.
+        """
 
         users: float = 0.05
         interactions: int = 0
@@ -200,9 +205,9 @@ class FairUser(Method):
             self.negatives = NegativeSampler(known, self.backbone.num_items, negatives, 0, self.environment.device)
 
     def begin_stage(self, stage: str) -> None:
-        """When the second stage begins, find the antidote users and put all weights back to where they began."""
+        """Find the antidote users when the second stage begins, and put all weights back to where they began."""
         super().begin_stage(stage)
-        # a run that goes on within the stage has loaded its antidote users
+        # a run that is resumed within the stage has loaded its antidote users
         if stage != "method" or len(self.positives):
             return
         self._take(self._find())
@@ -248,8 +253,8 @@ class FairUser(Method):
 
     def stateful(self) -> dict[str, Stateful]:
         """Add the antidote users' vectors, their optimiser and the random stream."""
-        own = {"antidote": self.antidote, "antidote optimiser": self.antidote_optimiser, "generator": self.generator}
-        return super().stateful() | own
+        parts = {"antidote": self.antidote, "antidote optimiser": self.antidote_optimiser, "generator": self.generator}
+        return super().stateful() | parts
 
     def training_state(self) -> dict[str, Any]:
         """Add the antidote users' data, empty until they are found."""

@@ -25,7 +25,7 @@ FORMS = ("paper", "code")
 
 
 class FDA(Method):
-    """Train the backbone and a noise vector per item in turn.
+    """Training of the backbone and of a noise vector per item, in turn.
 
     The noise is trained to make the items that one group likes score as if another group liked them; the backbone is
     then trained on real items and on such fakes, so that it learns to treat the groups' items alike.
@@ -37,10 +37,12 @@ class FDA(Method):
 
     @dataclass(frozen=True)
     class Options:
-        """`epsilon` bounds each dimension of the noise (0: the form's own, 0.5 or unbounded); `mask_ratio` is the share
-        of fakes; `noise_passes` and `model_passes` over the data make an epoch, after `warmup_epochs` without noise.
+        """Options of FDA.
 
-        H1 is about positives that the other group likes, H2 about negatives that it dislikes.
+        `form` is code or paper; `epsilon` bounds each dimension of the noise (0: the form's own bound, 0.5 in the
+        paper's, none in the code's); `mask_ratio` is the share of fakes. An epoch is `noise_passes` and `model_passes`
+        over the data, after `warmup_epochs` epochs without noise. `positive_hypothesis` is H1, about positives that the
+        other group likes, and `negative_hypothesis` H2, about negatives that it dislikes.
         """
 
         form: str = "code"
@@ -111,7 +113,7 @@ class FDA(Method):
     def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
         """Name the noise's passes and the model's (noise first in the paper, model first in the code).
 
-        Warm-up epochs have passes that train the backbone plainly, as many as the model's, and none of the noise's.
+        Warm-up epochs train the backbone plainly in as many passes as the model's, without the noise's (Decision 39).
         """
         if epoch <= self.options.warmup_epochs:
             return ("plain",) * self.options.model_passes
@@ -145,7 +147,7 @@ class FDA(Method):
                 parameter.requires_grad_(True)
 
     def _noisy(self, noise: torch.Tensor, items: torch.Tensor) -> Any:
-        """Compute a context in which `items` are noisy; users' vectors are read from the clean one."""
+        """Compute a context in which `items` have noisy vectors; users' vectors are read from the clean context."""
         if self.options.form == "code" and self.backbone.fda_code_clamps_items:
             item = self.backbone.item.weight
             noise = noise + item.clamp(-1, 1) - item
@@ -189,7 +191,7 @@ class FDA(Method):
         forward = self.forward(batch)
         partners, exists = self._partners(self.codes[batch.users])
         noisy, items = self._noisy(noise, batch.items), batch.items[partners]
-        scores = self.backbone.score(noisy, forward.user, items.flatten(1)).view(items.shape)
+        scores = self.backbone.score(noisy, forward.user, items.flatten(1)).view(items.shape)  # [B, G - 1, 1 + M]
         return forward, items, scores, exists
 
     def _hypotheses(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -210,9 +212,9 @@ class FDA(Method):
             return self._released_noise_loss(batch)
         forward, _, scores, exists = self._terms(batch, self.noise)
         rows, paired = _mean_where(self._hypotheses(forward.scores[:, None], scores), exists)
-        own = self.codes[batch.users].clamp(min=0)
-        totals = rows.new_zeros(self.num_groups).index_add_(0, own, torch.where(paired, rows, 0))
-        counts = rows.new_zeros(self.num_groups).index_add_(0, own, paired.to(rows.dtype))
+        group = self.codes[batch.users].clamp(min=0)
+        totals = rows.new_zeros(self.num_groups).index_add_(0, group, torch.where(paired, rows, 0))
+        counts = rows.new_zeros(self.num_groups).index_add_(0, group, paired.to(rows.dtype))
         return (totals / counts.clamp(min=1)).sum()
 
     def _model_loss(self, batch: Batch, stage: str) -> torch.Tensor:
@@ -220,10 +222,10 @@ class FDA(Method):
         if self.options.form == "code":
             return self._released_model_loss(batch, stage)
         forward, items, scores, exists = self._terms(batch, self.noise.detach())
-        real = forward.scores[:, None]
-        mixed = torch.where(self._mask()[items], scores, real)
+        real = forward.scores[:, None]  # [B, 1, 1 + M]
+        mixed = torch.where(self._mask()[items], scores, real)  # [B, G - 1, 1 + M]
         rows, paired = _mean_where(self._hypotheses(real, mixed), exists)
-        plain = self._hypotheses(forward.scores, forward.scores)
+        plain = self._hypotheses(forward.scores, forward.scores)  # [B]
         return torch.where(paired, rows, plain).mean() + self.penalty(forward, batch, stage)
 
     def _mask(self) -> torch.Tensor:
@@ -252,13 +254,13 @@ class FDA(Method):
         place = first[other] + rank[:, None] % counts[other].clamp(min=1)
         fake = batch.positives[order[place.clamp(0, len(codes) - 1)]]  # [B, G - 1]
         noisy = self._noisy(self.noise, batch.positives)
-        scores = self.backbone.score(noisy, forward.user, fake)
+        scores = self.backbone.score(noisy, forward.user, fake)  # [B, G - 1]
         terms = F.softplus(forward.scores[:, None, 1:] - scores[:, :, None]).mean(-1)  # [B, G - 1]
         if self.config.l2:
             terms = terms + self.config.l2 * self._squared_norm(noisy, fake)
         present = (counts > 0).sum()
         pairs = (present * (present - 1)).clamp(min=1)
-        # zeros, not products with 0, where there is no partner: a score there may be of any row
+        # where there is no partner the score is of an arbitrary row, and may be infinite: hence no product with 0
         means = torch.where(exists, terms, 0) / counts[codes.clamp(min=0)].clamp(min=1)[:, None]
         return means.sum() * (self.num_groups / pairs)
 
@@ -276,11 +278,11 @@ class FDA(Method):
         noisy = self._noisy(self.noise.detach(), items)
         row = torch.arange(rows, device=items.device)[:, None]
         is_positive = torch.arange(items.shape[1], device=items.device) == 0
-        fake = torch.where(is_positive, row >= rows - count, row < count)
+        fake = torch.where(is_positive, row >= rows - count, row < count)  # [B, 1 + M]
         scores = torch.where(fake, self.backbone.score(noisy, forward.user, items), forward.scores)
         loss = F.softplus(scores[:, 1:] - scores[:, :1]).mean() + self.penalty(forward, batch, stage)
         if self.config.l2 and count:
-            # the penalty is of the positives in use
+            # the penalty is on the vectors in use: noisy ones where the positives are noisy
             last = batch.positives[-count:]
             change = self._squared_norm(noisy, last) - self._squared_norm(forward.context, last)
             loss = loss + self.config.l2 * change.sum() / rows
@@ -288,8 +290,8 @@ class FDA(Method):
 
     def stateful(self) -> dict[str, Stateful]:
         """Add the noise, its optimiser and its random stream."""
-        own = {"noise": self.noise, "noise optimiser": self.noise_optimiser, "generator": self.generator}
-        return super().stateful() | own
+        parts = {"noise": self.noise, "noise optimiser": self.noise_optimiser, "generator": self.generator}
+        return super().stateful() | parts
 
 
 def _mean_where(values: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

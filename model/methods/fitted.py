@@ -8,29 +8,29 @@ from model.slim import Fit
 
 
 class Fitted(Method):
-    """Fit a backbone that is made at once in one epoch without steps; train any other by gradient steps."""
+    """Training of any backbone: one fitted at once in a single epoch without steps, others by gradient steps."""
 
     fits_at_once = True
 
     def schedule(self, stage: str, phase: Phase) -> Schedule:
-        """One epoch, which is the fit; as in `Method` for other backbones."""
+        """Give the one epoch that fits the backbone; as in `Method` for other backbones."""
         if self.backbone.fitted:
             return Schedule(self.config.batch_size, 1, 1, phase.patience)
         return super().schedule(stage, phase)
 
     def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
-        """None, as `begin_epoch` does all of it; as in `Method` for other backbones."""
+        """Give no pass, as `begin_epoch` fits the backbone; as in `Method` for other backbones."""
         return () if self.backbone.fitted else super().passes(stage, epoch)
 
     def begin_epoch(self, stage: str, epoch: int) -> None:
         """Fit the backbone, where it is one to fit, and print what came of it."""
         if not self.backbone.fitted:
             return
-        found = self.fit()
+        fit = self.fit()
         if self.environment.processes.first:
             print(
-                f"fitted in {found.iterations} iterations: objective {found.objective:.1f}, relative residual "
-                f"{found.residual:.1e}",
+                f"fitted in {fit.iterations} iterations: objective {fit.objective:.1f}, relative residual "
+                f"{fit.residual:.1e}",
                 flush=True,
             )
 

@@ -9,7 +9,7 @@ from data.structs import Histories, Split
 
 
 class HistorySources:
-    """History sources of one split at a time, each built when it is first asked for; another split frees them."""
+    """The history sources of one split, each built when it is first asked for; another split frees them."""
 
     def __init__(self, method: Any):
         """`method` says how histories are weighted, its backbone whether it reads any."""
@@ -18,7 +18,7 @@ class HistorySources:
         self._built: list[tuple[Histories, HistorySource]] = []
 
     def of(self, histories: Histories, split: Split) -> HistorySource | None:
-        """Give the source of `histories`, a phase's on `split`; None where the backbone reads no history."""
+        """Give the source of `histories` of a phase on `split`; None where the backbone reads no history."""
         method = self._method
         kind = method.backbone.history_kind
         if kind is None:

@@ -6,4 +6,4 @@ from model.methods.fitted import Fitted
 
 
 class Unfair(Fitted):
-    """Train or fit the backbone as its own paper does."""
+    """The unfair baseline: the backbone is trained or fitted as its own paper does."""

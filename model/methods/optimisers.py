@@ -13,9 +13,9 @@ def make_optimisers(
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Make Adam for `module`, and its sparse variant for embeddings with sparse gradients, where there are any.
 
-    `weight_decay` times a weight is added to its gradient (Adam's own, coupled form), but not for the parameters named
-    in `exempt`. The sparse variant moves only rows with a gradient, and their momentum with them (Decision 26): it has
-    no weight decay, which would move all of them (ValueError).
+    `weight_decay` times a weight is added to its gradient (Adam's own, coupled form; Decision 40), but not for the
+    parameters named in `exempt`. The sparse variant moves only rows with a gradient, and their momentum with them
+    (Decision 26): with weight decay, which would move all rows, it is a ValueError.
     """
     lazy = [part.weight for part in module.modules() if isinstance(part, nn.Embedding) and part.sparse]
     if lazy and weight_decay:

@@ -24,15 +24,15 @@ KINDS = ("dp", "eo")
 class Parity(Method):
     """The ranking loss plus `weight` times the mean over items of the absolute difference of two groups' mean scores.
 
-    Means are over all users of a group (`kind=dp`), or over those who have the item in the train split (`kind=eo`;
-    items that one of the two groups lacks are left out), in every step. Of more than two groups the mean over pairs.
-    FDA (Chen et al., WWW 2023, section 5.1) names such baselines after Yao and Huang (NeurIPS 2017) without a formula
-    or a weight; this is the form of its spec of metrics (Decision 33).
+    Means are taken in every step over all users of a group (`kind=dp`), or over those who have the item in the train
+    split (`kind=eo`; items that one of the two groups lacks are left out). With more than two groups it is the mean
+    over pairs. FDA (Chen et al., WWW 2023, section 5.1) names such baselines after Yao and Huang (NeurIPS 2017) without
+    a formula or a weight; this form is our reading of its metrics (Decision 33).
     """
 
     @dataclass(frozen=True)
     class Options:
-        """`kind` says which users' scores are compared; `weight` is that of their difference in the loss."""
+        """Options of the regularisation: `kind` says whose scores are compared, `weight` weighs it in the loss."""
 
         kind: str = "dp"
         weight: float = 0.01
@@ -66,8 +66,8 @@ class Parity(Method):
                 users = np.flatnonzero(codes == code)
                 counts = np.array([len(users)])
             else:
-                own = by_item[codes[train.owner[by_item]] == code]
-                users, counts = train.owner[own], np.bincount(train.item[own], minlength=phase.split.num_items)
+                rows = by_item[codes[train.owner[by_item]] == code]
+                users, counts = train.owner[rows], np.bincount(train.item[rows], minlength=phase.split.num_items)
             starts = np.concatenate([[0], np.cumsum(counts)])
             parts = (users, starts, counts > 0)
             self.bags.append(tuple(torch.from_numpy(part).to(self.environment.device) for part in parts))
@@ -79,12 +79,12 @@ class Parity(Method):
         """
         scores = []
         for users, starts, known in self.bags:
-            means = F.embedding_bag(users, user, starts, mode="mean", include_last_offset=True)
-            scores.append(((means * item).sum(-1), known))
+            means = F.embedding_bag(users, user, starts, mode="mean", include_last_offset=True)  # [1 or I, D]
+            scores.append(((means * item).sum(-1), known))  # [I], and [1 or I]
         gaps = []
-        for (own, own_known), (other, other_known) in combinations(scores, 2):
-            both = own_known & other_known
-            gaps.append(((own - other).abs() * both).sum() / both.expand_as(own).sum().clamp(min=1))
+        for (first, first_known), (second, second_known) in combinations(scores, 2):
+            both = first_known & second_known
+            gaps.append(((first - second).abs() * both).sum() / both.expand_as(first).sum().clamp(min=1))
         return torch.stack(gaps).mean()
 
     def train_step(self, batch: Batch, stage: str, name: str, update: Update) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""`--mode=compare`: compare finished runs, write and print what was found."""
+"""`--mode=compare`: finished runs compared, written and printed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from model.runs.settings import Settings
 
 
 def compare_runs(settings: Settings, started: float, processes: Processes) -> Comparison:
-    """`--mode=compare`: compare the runs of `--runs`, write the comparison into a folder of its own and print it."""
+    """Do `--mode=compare`: compare the runs of `--runs`, write the comparison into a folder of its own and print it."""
     if processes.world > 1:
         raise ValueError("--mode=compare runs in one process; start it without torchrun")
-    config, asked = settings.config(), settings.declared["eval_k"].converted(settings.values["eval_k"])
+    config, requested = settings.config(), settings.declared["eval_k"].converted(settings.values["eval_k"])
     runs = load_runs(settings.request.runs, config.output_dir)
-    ks = common_cutoffs(runs, asked)
+    ks = common_cutoffs(runs, requested)
     with own_run_dir(config.output_dir, config.run_name) as directory:
         rows = [row for other in runs[1:] for row in comparison_rows(runs[0], other, ks)]
         table = pd.DataFrame(rows, columns=FIELDS).astype({"k": "Int64", "users": "Int64"})
@@ -58,7 +58,7 @@ def load_runs(specs: Sequence[str], output_dir: Path) -> list[Finished]:
 
 
 def _short(spec: str, chosen: str) -> str:
-    """A run's name without the folders that it lies in; a list's name, which may have slashes, stays whole."""
+    """Give a run's name without the folders that it lies in, but the name of a list, which may have slashes, whole."""
     behind = f":{chosen}" if chosen else ""
     return Path(spec.removesuffix(behind)).name + behind
 
@@ -86,7 +86,7 @@ def _write(comparison: Comparison, runs: Sequence[Finished], ks: Sequence[int]) 
 
 
 def _plain_row(row: dict) -> dict:
-    """A row of the long table without the columns that its kind has no use for; an undefined number stays NaN."""
+    """Give a row of the long table without columns that its kind does not use; an undefined number stays NaN."""
     names = ["baseline", "run", "kind", "k", "metric", *USED[row["kind"]]]
     empty = {name for name in ("k", "attribute", "group") if pd.isna(row[name])}
     whole = {name: int(row[name]) for name in ("k", "users") if not pd.isna(row[name])}

@@ -1,4 +1,4 @@
-"""What a run would do and cost, for `--dry_run`."""
+"""`--dry_run`: what a run would do and cost."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
             ranking = time.perf_counter() - started
             epoch = step * steps + ranking / schedule.every
             print(
-                f"{name}: {counted(steps, 'step')} an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
-                f"epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
+                f"{name}: {counted(steps, 'step')} an epoch at {step:.3f} s, ranking {ranking:.1f} s: about "
+                f"{epoch:.0f} s an epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
             )
 
 
@@ -54,10 +54,10 @@ def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, sch
     method.begin_stage(stage)
     method.begin_epoch(stage, schedule.epochs)
     times = []
-    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 5):
+    for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 3):
         started = time.perf_counter()
         rows = sampler.sample(edges, generators["negatives"], generators["history"])
-        # the last epoch's, as warm-up epochs may have fewer
+        # the passes of the last epoch, as warm-up epochs may have fewer
         for name in method.passes(stage, schedule.epochs):
             method.train_step(rows, stage, name, partial(update, processes=run.processes))
         times.append(time.perf_counter() - started)

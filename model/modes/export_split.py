@@ -72,7 +72,7 @@ def _check_folder(folder: Path, fingerprint: str, names: list[str]) -> None:
 
 
 def split_fingerprint(path: Path) -> str:
-    """The fingerprint that the `split.json` of an export names; another file is a ValueError."""
+    """Read the fingerprint in the `split.json` of an export; another file is a ValueError."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -84,7 +84,7 @@ def _keys(lists: ItemLists, num_items: int) -> np.ndarray:
 
 
 def _sets(phase: Phase) -> dict[str, ItemLists]:
-    """Train, validation and test items by file name, and what test tasks ask or bar beside them."""
+    """Give train, validation and test items by file name, and what test tasks ask or exclude beside them."""
     split, num_items = phase.split, phase.split.num_items
     sets: dict[str, ItemLists] = dict(zip(SETS, (split.train, split.valid, split.test), strict=True))
     for task in phase.tests:
@@ -97,10 +97,10 @@ def _sets(phase: Phase) -> dict[str, ItemLists]:
 
 
 def _barred(sets: Mapping[str, ItemLists], task: Task, num_items: int) -> list[str]:
-    """The files of whose items none may be recommended in `task`."""
+    """List the files none of whose items may be recommended in `task`."""
     barred = _keys(task.excluded, num_items)
-    own = {name: sets[name] for name in (*SETS, f"barred_{task.name}.csv") if name in sets}
-    return [name for name, lists in own.items() if len(lists.item) and np.isin(_keys(lists, num_items), barred).all()]
+    files = {name: sets[name] for name in (*SETS, f"barred_{task.name}.csv") if name in sets}
+    return [name for name, lists in files.items() if len(lists.item) and np.isin(_keys(lists, num_items), barred).all()]
 
 
 def _interactions(data: InteractionData, phase: Phase) -> dict[str, pd.DataFrame]:
@@ -112,7 +112,7 @@ def _interactions(data: InteractionData, phase: Phase) -> dict[str, pd.DataFrame
         user = lists.owner
         row = order[np.searchsorted(keys, _keys(lists, data.num_items), sorter=order)]
         if data.time is not None:
-            # of equal times the split's order stays
+            # a stable sort: equal times keep the split's order
             by_time = np.lexsort((data.time[row], user))
             user, row = user[by_time], row[by_time]
         columns = {
@@ -139,14 +139,15 @@ def _items(data: InteractionData, phase: Phase) -> pd.DataFrame:
 def _users(data: InteractionData) -> pd.DataFrame:
     columns = {"user": data.original_user_ids}
     for name, group in data.user_groups.items():
-        # an unknown label, None, is written as nothing
+        # an unknown group has code -1, which reads None: an empty cell
         columns[name] = np.array([*group.labels, None], dtype=object)[group.codes]
     return pd.DataFrame(columns)
 
 
 def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
     sets, num_items = _sets(phase), phase.split.num_items
-    asked = {task.name: f"test_{task.name}.csv" for task in phase.tests}
+    test_files = {task.name: f"test_{task.name}.csv" for task in phase.tests}
+    asked = phase.tests if phase.valid is None else (phase.valid, *phase.tests)
     return {
         "dataset": run.data.name,
         "protocol": run.protocol.name,
@@ -158,8 +159,8 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
         "ks": list(run.protocol.ks),
         "rows": rows,
         "ids": "those of the data set; read the columns user and item as text, or leading zeros are lost",
-        "relevant": {task: name if name in sets else "test.csv" for task, name in asked.items()},
-        "not_recommended": {task.name: _barred(sets, task, num_items) for task in (phase.valid, *phase.tests)},
+        "relevant": {task: name if name in sets else "test.csv" for task, name in test_files.items()},
+        "not_recommended": {task.name: _barred(sets, task, num_items) for task in asked},
         "rankings": {
             "columns": COLUMNS,
             "formats": f"parquet or CSV with user, item, and rank or score; or a TREC run: {' '.join(TREC_FIELDS)}",
@@ -173,10 +174,10 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
 
 def _command(config: Config) -> str:
     """The command that scores rankings of this split."""
-    settings = []
-    for one in sorted(SPLIT_SETTINGS, key=lambda one: one.name):
-        value = getattr(config, one.name)
-        if value is False or value == () or not is_read(one.name, config):
+    settings = ["--dataset_dir=DIR"] if is_read("dataset_dir", config) else []
+    for setting in sorted(SPLIT_SETTINGS, key=lambda setting: setting.name):
+        value = getattr(config, setting.name)
+        if value is False or value == () or not is_read(setting.name, config):
             continue
-        settings += [f"--{one.name}={shown(part)}" for part in (value if one.flag_each else [value])]
-    return shlex.join(["python", "main.py", "--mode=score", "--rankings=FILE", "--dataset_dir=DIR", *settings])
+        settings += [f"--{setting.name}={shown(part)}" for part in (value if setting.flag_each else [value])]
+    return shlex.join(["python", "main.py", "--mode=score", "--rankings=FILE", *settings])

@@ -3,8 +3,8 @@
 A list is what its file says, closed up over the user's items that are no candidates (train and validation) and cut to
 the length that metrics and re-ranking read. A user whom the protocol asks and the file lacks has an empty list: nothing
 is found, and nothing shown. A user whom it does not ask is ignored. A relevant item's rank is its place in the
-closed-up list, and that of one which the list lacks is the size of the catalogue + 1: beyond every K. All of it is
-counted, printed, and written to result.json.
+closed-up list (Decision 27), and that of one which the list lacks is the size of the catalogue + 1: beyond every K. All
+of it is counted, printed, and written to result.json.
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ from model.training.progress import Progress
 def match_rankings(
     given: RankedLists, task: Task, users: np.ndarray, num_items: int, top: int, longest: int
 ) -> tuple[Ranking, dict[str, int]]:
-    """Lists as answers of `users [T]` (ascending) to a task, and what became of the file's users and entries, counted.
+    """Turn lists of a file into the ranking of `users [T]` (ascending) in a task, and count what became of the file's
+    rows.
 
-    `topk` holds the best `min(top, num_items)` items. Its scores are the file's; where it has none, or they rise along
-    a list that ranks decide, minus the places. Lists below `longest` (the largest K) count as short.
+    `topk` holds the best `min(top, num_items)` items. Its scores are the file's or, where it has none, or ranks decide
+    and scores rise along a list, minus the places. Lists shorter than `longest` (the largest K) count as short.
     """
     lists, excluded, relevant = given.lists, task.excluded, task.relevant.take(users)
     owner = lists.owner
     row_of = np.full(len(lists.indptr) - 1, -1)
     row_of[users] = np.arange(len(users))
-    asked = row_of[owner] >= 0
-    known = np.isin(owner * num_items + lists.item, excluded.owner * num_items + excluded.item)
-    kept = asked & ~known
+    is_asked = row_of[owner] >= 0
+    is_left_out = np.isin(owner * num_items + lists.item, excluded.owner * num_items + excluded.item)
+    kept = is_asked & ~is_left_out
     row, item = row_of[owner[kept]], lists.item[kept]
     lengths = np.bincount(row, minlength=len(users))
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     score = -(place + 1.0) if given.scores is None else given.scores[kept]
     rises = (np.diff(row) == 0) & (np.diff(score) > 0)
 
-    shape, shown = (len(users), min(top, num_items)), place < min(top, num_items)
+    shape, is_shown = (len(users), min(top, num_items)), place < min(top, num_items)
     topk, scores = np.full(shape, -1), np.full(shape, -np.inf)
-    topk[row[shown], place[shown]] = item[shown]
-    scores[row[shown], place[shown]] = (-(place + 1.0) if rises.any() else score)[shown]
+    topk[row[is_shown], place[is_shown]] = item[is_shown]
+    scores[row[is_shown], place[is_shown]] = (-(place + 1.0) if rises.any() else score)[is_shown]
 
     ranks = np.full(len(relevant.item), num_items + 1)
     sought = relevant.owner * num_items + relevant.item
@@ -70,7 +71,7 @@ def match_rankings(
         "users_asked": len(users),
         "users_without_list": int((~listed[users]).sum()),
         "users_ignored": int((listed & (row_of < 0)).sum()),
-        "entries_left_out": int((asked & known).sum()),
+        "entries_left_out": int((is_asked & is_left_out).sum()),
         "lists_short": int((listed[users] & (lengths < np.minimum(longest, candidates))).sum()),
         "lists_cut": int((lengths > shape[1]).sum()),
         "lists_scored_by_rank": len(np.unique(row[1:][rises])),
@@ -80,7 +81,7 @@ def match_rankings(
 
 
 def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> list[str]:
-    """What `match_rankings` counted, in words, a finding a line; nothing about what did not occur."""
+    """Say in words what `match_rankings` counted, a finding a line; nothing about what did not occur."""
     words = {
         "users_without_list": "users asked without a list (counted as empty)",
         "users_ignored": "users of the file whom the protocol does not ask (ignored)",
@@ -94,14 +95,14 @@ def found(counts: dict[str, int], num_items: int, width: int, longest: int) -> l
 
 
 class GivenLists(Ranker):
-    """Answers tasks with rankings from a file: there are no weights to ask or probe."""
+    """Rankings of tasks by lists from a file: there are no weights, and no vectors to probe."""
 
     def __init__(self, run: Run, given: RankedLists):
         super().__init__(run.environment, run.data.num_items)
         self.given, self.counts = given, {}
 
     def rank(self, task, histories, split, top, control="", progress=None, users=None) -> Ranking:
-        """The file's lists as answers to `task`; says what was matched and what was not."""
+        """Give the file's lists as the ranking of `task`; print what was matched and what was not."""
         if task.candidates is not None:
             raise ValueError(
                 f"--protocol={self.config.protocol} ranks candidates of its own, which no file can know; pass another "
@@ -122,21 +123,21 @@ class GivenLists(Ranker):
 
 
 def check_split(path: Path, phase: Phase) -> str:
-    """Say which split the rankings are for, by the export's split.json beside them; another one is a ValueError."""
-    beside, own = path.parent / SPLIT_FILE, phase.split.fingerprint()
+    """Say which split the rankings are for, by the export's split.json beside them; another split is a ValueError."""
+    beside, fingerprint = path.parent / SPLIT_FILE, phase.split.fingerprint()
     if not beside.exists():
-        return f"rankings: no {SPLIT_FILE} beside them; taken to be for fingerprint {own}"
+        return f"rankings: no {SPLIT_FILE} beside them; taken to be for fingerprint {fingerprint}"
     made_for = split_fingerprint(beside)
-    if made_for != own:
+    if made_for != fingerprint:
         raise ValueError(
-            f"{beside}: the rankings are for a split of fingerprint {made_for}, these flags and data give {own}; pass "
-            "the settings of its command, or rank the split of these flags"
+            f"{beside}: the rankings are for a split of fingerprint {made_for}, these flags and data give "
+            f"{fingerprint}; pass the settings of its command, or rank the split of these flags"
         )
-    return f"rankings: made for fingerprint {own}, by {SPLIT_FILE} beside them"
+    return f"rankings: made for fingerprint {fingerprint}, by {SPLIT_FILE} beside them"
 
 
 def score_rankings(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=score`: judge `--rankings`, and write what a run writes into a folder of its own."""
+    """Do `--mode=score`: judge `--rankings`, and write what a run writes into a folder of its own."""
     if processes.world > 1:
         raise ValueError("--mode=score runs in one process; start it without torchrun")
     progress, config, path = Progress.of(None, started), settings.config(), settings.request.rankings

@@ -1,4 +1,4 @@
-"""Several seeds of one run: a process each, side by side where cores allow, and what they say together."""
+"""`--seeds`: one run per seed, each in its own process, side by side where cores allow, and their summary."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ class Plan:
         return self.config.output_dir / self.config.run_name
 
     def folder(self, seed: int) -> Path:
-        """The run folder of one seed."""
+        """Give the run folder of one seed."""
         return self.directory / folder_name(seed)
 
     def has_finished(self, seed: int) -> bool:
-        """Whether the run of one seed is there."""
+        """Tell whether the run of one seed has finished."""
         return (self.folder(seed) / "result.json").exists()
 
     def on_host(self, seed: int) -> Config:
-        """The settings of one seed for what the parent itself does: a GPU is left to the seeds."""
+        """Give the settings of one seed for work of the parent process, which leaves a GPU to the seeds."""
         device = self.config.device if self.threads is not None else "cpu"
         return dataclasses.replace(self.config, seed=seed, device=device)
 
     def command(self, seed: int) -> list[str]:
-        """The command line of one seed's run."""
+        """Give the command line of one seed's run."""
         changes = {"seed": seed, "output_dir": self.directory, "run_name": folder_name(seed)}
         return [sys.executable, str(MAIN), *self.settings.arguments({"seeds", "config"}, changes)]
 
     def shown(self) -> str:
-        """The plan in a line."""
+        """Give the plan in a line."""
         each = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads > 1)} each"
         return f"{len(self.seeds)} seeds, {self.at_once} at a time{each}; folders and logs in {self.directory}"
 
     def environment(self) -> dict[str, str]:
-        """The environment of a seed's process."""
+        """Give the environment of a seed's process."""
         threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
         return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
 
@@ -82,8 +82,8 @@ def plan(settings: Settings) -> Plan:
     if config.device != "cpu" and torch.cuda.is_available():
         return Plan(settings, config, seeds, 1, None)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    threads = int(asked) if asked.isdecimal() and int(asked) else max(1, cores // len(seeds))
+    given_threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    threads = int(given_threads) if given_threads.isdecimal() and int(given_threads) else max(1, cores // len(seeds))
     return Plan(settings, config, seeds, max(1, min(len(seeds), cores // threads)), threads)
 
 
@@ -99,7 +99,7 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
     if config.dry_run:
         _estimate(work)
         return
-    # also says once what is wrong with the settings or the data, and fills the caches that all seeds read
+    # this also finds errors in settings or data once, and fills the caches that all seeds read
     drawn, expected = _fingerprints(work)
     reserve_run_dir(config.output_dir, config.run_name, config.resume, FOLDER_OF_SEEDS)
     used = [folder_name(seed) for seed in seeds if work.folder(seed).exists()]
@@ -123,7 +123,7 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
 
 
 def _estimate(work: Plan) -> None:
-    """Print what the first of the seeds would do and cost, and how many there are; `--export_split` is its split."""
+    """Print what the first of the seeds would do and cost, and how many there are; export its split if asked."""
     run = prepare(work.on_host(work.seeds[0]))
     describe(run)
     folder = work.settings.request.export_split
@@ -135,7 +135,7 @@ def _estimate(work: Plan) -> None:
 
 
 def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
-    """Whether the data or their split are drawn by the seed, and the fingerprints that are known before any run."""
+    """Tell whether the seed draws the data or their split, and give the fingerprints that are known before any run."""
 
     def of(seed: int, aloud: bool = False) -> str:
         run = prepare(work.on_host(seed))
@@ -147,12 +147,12 @@ def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
     known = {first: of(first, aloud=True)} | {seed: of(seed) for seed in rest[:1]}
     if len(set(known.values())) == 1:
         return False, dict.fromkeys(work.seeds, known[first])
-    # the data of those that were run before may have changed since
+    # the data of seeds that ran before may have changed since
     return True, known | {seed: of(seed) for seed in rest[1:] if work.has_finished(seed)}
 
 
 def _kept(work: Plan, expected: Mapping[int, str]) -> list[int]:
-    """Seeds that have finished before; one under other settings or on other data is a ValueError."""
+    """List the seeds that have finished before; one with other settings or other data is a ValueError."""
     kept = [seed for seed in work.seeds if work.has_finished(seed)]
     for seed in kept:
         then = type(work.config).from_json(read_json(work.folder(seed) / "config.json"))
@@ -168,16 +168,16 @@ def _kept(work: Plan, expected: Mapping[int, str]) -> list[int]:
 
 def _check(work: Plan, results: Mapping[int, dict], expected: Mapping[int, str]) -> None:
     for seed, result in results.items():
-        found = result["fingerprint"]
-        if found != expected.get(seed, found):
+        fingerprint = result["fingerprint"]
+        if fingerprint != expected.get(seed, fingerprint):
             raise ValueError(
-                f"{work.folder(seed)} is of data with fingerprint {found}, and the data have {expected[seed]} now: no "
-                "mean over both; pass the data that it was run on, or another --run_name"
+                f"{work.folder(seed)} is of data with fingerprint {fingerprint}, and the data have {expected[seed]} "
+                "now: no mean over both; pass the data that it was run on, or another --run_name"
             )
 
 
 class Children:
-    """The processes of the seeds: started in turn, watched, and told of the signals that their parent gets."""
+    """The processes of the seeds: started in turn, watched, and sent the signals that their parent gets."""
 
     def __init__(self, work: Plan):
         self.work = work
@@ -212,7 +212,7 @@ class Children:
             print(f"seed {seed}  {text}", flush=True)
 
     def _one(self, seed: int) -> str | None:
-        """Run one seed to its end, its output in its log; give why it failed, None if it did not."""
+        """Run one seed to its end, with its output in its log; say why it failed, or None where it did not."""
         if self._number:
             return "not started"
         last = ""

@@ -1,4 +1,4 @@
-"""Work with trained weights: judge a checkpoint anew, and recommend from it."""
+"""`--mode=evaluate` and `--mode=recommend`: trained weights tested again, and recommendations from them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ EVERYBODY = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """Trained weights in place: the run to report by, its last phase, the evaluator, what the checkpoint says, and the
-    controls that are asked."""
+    """Trained weights in place: the run, its last phase, the evaluator, the weights' origin, the controls to ask."""
 
     run: Run
     phase: Phase
@@ -52,7 +51,7 @@ def serve(settings: Settings, processes: Processes) -> Served:
     trained, content = load_checkpoint(path)
     _check_registered(path, trained)
     config = settings.over(trained)
-    # what the weights were trained to hide, and from whom, stays what it was; other attributes can be reported
+    # the attribute that the method acts on, and the held-out users, stay those of training; others can be reported
     run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute), may_download=False)
     phase = run.protocol.phases[-1]
     _check_train_data(path, config, content["train_fingerprint"], phase)
@@ -74,16 +73,18 @@ def serve(settings: Settings, processes: Processes) -> Served:
     return Served(run, phase, evaluator, origin, _controls(settings.request.control, config.method, method))
 
 
-def _controls(asked: str | None, name: str, method: Method) -> tuple[str, ...]:
-    """The method's controls, or the one that `--control` names."""
+def _controls(requested: str | None, name: str, method: Method) -> tuple[str, ...]:
+    """Give the method's controls, or the one that `--control` names."""
     allowed = method.controls()
-    if asked is None:
+    if requested is None:
         return allowed
     if len(allowed) == 1:
-        raise ValueError(f"--control={asked}: --fairness_method={name} has one setting only; leave --control out")
-    if asked not in allowed:
-        raise ValueError(f"--control={asked}: allowed is one of {', '.join(allowed)}{suggestion(asked, allowed)}")
-    return (asked,)
+        raise ValueError(f"--control={requested}: --fairness_method={name} has one setting only; leave --control out")
+    if requested not in allowed:
+        raise ValueError(
+            f"--control={requested}: allowed is one of {', '.join(allowed)}{suggestion(requested, allowed)}"
+        )
+    return (requested,)
 
 
 def _check_registered(path: Path, config: Config) -> None:
@@ -98,17 +99,17 @@ def _check_registered(path: Path, config: Config) -> None:
 
 
 def _check_train_data(path: Path, config: Config, trained_on: str, phase: Phase) -> None:
-    found = phase.split.train_fingerprint()
-    if found != trained_on:
+    fingerprint = phase.split.train_fingerprint()
+    if fingerprint != trained_on:
         raise ValueError(
             f"{path} was trained on data of fingerprint {trained_on}; --protocol={config.protocol} on "
-            f"{config.dataset_dir} trains on {found}, so that it would judge items that the weights may know; pass the "
-            "data and the protocol of the run"
+            f"{config.dataset_dir} trains on {fingerprint}, so that it would judge items that the weights may know; "
+            "pass the data and the protocol of the run"
         )
 
 
 def evaluate_checkpoint(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=evaluate`: ask the test tasks of a checkpoint, and write what a run writes into a folder of its own."""
+    """Do `--mode=evaluate`: test a checkpoint, and write what a run writes into a folder of its own."""
     progress = Progress.of(None, started)
     served = serve(settings, processes)
     run, config = served.run, served.run.config
@@ -125,8 +126,11 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
 
 
 def recommend(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=recommend`: print or write the best items of `--users`, by the rules of the first test task on candidates
-    and under the first control or the one that is asked."""
+    """Do `--mode=recommend`: print or write the best items of `--users`.
+
+    Candidates are those of the first test task, or all items where those are a sample; the control is the first, or the
+    one that `--control` names.
+    """
     request = settings.request
     served = serve(settings, processes)
     run, data, k = served.run, served.run.data, served.run.config.eval_k[0]
@@ -140,8 +144,8 @@ def recommend(settings: Settings, started: float, processes: Processes) -> None:
     frame = recommendation_frame(ranking, data.original_user_ids, data.original_item_ids, data.item_titles, k)
     order = "re-ranked by exposure" if run.config.rerank_fair else "by score"
     order += f" under {control}" * (len(served.evaluator.controls()) > 1)
-    own = task.left_out(split)
-    left_out = f", those they have in {own} left out" if own else ""
+    kinds = task.left_out(split)
+    left_out = f", those they have in {kinds} left out" if kinds else ""
     print(f"{data.name}: best {k} items {order} of {counted(len(users), 'user')}{left_out}")
     if request.recommendations is None:
         print(tabulate(frame, headers="keys", showindex=False, floatfmt=".4f"))
@@ -151,7 +155,7 @@ def recommend(settings: Settings, started: float, processes: Processes) -> None:
 
 
 def _chosen(names: tuple[str, ...], original_user_ids: np.ndarray) -> np.ndarray:
-    """Ids of the users that `--users` names by the data set's own ids, in that order."""
+    """Find the users that `--users` names by the data set's own ids: 0-based ids, in that order."""
     if names == (EVERYBODY,):
         return np.arange(len(original_user_ids))
     known = {str(original): user for user, original in enumerate(original_user_ids)}

@@ -1,4 +1,4 @@
-"""Set a run up: read data, apply the protocol, build backbone and method; say what the run is."""
+"""The parts of a run: data read, protocol applied, backbone and method built; and what the run is, in words."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _device(name: str) -> torch.device:
 
 
 def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
-    """The user groups that `--user_attribute` names."""
+    """Give the user groups that `--user_attribute` names, by attribute; an unknown one is a ValueError."""
     unknown = [name for name in config.user_attribute if name not in data.user_groups]
     if unknown:
         near = suggestion(unknown[0], data.user_groups)
@@ -46,7 +46,7 @@ def reported_groups(data: InteractionData, config: Config) -> dict[str, Group]:
 
 
 def check_request(config: Config, processes: Processes) -> None:
-    """Refuse what does not go together, before any data are read."""
+    """Refuse settings that do not go together, before any data are read (ValueError)."""
     reason = METHODS[config.method].unsupported(config)
     if reason:
         raise ValueError(
@@ -70,8 +70,8 @@ def check_request(config: Config, processes: Processes) -> None:
 def read_data(config: Config, may_download: bool = True) -> InteractionData:
     """Read the data set.
 
-    One that is missing is downloaded where it `may_download`, into a folder that exists or the default one, and not by
-    a dry run, which writes nothing.
+    A missing one is downloaded where it `may_download`, into a folder that exists or the default one, and never by a
+    dry run, which writes nothing (Decision 44).
     """
     synthetic = SyntheticOptions(config.synthetic_users, config.synthetic_items, config.synthetic_interactions)
     options = ReadOptions(
@@ -116,7 +116,7 @@ def apply_protocol(config: Config, data: InteractionData, seed: int) -> Protocol
 
 
 def prepare(config: Config, processes: Processes = ALONE, may_download: bool = True) -> Run:
-    """Read the data, apply the protocol and set the probe's users aside."""
+    """Read the data, apply the protocol, and draw the users that are held out from the adversaries."""
     check_request(config, processes)
     seeds, device = stream_seeds(config.seed), _device(config.device)
     data = read_data(config, may_download)

@@ -1,4 +1,7 @@
-"""`--mode=train`: the loop. Phases, their stages, epochs, passes and steps; one test at the end of each phase."""
+"""`--mode=train`: the training loop over phases, stages, epochs, passes and steps, with one test after each phase.
+
+It stands here and not in main.py so that --help need not load torch (Decision 46).
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ from model.training.update import update
 
 @dataclasses.dataclass
 class Session:
-    """What the loop works with: the run, its parts, and where what it finds goes."""
+    """What the loop works with: the run and its parts, and where results go."""
 
     run: Run
     training: Training
@@ -78,14 +81,14 @@ class Session:
 
 
 def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: Schedule) -> dict[str, float]:
-    """Run what is left of an epoch's passes; give the mean of each value that the steps report."""
+    """Run the passes that are left of an epoch; give the mean of each value that its steps report."""
     training, batch_size = session.training, schedule.batch_size
     progress, generators, processes = training.progress, training.generators, session.run.processes
     step = functools.partial(update, processes=processes)
     steps, label = sampler.steps(batch_size), f"epoch {progress.epoch}"
     training.method.begin_epoch(stage, progress.epoch)
     for name in training.method.passes(stage, progress.epoch)[progress.turn :]:
-        # the stream stays where the pass began until it ends, so that a resumed pass draws its order again
+        # drawn from a copy: the stream itself moves on when the pass ends, so a resumed pass draws the same order
         order = generators["order"].clone_state()
         batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
         silent = None if processes.first else True
@@ -99,28 +102,28 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
             session.save_by_clock()
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
-    # the last step may have spoilt the weights, and on a GPU no step was looked at
+    # the last step may have made weights infinite, and on a GPU no step was checked
     with training.naming(label):
         training.check_finite()
     return progress.means(processes)
 
 
 def validate(session: Session, phase: Phase, stage: str) -> dict[str, float]:
-    """Metrics of the validation task under the current weights."""
+    """Compute the metrics of the validation task under the current weights."""
     training, states = session.training, session.training.generator_states()
     try:
         with session.stop.at_once(), training.naming(f"epoch {training.progress.epoch}"):
             return ask_validation(session.run, phase, training.method, session.evaluator, stage)
     except Stopped:
-        # the signal may have come before the evaluator put a network's own stream back
+        # the signal may have come before the evaluator restored a network's own stream
         training.set_generator_states(states)
         raise
 
 
 def judge_epoch(session: Session, phase: Phase, stage: str, schedule: Schedule) -> tuple[dict[str, float], bool]:
-    """Validate the epoch where that is asked: the metrics, and whether its weights are the best so far.
+    """Validate the epoch if it is to be: give the metrics, and whether its weights are the best so far.
 
-    Where the phase has no validation its last epoch is taken.
+    Where the phase has no validation, its last epoch is taken.
     """
     training, epoch = session.training, session.training.progress.epoch
     if phase.valid is None:
@@ -135,16 +138,16 @@ def judge_epoch(session: Session, phase: Phase, stage: str, schedule: Schedule) 
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, metric: str, best: bool) -> str:
-    """What is printed of an epoch: its `row` of `metrics.jsonl` in short."""
+    """Write the line that is printed about an epoch, from its `row` of `metrics.jsonl`."""
     means = {key.removeprefix("train/"): value for key, value in row.items() if key.startswith("train/")}
-    shown = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else []
+    parts = [", ".join(f"{key} {mean:.4f}" for key, mean in means.items())] if means else []
     if validation_key(metric) in row:
-        shown.append(f"validation {metric} {row[validation_key(metric)]:.4f}{' *' if best else ''}")
-    return f"epoch {row['epoch']}/{epochs}: {'; '.join(shown)}"
+        parts.append(f"validation {metric} {row[validation_key(metric)]:.4f}{' *' if best else ''}")
+    return f"epoch {row['epoch']}/{epochs}: {'; '.join(parts)}"
 
 
 def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str, schedule: Schedule) -> None:
-    """Train an epoch, validate it, and write what is known of it."""
+    """Train an epoch, validate it, and write its results."""
     training, first, started = session.training, session.run.processes.first, time.perf_counter()
     progress, epoch = training.progress, training.progress.epoch
     means = train_epoch(session, sampler, stage, schedule)
@@ -155,7 +158,7 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
     row |= {validation_key(key): metric for key, metric in summary.items()}
     if first:
         append_jsonl(session.directory / "metrics.jsonl", row)
-    # epochs count anew in every stage, and the tracker's steps must not
+    # epochs count from 1 in every stage, and the tracker's steps must rise
     session.tracker.log(row, len(progress.rows) + 1)
     spent = f"[{trained - started:.1f} s + {time.perf_counter() - trained:.1f} s]"
     print(f"{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}", flush=True)
@@ -170,8 +173,10 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
 
 
 def train_stage(session: Session, phase: Phase, sampler: BatchSampler, stage: str) -> None:
-    """Train the epochs that are left of a stage; the weights that validation selected, or the last ones where the phase
-    has no validation, are in place when it ends."""
+    """Train the epochs that are left of a stage.
+
+    When it ends, the weights that validation selected are in place, or the last ones where the phase has no validation.
+    """
     training, selection = session.training, session.training.selection
     schedule = training.method.schedule(stage, phase)
     training.method.begin_stage(stage)
@@ -195,7 +200,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     training.method.begin_phase(phase, planned_steps(phase, sampler, training.method))
     training.begin_phase(phase, streams, saved)
     if saved is not None and run.processes.first and training.selection.weights:
-        # epochs after the state may have left others there, and need not come out as best again
+        # epochs after the saved state may have written other weights there
         save_checkpoint(session.directory / "checkpoint.pt", run.config, phase, training.selection)
     stages = stages_to_train(training.method)
     try:
@@ -212,7 +217,7 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
 
 
 def train(settings: Settings, started: float, processes: Processes) -> None:
-    """`--mode=train`: one run, or one of each of `--seeds`."""
+    """Do `--mode=train`: one run, or one of each of `--seeds`."""
     if settings.request.seeds:
         run_seeds(settings, processes)
         return
@@ -222,14 +227,14 @@ def train(settings: Settings, started: float, processes: Processes) -> None:
 def execute(
     config: Config, started: float, processes: Processes = ALONE, export: Path | None = None
 ) -> dict[str, float]:
-    """Do a whole run: train, select on validation, test once, write and print; gives the metrics by key.
+    """Do a whole run: train, select on validation, test once, write and print; give the metrics by key.
 
     With `export` a dry run writes the split there before it builds and times the model.
     """
     directory = config.output_dir / config.run_name
     if processes.from_first(config.resume and (directory / "result.json").exists()):
         print(f"{directory} holds a finished run (result.json): nothing is left to do")
-        # it may have been killed on its last lines
+        # the run may have been killed after result.json and before this
         (directory / "state.pt").unlink(missing_ok=True)
         return {}
     with processes.first_ahead():
@@ -261,10 +266,10 @@ def execute(
 
 
 def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
-    """Do what is left of a run, phase by phase; gives the metrics by key."""
+    """Do what is left of a run, phase by phase; give the metrics by key."""
     run, progress, phases = session.run, session.training.progress, session.run.protocol.phases
     if run.processes.first:
-        # rows after the saved state will come again
+        # epochs after the saved state are trained again: drop their rows
         write_jsonl(session.directory / "metrics.jsonl", progress.rows)
     if saved is not None:
         print(f"resumed in epoch {progress.epoch} after {progress.step} of its steps")

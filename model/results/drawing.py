@@ -1,4 +1,4 @@
-"""What pictures share: figures that no configuration of the user reaches, files, and failures that cost a line."""
+"""What pictures share: figures without the user's matplotlib settings, files, and failures that cost a warning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = {"svg.hashsalt": "fabuhs", "figure.autolayout": False, "figure.constr
 
 @contextlib.contextmanager
 def attempt(what: str) -> Iterator[None]:
-    """Turn any failure inside into one warning line that says which picture or page is missing, and why."""
+    """Turn any failure inside into one warning that says which picture or page is missing, and why."""
     try:
         yield
     except Exception as error:
@@ -34,7 +34,7 @@ def attempt(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
     """Draw with matplotlib's defaults, whatever the user's matplotlibrc says."""
-    # it would tell of fonts that it looks for and of mistakes in a file that is not read here
+    # it would warn of missing fonts, and of mistakes in a matplotlibrc that is not used here
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
@@ -45,7 +45,7 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure of this size in inches, whose parts make room for each other."""
+    """Make an empty matplotlib Figure of `width` x `height` inches whose parts make room for each other."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -57,7 +57,7 @@ def save(figure: Any, path_stem: Path | str) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     with own_style():
-        # a layout engine would work, and draw, anew for each file
+        # otherwise the layout would be computed, and the figure drawn, anew for each file
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine(None)
         # empty metadata keep dates and versions out of the files

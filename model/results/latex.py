@@ -1,4 +1,4 @@
-"""LaTeX that a paper can take: escaped text and booktabs tables."""
+"""LaTeX for a paper: escaped text and booktabs tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def escape(text: str) -> str:
 
 
 def latex_table(headers: Sequence[str], rows: Iterable[Sequence[str]], caption: str, label: str, long: bool = False):
-    """A booktabs table (`long`: over many pages) of cells that are LaTeX already; the first column is left-aligned."""
+    """Make a booktabs table (`long`: over many pages) of cells that are LaTeX already; the first column is at the
+    left."""
     columns = "l" + "r" * (len(headers) - 1)
     head = [r"\toprule", " & ".join(headers) + r" \\", r"\midrule"]
     body = [" & ".join(row) + r" \\" for row in rows]

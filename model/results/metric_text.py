@@ -1,4 +1,4 @@
-"""How metrics are shown as text: their names, cells, better sides, and which of them a table has."""
+"""Metrics as text: their names, cells and better sides, and which of them a table has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEGEND = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED}
 
 
 def name_of(key: MetricKey) -> str:
-    """The long name: `NDCG@10, gap by gender`, `Demographic parity, rates, gender`."""
+    """Give the long name: `NDCG@10, gap by gender`, `Demographic parity, rates, gender`."""
     row = key.metric
     name = f"{row.title}@{key.k}" if row.kind == ACCURACY else row.title
     of_whom = f"{key.spread} by {key.group}" if key.spread else f"{key.group} {key.label}".strip()
@@ -22,12 +22,12 @@ def name_of(key: MetricKey) -> str:
 
 
 def arrow(key: MetricKey) -> str:
-    """The arrow to the better side."""
+    """Give the arrow to the better side."""
     return ARROWS[key.judged_by.better]
 
 
 def cell(key: MetricKey, value: float | None, signed: bool = False) -> str:
-    """The value as text; a dash where it is undefined, with a sign also above 0 where `signed`."""
+    """Write the value as text: a dash where it is undefined, with a sign also above 0 where `signed`."""
     if value is None or math.isnan(value):
         return UNDEFINED
     row = key.metric
@@ -35,42 +35,42 @@ def cell(key: MetricKey, value: float | None, signed: bool = False) -> str:
 
 
 def cell_of(metrics: Mapping[str, float | None], key: MetricKey) -> str:
-    """The metric of `key` among `metrics` (by the text of keys) as text; nothing where it was not measured."""
+    """Write the metric of `key` among `metrics` as text; nothing where it was not measured."""
     return cell(key, metrics[str(key)]) if str(key) in metrics else ""
 
 
 def interval(key: MetricKey, low: float, high: float, signed: bool = False) -> str:
-    """An interval as text."""
+    """Write an interval as text."""
     return UNDEFINED if math.isnan(low) else f"[{cell(key, low, signed)}, {cell(key, high, signed)}]"
 
 
 def parsed(keys: Iterable[str]) -> list[MetricKey]:
-    """Keys from their texts; ValueError for a metric that the metric table does not have."""
+    """Read keys from their texts; ValueError for a metric that the metric table does not have."""
     return [MetricKey.parse(text) for text in keys]
 
 
 def main_metrics(keys: Iterable[str], k: int) -> list[MetricKey]:
-    """Those of `keys` that a table shows at cut-off `k`, in the order of the metric table.
+    """Choose those of `keys` that a table shows at cut-off `k`, in the order of the metric table.
 
-    Accuracy overall, of head and tail items and its gaps; exposure and parity; leakage.
+    These are accuracy overall, of head and tail items, and its gaps; exposure and parity; leakage.
     """
-    shown = [row.name for row in shown_in(RUN)]
+    names = [row.name for row in shown_in(RUN)]
     order = [row.name for row in of_kind(ACCURACY)]
     order += [name for name in METRICS if name not in order]
     places = {}
     for key in parsed(keys):
-        if key.name not in shown or key.k not in (None, k):
+        if key.name not in names or key.k not in (None, k):
             continue
-        if key.metric.kind == ACCURACY and (key.label or (key.spread and key.spread not in shown)):
+        if key.metric.kind == ACCURACY and (key.label or (key.spread and key.spread not in names)):
             continue
         places[key] = (order.index(key.name), bool(key.spread), key.group)
     return sorted(places, key=places.get)
 
 
 def columns(place: str, keys: Collection[str], k: int, attribute: str = "") -> dict[str, str]:
-    """What a table with a line for each run, list or epoch shows: metric key -> header, those of `keys` alone.
+    """Choose what a table with a line for each run, list or epoch shows: metric key -> header, of `keys` alone.
 
-    Accuracy stands for the whole list; NDCG also for head and tail items, and as gap between the groups of `attribute`.
+    Accuracy is that of the whole list; NDCG also of head and tail items, and as gap between the groups of `attribute`.
     """
     rows = shown_in(place)
     candidates = {MetricKey(row.name, k): row.head for row in rows if row.kind == ACCURACY}
@@ -84,7 +84,7 @@ def columns(place: str, keys: Collection[str], k: int, attribute: str = "") -> d
 
 
 def best(key: MetricKey, values: Sequence[float]) -> set[int]:
-    """Which of `values` are the best as shown; none where all are the same."""
+    """Find which of `values` are the best as shown; none where all are the same."""
     row, better = key.metric, key.judged_by.better
     target = {"zero": 0, "one": 1}.get(better)
     distances = {}

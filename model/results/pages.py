@@ -43,7 +43,7 @@ class Section:
 
 
 def typed_command() -> str:
-    """The command that this program was called by, ready to paste."""
+    """Give the command by which this program was called, ready to paste."""
     return shlex.join(["python", *sys.argv])
 
 

@@ -69,7 +69,7 @@ def accuracy_against_fairness(
     ]
     names = [*points, "Pareto front", "dominated"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
-    # numbers go where there is room, which only the finished layout tells
+    # numbers go where there is room, which is known only after the layout
     figure.get_layout_engine().execute(figure)
     for panel, values in placed:
         _number(panel, values, heights)
@@ -77,24 +77,24 @@ def accuracy_against_fairness(
 
 
 def fairness_metrics(points: Mapping[str, Mapping[str, float]], accuracy: str) -> list[str]:
-    """Metrics to set against `accuracy`, by the metric table: those at the same K that at least two runs have."""
+    """Choose the metrics to set against `accuracy`, by the metric table: those at its K that at least two runs have."""
     against = MetricKey.parse(accuracy)
     order = [row.name for row in shown_in(PARETO)]
-    found = {}
+    places = {}
     for text in dict.fromkeys(text for metrics in points.values() for text in metrics):
         key = MetricKey.parse(text)
         wanted = key.judged_by.name in order and key.k in (None, against.k)
         if key.spread:
             wanted = wanted and key.name == against.name
         if wanted and sum(math.isfinite(_value(metrics, text)) for metrics in points.values()) > 1:
-            found[text] = order.index(key.judged_by.name)
-    return sorted(found, key=found.get)
+            places[text] = order.index(key.judged_by.name)
+    return sorted(places, key=places.get)
 
 
 def pareto_front(accuracy: np.ndarray, badness: np.ndarray) -> np.ndarray:
-    """Tell which points `[N]` no other dominates, as good in both and better in one; one with a NaN is not of them.
+    """Tell which points `[N]` no other point dominates, by being as good in both and better in one: `[N]` bool.
 
-    `accuracy` is better when higher, `badness` when lower.
+    `accuracy` is better when higher, `badness` when lower; a point with a NaN is not in the front.
     """
     defined = ~(np.isnan(accuracy) | np.isnan(badness))
     front = np.zeros(len(accuracy), dtype=bool)

@@ -42,15 +42,16 @@ def popularity_buckets(degree: np.ndarray, count: int = BUCKETS) -> np.ndarray:
 
 
 def bucket_shares(values: np.ndarray, buckets: np.ndarray) -> np.ndarray:
-    """Share of the total of `values [I]` that falls to each bucket; NaN where the total is 0."""
+    """Compute each bucket's share of the total of `values [I]`: `[B]`; NaN where the total is 0."""
     total = np.sum(values)
     return np.bincount(buckets, weights=values) / (total if total > 0 else np.nan)
 
 
 def mean_interval(values: np.ndarray) -> np.ndarray:
-    """Mean of fractions `[T]` and its 95 % interval by Student's t, cut off at 0 and 1: `[3]` (mean, low, high).
+    """Compute the mean of fractions `[T]` and its 95 % interval by Student's t, cut off at 0 and 1: mean, low, high
+    `[3]`.
 
-    NaN values are left out; the interval of fewer than two, or of equal ones, is NaN.
+    NaN values are left out; the interval of fewer than two values, or of equal ones, is NaN.
     """
     values = values[~np.isnan(values)]
     mean, count = mean_defined(values), len(values)
@@ -64,7 +65,7 @@ Estimates = tuple[dict[str, dict[str, np.ndarray]], dict[str, list[str]]]
 
 
 def group_estimates(groups: Mapping[str, Group], answers: Mapping[str, Answer], k: int) -> Estimates:
-    """NDCG and HR at `k` of everyone and of each user group, for this run and re-ranked."""
+    """Compute NDCG and HR at `k` of all users and of each user group, for this run and its re-ranked lists."""
     estimates = {}
     for key in (MetricKey("ndcg", k), MetricKey("hr", k)):
         estimates[name_of(key)] = rows = {}
@@ -72,19 +73,19 @@ def group_estimates(groups: Mapping[str, Group], answers: Mapping[str, Answer], 
             if name not in answers:
                 continue
             values, users = answers[name].per_user[str(key)], answers[name].ranking.users
-            own = {"": {f"everyone (n = {np.sum(~np.isnan(values)):,})": mean_interval(values)}}
+            intervals = {"": {f"everyone (n = {np.sum(~np.isnan(values)):,})": mean_interval(values)}}
             for group in groups.values():
                 parts = [values[group.codes[users] == code] for code in range(group.num_groups)]
-                own[group.name] = {
+                intervals[group.name] = {
                     f"{group.name} {label} (n = {np.sum(~np.isnan(part)):,})": mean_interval(part)
                     for label, part in zip(group.labels, parts, strict=True)
                 }
-            rows[name] = np.stack([interval for block in own.values() for interval in block.values()])
-    return estimates, {block: list(labels) for block, labels in own.items()}
+            rows[name] = np.stack([interval for block in intervals.values() for interval in block.values()])
+    return estimates, {block: list(labels) for block, labels in intervals.items()}
 
 
 def popularity_estimates(split: Split, answers: Mapping[str, Answer], k: int) -> Estimates:
-    """NDCG and HR at `k` on all relevant items and on those of the head and the tail, for every list."""
+    """Compute NDCG and HR at `k` on all relevant items and on those of the head and the tail, for every list."""
     popularity = split.item_groups["popularity"]
     among = {"all items": None} | {
         f"{label} items": popularity.codes == code for code, label in enumerate(popularity.labels)
@@ -105,19 +106,19 @@ def popularity_estimates(split: Split, answers: Mapping[str, Answer], k: int) ->
 
 
 def sampled_histories(evaluator: Evaluator, split: Split, group: Group, buckets: np.ndarray) -> dict[str, np.ndarray]:
-    """Each group's expected share of the first draw per popularity bucket, by way of sampling: `[G, B]`.
+    """Compute each group's expected share of the first draw per popularity bucket, `[G, B]`, for each way of sampling.
 
     Ways are uniform, tail-biased (BUHS) and, where it differs, this run's; each title ends with the groups' divergence.
     """
     histories, config = split.histories, evaluator.config
-    own = evaluator.method.history_weights(histories, split)
+    run_weights = evaluator.method.history_weights(histories, split)
     biased = catalogue_log_weights(histories, split.degree, config.sampling_softmax_temp)[None]
     ways = {"uniform": HistoryWeights(np.zeros(1), np.zeros((1, len(histories.item))))}
-    same = own.log_weights.shape == biased.shape and np.array_equal(own.log_weights, biased)
+    same = run_weights.log_weights.shape == biased.shape and np.array_equal(run_weights.log_weights, biased)
     ways["tail-biased (BUHS)" + ", this run" * same] = HistoryWeights(np.zeros(1), biased)
     if not same:
         name = f"this run ({plots.ALPHA} = {config.fairness_weight:g})" if config.fairness_sampling else "this run"
-        ways[name] = own
+        ways[name] = run_weights
     inside = buckets[:, None] == np.arange(buckets.max() + 1)
     shares = {}
     for name, weights in ways.items():
@@ -129,7 +130,7 @@ def sampled_histories(evaluator: Evaluator, split: Split, group: Group, buckets:
 def expected_histories(
     histories: Histories, weights: HistoryWeights, group: Group, num_items: int
 ) -> tuple[np.ndarray, float]:
-    """Each group's expected item distribution of a first draw `[G, I]`, and their mean pairwise JS divergence."""
+    """Compute each group's expected item distribution of a first draw `[G, I]`, and their mean pairwise divergence."""
     expected = expected_group_distributions(histories, weights, group, num_items)
     defined = expected[~np.isnan(expected).any(axis=1)]
     pairs = [float(js_divergence(first, second)) for first, second in combinations(defined, 2)]
@@ -137,9 +138,9 @@ def expected_histories(
 
 
 def trade_off(evaluator: Evaluator, phase: Phase) -> pd.DataFrame:
-    """Re-rank the validation ranking under every weight: a row per floor and alpha with accuracy and tail share.
+    """Re-rank the validation ranking with each weight: a row per floor and alpha with accuracy and tail share.
 
-    Floors are the run's and 0; its own alpha is among those tried.
+    Floors are the run's and 0; the run's own alpha is among those tried.
     """
     config, split, k = evaluator.config, phase.split, evaluator.config.eval_k[0]
     top = max(k, config.rerank_pool)

@@ -1,4 +1,4 @@
-"""Which pictures a run has and how to read them; `picture_numbers` has the numbers, `plots` draws."""
+"""The pictures of a run and how to read them; `picture_numbers` has the numbers, `plots` draws."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _trade_off(album: Album, run: Run, phase: Phase, evaluator: Evaluator) -> No
 
 
 def shown_answers(answers: Sequence[Answer]) -> dict[str, Answer]:
-    """What pictures call a list -> its answer: of several, those of the first task, under the first control."""
+    """Choose the lists that pictures show: of several, the first task's under the first control."""
     by_key = {answer.key: answer for answer in answers}
     first = next((key for key in by_key if key.source == TEST), None)
     if first is None:

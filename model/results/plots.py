@@ -239,19 +239,19 @@ def rerank_trade_off(
     panel = figure.subplots()
     floors = list(dict.fromkeys(curves["floor"]))
     for place, (floor, style) in enumerate(zip(floors, STYLES, strict=False)):
-        own = curves[curves["floor"] == floor].sort_values("alpha")
-        at, accuracy = 100 * own["tail_share"].to_numpy(), 100 * own["accuracy"].to_numpy()
+        curve = curves[curves["floor"] == floor].sort_values("alpha")
+        at, accuracy = 100 * curve["tail_share"].to_numpy(), 100 * curve["accuracy"].to_numpy()
         look = {"color": style.color, "linestyle": style.line, "marker": style.marker, "zorder": 3 - place}
         size, face = (4.5, style.color) if place == 0 else (8, "white")
         panel.plot(at, accuracy, markersize=size, markerfacecolor=face, label=f"floor {floor:g}", **look)
         if place == 0:
             for alpha in (0, 0.5, 1):
-                near = int(np.abs(own["alpha"].to_numpy() - alpha).argmin())
+                near = int(np.abs(curve["alpha"].to_numpy() - alpha).argmin())
                 place_of = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-                panel.annotate(f"{ALPHA} = {own['alpha'].iloc[near]:g}", (at[near], accuracy[near]), **place_of)
-    own = curves[(curves["floor"] == chosen[0]) & np.isclose(curves["alpha"], chosen[1])]
+                panel.annotate(f"{ALPHA} = {curve['alpha'].iloc[near]:g}", (at[near], accuracy[near]), **place_of)
+    curve = curves[(curves["floor"] == chosen[0]) & np.isclose(curves["alpha"], chosen[1])]
     panel.plot(
-        100 * own["tail_share"], 100 * own["accuracy"], "*", markersize=17, color="gold", markeredgecolor="black",
+        100 * curve["tail_share"], 100 * curve["accuracy"], "*", markersize=17, color="gold", markeredgecolor="black",
         zorder=4, label=f"chosen: {ALPHA} = {chosen[1]:g}, floor {chosen[0]:g}",
     )  # fmt: skip
     if due is not None:

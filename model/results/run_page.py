@@ -1,4 +1,4 @@
-"""What the report page of a run holds."""
+"""The report page of one run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def run_sections(
     rows: Sequence[Mapping],
     trained: bool,
 ) -> list[Section]:
-    """What the page of a run holds; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
+    """Make the sections of a run's page; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
     config = run.config
     mode, values = "train" if trained else "score", config.as_json()
-    names = [name for name, one in declared(Config).items() if mode in one.modes]
+    names = [name for name, setting in declared(Config).items() if mode in setting.modes]
     settings = [[f"--{name}", "" if values[name] is None else shown(values[name])] for name in names]
     sections = [
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
@@ -44,7 +44,7 @@ def run_sections(
 
 
 def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:
-    """A row per epoch: what training reported, and the main validation metrics at cut-off `k`."""
+    """Make a table with a row per epoch: what training reported, and the main validation metrics at cut-off `k`."""
     frame = pd.DataFrame(
         [{key: float("nan") if value is None else value for key, value in row.items()} for row in rows]
     )

@@ -1,4 +1,4 @@
-"""Tables of one run, as the console and the report show them: of one list, or of several with a line for each."""
+"""Tables of one run for console and report: of one list, or of several with a line for each."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Table:
     note: str = ""
 
     def text(self) -> str:
-        """The table as the console shows it."""
+        """Write the table as the console shows it."""
         return "\n".join(part for part in (self.caption, grid(self.headers, self.rows, self.left), self.note) if part)
 
 
 def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
-    """Cells in aligned columns, the first `left` of them aligned left and the others right."""
+    """Write cells in aligned columns: the first `left` columns are aligned left, the others right."""
     from tabulate import tabulate
 
     alignment = ["left"] * left + ["right"] * (len(headers) - left)
@@ -43,7 +43,7 @@ def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
 
 
 def result_text(header: Mapping[str, str], tables: Sequence[Table]) -> str:
-    """The `header` lines and `tables` as text that a reader takes in at a glance."""
+    """Write the `header` lines and `tables` as text for the console."""
     return "\n\n".join(block for block in (_header_lines(header), *(table.text() for table in tables)) if block)
 
 
@@ -56,7 +56,7 @@ def _header_lines(header: Mapping[str, str]) -> str:
 
 
 def fits_columns(labels: Sequence[str]) -> bool:
-    """Whether groups of these labels share a table with the rest."""
+    """Tell whether groups with these labels fit into a table beside other columns."""
     return len(labels) <= GROUP_COLUMNS and sum(len(label) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
 
 
@@ -64,19 +64,19 @@ def fits_columns(labels: Sequence[str]) -> bool:
 
 
 def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[str]], k: int) -> list[Table]:
-    """Lay out the metrics of the one list of a run (list -> metric -> fraction), its re-ranked form and yardsticks.
+    """Make the tables of the one list of a run (list -> metric -> fraction), its re-ranked form and yardsticks.
 
-    Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute shares the main table when it
-    is small), then exposure and parity with an arrow to the better side. A column without any value is left out. A
-    dash is an undefined value (NaN), a blank one that was not measured. ValueError for a metric that the metric table
-    does not have.
+    Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute is in the main table where it is
+    small), then exposure and parity with an arrow to the better side. A column without any value is left out. A dash is
+    an undefined value (NaN), a blank one that was not measured. ValueError for a metric that the metric table does not
+    have.
     """
     run = ListKey(TEST)
     runs = {"": results[str(run)]}
     if str(run.after_reranking()) in results:
         runs["re-ranked"] = results[str(run.after_reranking())]
     yardsticks = {
-        shown: results[str(run.beside(name))] for name, shown in YARDSTICKS.items() if str(run.beside(name)) in results
+        title: results[str(run.beside(name))] for name, title in YARDSTICKS.items() if str(run.beside(name)) in results
     }
     first = next(iter(groups), None)
     inline = first if first is not None and fits_columns(groups[first]) else None
@@ -119,12 +119,12 @@ def _whole_list_keys(lists: Iterable[Metrics], k: int) -> list[MetricKey]:
     """What the tables show of whole lists (all but accuracy) at cut-off `k`, in the order of the metric table."""
     order = list(METRICS)
     keys = {key for metrics in lists for key in parsed(metrics)}
-    shown = [
+    chosen = [
         key
         for key in keys
         if key.metric.kind not in (ACCURACY, COUNT) and RUN in key.metric.places and key.k in (None, k)
     ]
-    return sorted(shown, key=lambda key: (order.index(key.name), key.group))
+    return sorted(chosen, key=lambda key: (order.index(key.name), key.group))
 
 
 def _exposure_table(columns: Mapping[str, Metrics], k: int) -> Table:
@@ -142,7 +142,7 @@ def _exposure_table(columns: Mapping[str, Metrics], k: int) -> Table:
 def tables_of_several(
     results: Mapping[str, Metrics], lists: Sequence[ListKey], groups: Mapping[str, Sequence[str]], k: int
 ) -> list[Table]:
-    """Lay out `results` with a line for each of `lists` and its yardsticks, each task in tables of its own.
+    """Make tables of `results` with a line for each of `lists` and its yardsticks, separate ones for each task.
 
     Accuracy in percent comes first, then exposure, then parity and leakage by attribute; see `tables_of_one`.
     """
@@ -152,7 +152,7 @@ def tables_of_several(
         lines = _lines([key for key in lists if key.task == task], results)
         tables += [_accuracy_lines(lines, groups, k, of_task), *_group_lines(lines, groups, k, of_task)]
         tables += _whole_list_lines(lines, k, of_task)
-    # a protocol's summary need not have everything
+    # a protocol's summary need not have every metric
     tables = [replace(table, rows=[row for row in table.rows if any(row[1:])]) for table in tables]
     return [part for table in tables if table.rows for part in _fitting(table)]
 
@@ -163,10 +163,10 @@ def _lines(lists: Sequence[ListKey], results: Mapping[str, Metrics]) -> dict[str
     for phase in dict.fromkeys(key.phase for key in lists):
         of_phase = [key for key in lists if key.phase == phase]
         lines |= {key.label: results[str(key)] for key in of_phase}
-        for name, shown in YARDSTICKS.items():
+        for name, title in YARDSTICKS.items():
             beside = str(of_phase[0].beside(name))
             if beside in results:
-                lines[f"{phase}, {shown}" if phase else shown] = results[beside]
+                lines[f"{phase}, {title}" if phase else title] = results[beside]
     return lines
 
 
@@ -197,10 +197,10 @@ def _group_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> 
 def _whole_list_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> list[Table]:
     """Exposure, and parity and leakage by attribute."""
     keys = _whole_list_keys(lines.values(), k)
-    # attributes in the order that results have them, behind what has none
-    found = dict.fromkeys(key.group for metrics in lines.values() for key in parsed(metrics) if key in keys)
+    # attributes in the order of the results, after metrics without one
+    attributes = dict.fromkeys(key.group for metrics in lines.values() for key in parsed(metrics) if key in keys)
     tables = []
-    for attribute in sorted(found, key=bool):
+    for attribute in sorted(attributes, key=bool):
         columns = [key for key in keys if key.group == attribute]
         headers = [f"{key.metric.head} {ARROWS[key.metric.better]}" for key in columns]
         rows = [[name, *(cell_of(metrics, key) for key in columns)] for name, metrics in lines.items()]
@@ -213,7 +213,7 @@ def _whole_list_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> lis
 def _fitting(table: Table) -> list[Table]:
     """The table cut into parts that are no wider than the console, each with the first column."""
     widths = [
-        # tabulate gives heads room
+        # tabulate pads headers by two
         max(len(head) + 2, *(len(text) for text in column))
         for head, column in zip(table.headers, zip(*table.rows, strict=True), strict=True)
     ]

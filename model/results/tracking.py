@@ -25,7 +25,7 @@ LIMIT_SECONDS = {"start": INIT_TIMEOUT_SECONDS + 20, "log": 10, "finish": FINISH
 
 
 class Tracker:
-    """Log a run to W&B (`mode` offline or online), or do nothing (`disabled`).
+    """A mirror of the run on W&B (`mode` offline or online), or nothing (`disabled`).
 
     wandb is imported only when it is used, never asks for a login, and writes under `directory`/wandb. The first
     failure, of whatever kind, gives one warning and turns the tracker off; so does a call that takes longer than
@@ -61,7 +61,7 @@ class Tracker:
 
     @classmethod
     def of(cls, config: Config, directory: Path, run_id: str | None = None, active: bool = True) -> Tracker:
-        """The tracker of a run under `config`, by method and seed; one that does nothing where not `active`."""
+        """Start the tracker of a run under `config`, sorted by method and seed; it does nothing where not `active`."""
         mode = config.wandb_mode if active else "disabled"
         group = f"{config.dataset}-{config.method}-{network_name(config.backbone, config.synthesis_type)}"
         seed = f"seed {config.seed}"
@@ -123,7 +123,7 @@ class Tracker:
 
         media = {name: shown(Path(path)) for name, path in images.items()}
         for table in tables:
-            # a column needs a name there, and a short key reads better
+            # W&B needs a name for every column
             headers = [header or "metric" for header in table.headers]
             media[table.caption.partition(",")[0]] = wandb.Table(columns=headers, data=table.rows)
         if media:
@@ -153,7 +153,7 @@ def _start(mode: str, settings: dict) -> Any:
 
 def _end_service() -> None:
     """Kill wandb's service process and drop the exit hook that would wait for its answer for ever."""
-    # no public way is bounded: wandb's exit hook asks the service to end, and waits for its answer
+    # no public call has a time limit: wandb's exit hook asks the service to end, and waits for the answer
     with contextlib.suppress(AttributeError, ImportError):
         from wandb.sdk import wandb_setup
 

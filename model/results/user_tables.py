@@ -18,12 +18,15 @@ LEVELS = ("phase", "task", "control")
 
 
 def values_by_user(answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Everybody whom a list is for (`users [T]`, ascending), and all values by key: `[T]`, NaN for whom it is not."""
+    """Collect the values of all lists per user: `users [T]` who have a list, ascending, and values by key.
+
+    Values are `[T]`, NaN for a user whom the list is not for.
+    """
     users = np.unique(np.concatenate([answer.ranking.users for answer in answers]))
     values = {}
     for answer in answers:
-        for name, own in answer.per_user.items():
-            values[key(answer.key, name)] = _spread(users, answer.ranking.users, own)
+        for name, user_values in answer.per_user.items():
+            values[key(answer.key, name)] = _spread(users, answer.ranking.users, user_values)
     return users, values
 
 
@@ -50,11 +53,11 @@ def with_earlier(
     before = pd.Index(originals).get_indexer(frame["user"])
     everybody = np.union1d(before, users)
     old = {name: _spread(everybody, before, frame[name].to_numpy()) for name in kept}
-    return everybody, old | {name: _spread(everybody, users, own) for name, own in values.items()}
+    return everybody, old | {name: _spread(everybody, users, user_values) for name, user_values in values.items()}
 
 
 def label_rows(frame: pd.DataFrame, list_key: ListKey, levels: Sequence[str]) -> pd.DataFrame:
-    """A list's table with columns in front that say which of several lists it is."""
+    """Put columns before a list's table that say which of several lists it is."""
     labels = {level: [getattr(list_key, level)] * len(frame) for level in levels}
     return pd.concat([pd.DataFrame(labels), frame], axis=1)
 
@@ -83,7 +86,7 @@ def write_per_user(
 def recommendation_frame(
     ranking: Ranking, original_user_ids: np.ndarray, original_item_ids: np.ndarray, titles: np.ndarray, k: int
 ) -> pd.DataFrame:
-    """The first `k` items of every list, one row each: user, rank (from 1), item, title, score.
+    """Make a table of the first `k` items of every list, one row each: user, rank (from 1), item, title, score.
 
     Ids are the data set's own (`original_user_ids [U]`, `original_item_ids [I]`, `titles [I]`); padding has no row.
     """

@@ -1,4 +1,4 @@
-"""Write what a run leaves: first lists, values per user, cost and result; then pictures, report and console table."""
+"""The files of a run: first lists, values per user, cost and result; then pictures, report and console table."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def commit(wait: float = 10.0) -> str | None:
 
 
 def selected(origin: Mapping[str, Any]) -> str:
-    """How the epoch was selected, in words."""
+    """Say in words how the epoch was selected."""
     value = origin["validation"]
     if value is None or math.isnan(value):
         return str(origin["selected_by"])
@@ -62,16 +62,16 @@ def selected(origin: Mapping[str, Any]) -> str:
 
 
 def origin_of(config: Config, metric: str, epoch: int, validation: float) -> dict[str, Any]:
-    """What a trained run's numbers come from: method, seed, and the epoch that `metric` selected on validation."""
+    """Give what a trained run's numbers come from: method, seed, and the epoch that `metric` selected on validation."""
     origin = {"method": config.method, "seed": config.seed, "epoch": epoch}
     return origin | {"selected_by": metric, "validation": validation}
 
 
 def write_lists(run: Run, directory: Path, phase: Phase, answers: Sequence[Answer]) -> None:
-    """Write each user's metrics and lists, `per_user.parquet` and `recommendations.parquet`, as `phase` found them.
+    """Write each user's metrics and lists of `phase`: `per_user.parquet` and `recommendations.parquet`.
 
-    What earlier phases wrote is kept: a run that was cut off in between asks them no more. Lists of several phases,
-    tasks and controls are told apart by columns of these names. A phase without `answers` has nothing to add.
+    What earlier phases wrote is kept, since a resumed run does not test them again. Columns name the phase, task and
+    control where there are several. A phase without `answers` adds nothing.
     """
     if not answers:
         return
@@ -81,7 +81,7 @@ def write_lists(run: Run, directory: Path, phase: Phase, answers: Sequence[Answe
     before = set(names[: names.index(phase.name)])
     users, values = values_by_user(answers)
     path = directory / "per_user.parquet"
-    # a checkpoint that is judged anew has a folder without them
+    # where a checkpoint is tested again, its new folder does not have them
     if before and path.exists():
         users, values = with_earlier(pd.read_parquet(path), users, values, original_ids[0], before, protocol.many_tasks)
     write_per_user(path, users, original_ids[0], values, run.groups)
@@ -110,10 +110,10 @@ def write_results(
 ) -> dict[str, Path]:
     """Write every result file and print the table of `progress.results`; give pictures and report by name.
 
-    `origin` says what was judged (`origin_of`; epoch is None where this program trained nothing), `answers` are those
-    of the last phase, `evaluator` holds the selected weights, where there are any, `command` is what the report says
-    was called (default: this program's arguments). `result.json` is the last of the result files: a folder that holds
-    it is a finished run's. Pictures and report come after it, and one that fails costs a warning.
+    `origin` says what was judged (`origin_of`; its epoch is None where this program trained nothing), `answers` are
+    those of the last phase, `evaluator` holds the selected weights, where there are any, and `command` is what the
+    report names as the call (default: this program's arguments). `result.json` is the last result file: a folder that
+    holds it is that of a finished run. Pictures and report come after it, and one that fails costs a warning.
     """
     write_lists(run, directory, run.protocol.phases[-1], answers)
     progress.spend("write")
@@ -153,7 +153,7 @@ def write_results(
 
 
 def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Table]:
-    """The tables of a run's `results` at its first K; of several lists, a line for each."""
+    """Make the tables of a run's `results` at its first K; of several lists, a line for each."""
     labels, k = {name: group.labels for name, group in run.groups.items()}, run.config.eval_k[0]
     names = run_lists(results)
     if not names:
@@ -184,7 +184,7 @@ def _write_cost(run: Run, directory: Path, progress: Progress) -> None:
 
 
 def title_of(run: Run, origin: Mapping[str, Any]) -> str:
-    """What was judged, in words: data set, backbone and method, or whose rankings."""
+    """Say in words what was judged: data set, backbone and method, or whose rankings."""
     if origin["epoch"] is None:
         return f"{run.data.name}, {origin['method']}"
     method = "without a fairness method" if origin["method"] == "none" else f"with {origin['method']}"

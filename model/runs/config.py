@@ -67,12 +67,12 @@ class Request:
     """What is asked of the program beside a run's settings."""
 
     mode: str = _asked("train", "train (and test once); evaluate a checkpoint anew; recommend from one; score rankings of another program; compare finished runs", choices=MODES, modes=tuple(MODES))
-    config: Path | None = _asked(None, "A run's config.json, whose settings hold but for flags of this command line and where the run's files go")
+    config: Path | None = _asked(None, "A run's config.json, or its folder, to take settings from; flags of this command line win, and where the run's files go is not taken")
     checkpoint: Path | None = _asked(None, "The checkpoint.pt of a run, or the run's folder", modes=("evaluate", "recommend"), required=True)
     users: tuple[str, ...] = _asked([], "The data set's own user ids, comma-separated, or all", modes=("recommend",))
-    control: str | None = _asked(None, "Setting of a fairness method that leaves several open after training. None: evaluate all, recommend by the first", modes=("evaluate", "recommend"))
+    control: str | None = _asked(None, "One of the settings that a fairness method leaves open after training. None: evaluate all, recommend by the first", modes=("evaluate", "recommend"))
     recommendations: Path | None = _asked(None, "CSV or parquet file to write instead of printing", check=check_table_path, modes=("recommend",))
-    rankings: Path | None = _asked(None, "Rankings by another program, with the data set's own ids (parquet, CSV, or a TREC run)", modes=("score",), required=True)
+    rankings: Path | None = _asked(None, "Rankings by another program, with the data set's own ids (parquet, CSV, TSV or a TREC run, gzip or not)", modes=("score",), required=True)
     runs: tuple[str, ...] = _asked([], "Folders of finished runs, comma-separated, also of --seeds; the first is what the others are compared with", modes=("compare",), required=True)
     seeds: tuple[int, ...] = _asked([], "Several seeds, comma-separated, in processes side by side where cores allow", low=0)
     export_split: Path | None = _asked(None, "Folder for the split's files, with the data set's own ids, for other programs", needs=(when("dry_run", True),))
@@ -99,7 +99,7 @@ class Config:
     graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset", network=True)
     synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS, network=True)
     sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,), network=True)
-    attention_heads: int = _model(1, "Heads of attention, which divide its widths: 96 and the items' features together", low=1, needs=(when("synthesis_type", "attention"),), network=True)
+    attention_heads: int = _model(1, "Heads of attention; they must divide 96 and the width of the items' features (columns x --embedding_dim)", low=1, needs=(when("synthesis_type", "attention"),), network=True)
     scorer: str = _model("dot_compress", "How a user and an item vector are scored", choices=SCORERS, network=True)
     user_hidden: tuple[int, ...] = _model(None, "Hidden widths of the user tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,), network=True)
     item_hidden: tuple[int, ...] = _model(None, "Hidden widths of the item tower, comma-separated", low=1, repeats=True, default_from="preset", needs=(TOWERS,), network=True)
@@ -129,13 +129,13 @@ class Config:
     batch_size: int = _trained(None, "Positives per step", low=2, default_from="preset")
     lr: float = _trained(None, "Learning rate of Adam", above=0, default_from="preset")
     num_negatives: int = _trained(None, "Uniform negatives per positive", low=1, default_from="preset")
-    in_batch_negatives: int = _trained(None, "Other positives of the batch as further negatives per positive", low=0, default_from="preset; of sparsenn as many as --num_negatives")
+    in_batch_negatives: int = _trained(None, "Other positives of the batch as further negatives per positive", low=0, default_from="preset, or as many as --num_negatives")
     loss: str = _trained(None, "Ranking loss of a positive against its negatives", choices=LOSSES, default_from="preset")
     l2: float = _trained(None, "Weight of the mean squared norm of a row's vectors, for backbones that know ids alone", low=0, default_from="preset")
     weight_decay: float = _trained(0.0, "Weight decay of the optimisers (Adam's own, added to the gradient)", low=0)
     patience: int = _trained(None, "Epochs without a better validation score before stopping", low=1, default_from="preset")
-    sparse_updates: bool = _trained(False, "Update only those rows of user tables that a step reads: faster with many users, not exact (other rows' momentum waits)")
-    device: str = _trained("auto", "Where to compute; cuda without a GPU is an error", choices=("auto", "cpu", "cuda"), modes=SERVED, free=True)
+    sparse_updates: bool = _trained(False, "Update only those rows of user tables that a step reads: faster with many users, not exact (the momentum of other rows waits)")
+    device: str = _trained("auto", "Where to compute; cuda is an error where there is no GPU", choices=("auto", "cpu", "cuda"), modes=SERVED, free=True)
     precision: str = _trained("fp32", "Arithmetic of the training step's matrix products; evaluation is always fp32", choices=("fp32", "bf16"))
 
     protocol: str = _evaluated("loo", "Evaluation protocol", choices=PROTOCOLS, modes=JUDGED)
@@ -168,7 +168,7 @@ class Config:
         return self.user_attribute[0]
 
     def as_json(self) -> dict:
-        """Plain values, ready for JSON, which has no infinity."""
+        """Give plain values, ready for JSON, which has no infinity."""
         values = dataclasses.asdict(self)
         return {
             name: str(value) if isinstance(value, Path) or value == math.inf else value
@@ -177,12 +177,12 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict) -> Config:
-        """The settings that `as_json` wrote, of this version or an earlier one.
+        """Read the settings that `as_json` wrote, in this version or an earlier one.
 
-        A setting that is missing takes its default; one that is unknown is a ValueError.
+        A setting that is missing takes its default; one that is unknown is a ValueError (Decision 43).
         """
         restored = restored_settings(values, cls)
-        missing = {name: one.converted(one.default) for name, one in declared(cls).items() if name not in restored}
+        missing = {name: declaration.converted(declaration.default) for name, declaration in declared(cls).items() if name not in restored}
         if missing:
             whole = filled(restored | missing)
             missing = {name: declared(cls)[name].converted(whole[name]) for name in missing}
@@ -190,7 +190,7 @@ class Config:
 
 
 def restored_settings(values: dict, kind: type[Config] = Config) -> dict:
-    """The values that `as_json` wrote, as a Config has them; an unknown setting is a ValueError."""
+    """Turn values that `as_json` wrote into those of a Config; an unknown setting is a ValueError."""
     known = declared(kind)
     for name in values:
         if name not in known:
@@ -206,10 +206,10 @@ def differences(then: Config, now: Config, matters: Callable[[Setting], bool]) -
 
 
 def network_name(backbone: str, synthesis_type: str) -> str:
-    """What tells networks apart in short: the backbone, or SparseNN's synthesis type."""
+    """Give the short name of a network: the backbone, or SparseNN's synthesis type."""
     return synthesis_type if backbone == "sparsenn" else backbone
 
 
 def shown_network(backbone: str, synthesis_type: str) -> str:
-    """The same in long: the backbone, and SparseNN's synthesis type behind it."""
+    """Give the long name of a network: the backbone, and SparseNN's synthesis type behind it."""
     return f"{backbone} ({synthesis_type})" if backbone == "sparsenn" else backbone

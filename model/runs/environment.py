@@ -16,8 +16,11 @@ from model.runs.streams import stream_seeds
 
 @dataclass(frozen=True)
 class Environment:
-    """Settings, reported user groups, the probe's held-out users `[U]` bool, seeds of the random streams, device, and
-    which of the processes that share the work this is."""
+    """What all parts of a run know beside its data and protocol.
+
+    These are settings, reported user groups, the users `[U]` (bool) on whom the probe is tested, seeds of the random
+    streams, the device, and which of the processes that share the work this is.
+    """
 
     config: Config
     user_groups: Mapping[str, Group]
@@ -27,5 +30,5 @@ class Environment:
     processes: Processes = ALONE
 
     def phase_seeds(self, number: int) -> Mapping[str, int]:
-        """Give the seeds of the random streams of phase `number` (from 0), which are different in every phase."""
+        """Give the seeds of the random streams of phase `number` (from 0); they differ from phase to phase."""
         return stream_seeds(self.config.seed, number) if number else self.seeds

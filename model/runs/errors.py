@@ -14,14 +14,14 @@ class NotFiniteError(ValueError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator, Python's, torch's own or a GPU's, found no memory."""
+    """Tell whether an allocator (Python's, torch's own or a GPU's) found no memory."""
     # torch has no class of its own for what its CPU allocator raises
     on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def out_of_memory(error: BaseException) -> ValueError:
-    """What to say where that ends the program."""
+    """Make the error that ends the program where memory ran out."""
     return ValueError(
         f"out of memory ({_first_line(error)}); lower --batch_size, --num_negatives, --sample_size or --eval_block_mb, "
         "or use a machine with more"
@@ -35,7 +35,7 @@ def _first_line(error: BaseException) -> str:
 def in_blocks(work: Callable[[range], None], count: int, size: int, what: str, done: Callable[[int], object]) -> None:
     """Do `work` on consecutive ranges of at most `size` of `count` rows, and tell `done` how many rows each had.
 
-    A range that does not fit in memory is done again in halves, as is all that follows; `work` has to bear that.
+    A range that does not fit in memory is done again in halves, and so is all that follows; `work` must allow that.
     `what` names the work in the one warning, and in the ValueError of a single row that does not fit.
     """
     limit, pending = size, [range(start, min(start + size, count)) for start in range(0, count, size)][::-1]

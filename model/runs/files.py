@@ -90,7 +90,7 @@ def write_frame(path: Path | str, frame: pd.DataFrame) -> None:
 
 
 def make_folder(directory: Path, remedy: str) -> None:
-    """Create a folder where there is none; a place that cannot be written is a ValueError that ends in `remedy`."""
+    """Create a folder unless it exists; a place that cannot be written is a ValueError that ends in `remedy`."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
@@ -107,10 +107,10 @@ HOLDS = ("result.json", "config.json", "seeds.json", "comparison.json")
 def reserve_run_dir(
     output_dir: Path | str, run_name: str, resume: bool = False, unfinished: str = "config.json"
 ) -> Path:
-    """Create `output_dir`/`run_name` for a new run; with `resume` a folder will do that holds `unfinished` alone.
+    """Create the folder `output_dir`/`run_name` for a new run, or with `resume` take one that holds only `unfinished`.
 
-    A name that is not a plain folder name, a folder that already holds a run, and a place that cannot be written
-    are ValueErrors.
+    A name that is not a plain folder name, a folder that holds a run already, and a place that cannot be written are
+    ValueErrors.
     """
     if run_name in ("", ".", "..") or Path(run_name).name != run_name:
         raise ValueError(f"--run_name is {run_name!r}; it must be a plain folder name, without a slash")
@@ -145,7 +145,7 @@ def lock_run_dir(directory: Path) -> Iterator[Path]:
         remove_unfinished(directory)
         yield directory
     finally:
-        # whoever locks the removed file in between sees that it is gone, and tries again
+        # another process that locks the removed file meanwhile notices, and tries again
         path.unlink(missing_ok=True)
         lock.release()
 

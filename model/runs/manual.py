@@ -1,4 +1,4 @@
-"""Settings in words: `--help`, and the tables of model/FLAGS.md, which `python -m model.runs.manual` prints."""
+"""Settings in words: `--help`, and model/FLAGS.md, which `python -m model.runs.manual` prints."""
 
 from __future__ import annotations
 
@@ -33,43 +33,43 @@ under a protocol, backbone on a data set, recipe. `--dry_run` shows each value a
 TYPES = {"Path": "path", "str": "text", "tuple[str, ...]": "list", "tuple[int, ...]": "list of int"}
 
 
-def described(one: Setting) -> str:
-    """What a setting means, with its range and its default."""
-    default = f"default: {one.default_from or shown(one.default)}"
-    if one.default_from is None and one.default in (None, []):
+def described(setting: Setting) -> str:
+    """Say what a setting means, with its range and its default."""
+    default = f"default: {setting.default_from or shown(setting.default)}"
+    if setting.default_from is None and setting.default in (None, []):
         default = ""
-    facts = "; ".join(part for part in (one.allowed, default) if part)
-    return f"{one.help}{f' ({facts})' if facts else ''}."
+    facts = "; ".join(part for part in (setting.allowed, default) if part)
+    return f"{setting.help}{f' ({facts})' if facts else ''}."
 
 
 def help_text(introduction: str, settings: Iterable[Setting]) -> str:
-    """Every flag by group, with its choices, range, unit and default, below the `introduction`."""
+    """Write every flag by group, with its choices, range, unit and default, below the `introduction`."""
     lines = [introduction.strip()]
-    for group, members in groupby(settings, lambda one: one.group):
+    for group, members in groupby(settings, lambda setting: setting.group):
         lines += ["", f"{group}:"]
-        for one in members:
-            choices = f"<{'|'.join(one.choices)}>  " if one.choices is not None else ""
-            text = f"--{one.name}  {choices}{described(one)}"
+        for setting in members:
+            choices = f"<{'|'.join(setting.choices)}>  " if setting.choices is not None else ""
+            text = f"--{setting.name}  {choices}{described(setting)}"
             lines.append(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="      "))
     return "\n".join(lines)
 
 
 def flag_tables(settings: Iterable[Setting]) -> str:
-    """A table of flags for each group, in Markdown."""
+    """Write a table of flags for each group, in Markdown."""
     lines = []
-    for group, members in groupby(settings, lambda one: one.group):
+    for group, members in groupby(settings, lambda setting: setting.group):
         lines += ["", f"## {group}", "", "| flag | type | modes | resume | meaning |", "|---|---|---|---|---|"]
-        for one in members:
-            kind = "text, repeated" if one.flag_each else TYPES.get(one.base, one.base)
-            choices = f"{', '.join(one.choices)}. " if one.choices is not None else ""
-            meaning = (choices + described(one)).replace("|", "\\|")
-            resume = "yes" if one.free else ""
-            lines.append(f"| `--{one.name}` | {kind} | {', '.join(one.modes)} | {resume} | {meaning} |")
+        for setting in members:
+            kind = "text, repeated" if setting.flag_each else TYPES.get(setting.base, setting.base)
+            choices = f"{', '.join(setting.choices)}. " if setting.choices is not None else ""
+            meaning = (choices + described(setting)).replace("|", "\\|")
+            resume = "yes" if setting.free else ""
+            lines.append(f"| `--{setting.name}` | {kind} | {', '.join(setting.modes)} | {resume} | {meaning} |")
     return "\n".join(lines[1:])
 
 
 def preset_tables() -> str:
-    """A table of each kind of preset, in Markdown: a row for each setting, a column for each who says something."""
+    """Write a table of each kind of preset, in Markdown: a row for each setting, a column for each owner."""
     networks = {name: BACKBONES[name] for name in BACKBONES}
     parts = {
         "data set": datareader.PRESETS,
@@ -100,7 +100,7 @@ def _table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def flags_page() -> str:
-    """The content of model/FLAGS.md."""
+    """Write the content of model/FLAGS.md."""
     settings = (declared(Request) | declared(Config)).values()
     return "\n".join([INTRODUCTION, flag_tables(settings), "", PRESETS, preset_tables()])
 

@@ -17,7 +17,7 @@ RECIPES: dict[str, dict] = {
 
 
 def layers(dataset: str, recipe: str, backbone: str, protocol: str) -> dict[str, Mapping[str, Any]]:
-    """Where presets come from and what each says; what comes later counts."""
+    """Name the places that presets come from, with what each says; a later one wins."""
     network = BACKBONES[backbone]
     return {
         f"data set {dataset}": datareader.PRESETS.get(dataset, datareader.MOVIELENS),
@@ -30,18 +30,18 @@ def layers(dataset: str, recipe: str, backbone: str, protocol: str) -> dict[str,
 
 
 def origins(dataset: str, recipe: str, backbone: str, protocol: str) -> dict[str, tuple[Any, str]]:
-    """Each hyper-parameter that a preset names: its value, and where that comes from."""
+    """Give each hyper-parameter that a preset names: its value, and where that comes from."""
     named = layers(dataset, recipe, backbone, protocol).items()
     return {name: (value, origin) for origin, values in named for name, value in values.items()}
 
 
 def preset(dataset: str, recipe: str = "upstream", backbone: str = "sparsenn", protocol: str = "loo") -> dict[str, Any]:
-    """The hyper-parameters of `backbone` on `dataset` by `recipe` and `protocol`."""
+    """Give the hyper-parameters of `backbone` on `dataset` by `recipe` and `protocol`."""
     return {name: value for name, (value, _) in origins(dataset, recipe, backbone, protocol).items()}
 
 
 def filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` of all settings, with presets in place of those that are left open (None)."""
+    """Give `values` of all settings with presets in place of those that are left open (None)."""
     defaults = preset(*(values[name] for name in ("dataset", "recipe", "backbone", "protocol")))
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
     if values["in_batch_negatives"] is None:

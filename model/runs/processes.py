@@ -31,7 +31,7 @@ TIMEOUT = timedelta(hours=4)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, `rank` of `world`; alone by default."""
+    """This process: number `rank` of `world` processes; alone by default."""
 
     rank: int = 0
     world: int = 1
@@ -43,7 +43,7 @@ class Processes:
         return self.rank == 0
 
     def own(self, count: int) -> range:
-        """Which of `count` rows are this process's."""
+        """Give the numbers of this process's rows of `count`."""
         return range(self.rank, count, self.world)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ class Processes:
         return tensor
 
     def any_of(self, number: int) -> int:
-        """The largest `number` of any process; all must ask."""
+        """Give the largest `number` of any process; all must call."""
         if self.world == 1:
             return number
         largest = torch.tensor(number)
@@ -61,7 +61,7 @@ class Processes:
         return int(largest)
 
     def from_first(self, value: Any) -> Any:
-        """What the first process passed as `value`."""
+        """Give what the first process passed as `value`; all must call."""
         if self.world == 1:
             return value
         values = [value]
@@ -69,7 +69,7 @@ class Processes:
         return values[0]
 
     def from_all(self, value: Any) -> list[Any]:
-        """What every process passed as `value`, in their order; all must ask."""
+        """Give what every process passed as `value`, in their order; all must call."""
         if self.world == 1:
             return [value]
         values = [None] * self.world
@@ -78,7 +78,7 @@ class Processes:
 
     @contextlib.contextmanager
     def first_ahead(self) -> Iterator[None]:
-        """Let the first process through alone, then the others: it fills the caches that they read."""
+        """Let the first process through alone, then the others, which read the caches that it filled."""
         if not self.first:
             self.any_of(0)
         yield
@@ -96,7 +96,7 @@ class Processes:
         if self.world == 1:
             return
         parameters = list(parameters)
-        # on the host, so that no GPU has to be asked
+        # on the host, so that it need not wait for a GPU
         present = self.sum(torch.tensor([float(parameter.grad is not None) for parameter in parameters]))
         parameters = [parameter for parameter, count in zip(parameters, present.tolist(), strict=True) if count]
         gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in parameters]
@@ -106,7 +106,7 @@ class Processes:
             parameter.grad = piece.view_as(parameter)
 
     def gather(self, part: Ranking) -> Ranking | None:
-        """Join the processes' rankings, each of other users, in the order of processes; None but in the first."""
+        """Join the rankings of all processes, each of other users, in the first process; the others get None."""
         if self.world == 1:
             return part
         parts = [None] * self.world if self.first else None
@@ -114,7 +114,7 @@ class Processes:
         return join_rankings(parts) if self.first else None
 
     def speaks_for_failure(self) -> bool:
-        """Whether this process is the first to fail: it says what went wrong, and the others end because of it."""
+        """Tell whether this process is the first to fail: it prints what went wrong, and the others end silently."""
         if self.store is None:
             return True
         try:
@@ -127,7 +127,7 @@ ALONE = Processes()
 
 
 def join_rankings(parts: list[Ranking]) -> Ranking:
-    """One ranking of the users of all `parts`, in their order."""
+    """Join rankings of different users into one, in the order of `parts`."""
     lengths = np.concatenate([part.relevant.lengths for part in parts])
     item = np.concatenate([part.relevant.item for part in parts])
     relevant = ItemLists(np.concatenate([[0], np.cumsum(lengths)]), item)
@@ -146,8 +146,9 @@ def joined(device: str) -> Iterator[Processes]:
     """
     ranks = torchrun_ranks()
     if ranks is None and TORCHRUN & os.environ.keys():
-        found = ", ".join(f"{name}={os.environ[name]}" for name in sorted(TORCHRUN & os.environ.keys()))
-        warn(f"{found} in the environment, which torchrun would set all: {', '.join(sorted(TORCHRUN))}; running alone")
+        leftovers = ", ".join(f"{name}={os.environ[name]}" for name in sorted(TORCHRUN & os.environ.keys()))
+        variables = ", ".join(sorted(TORCHRUN))
+        warn(f"{leftovers} in the environment, where torchrun would set all of {variables}; running alone")
     if ranks is None or ranks["WORLD_SIZE"] == 1:
         yield ALONE
         return
@@ -182,5 +183,5 @@ def _process_group(device: str) -> Iterator[Processes]:
             stack.enter_context(without_warnings())
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield Processes(rank, world, store)
-    # not after an error, when it would wait for processes that are gone
+    # not after an error: it would wait for processes that are gone
     distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A run: what every part of the program needs to know of it, and nothing else."""
+"""A run: the container that hands its data, protocol and environment to every part, and nothing else."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """What the data of all phases hash to."""
-        own = [phase.split.fingerprint() for phase in self.protocol.phases]
-        return own[0] if len(own) == 1 else hashlib.sha256(" ".join(own).encode()).hexdigest()[:16]
+        hashes = [phase.split.fingerprint() for phase in self.protocol.phases]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
     def data_lines(self) -> list[str]:
-        """What was read, who is in which group, and what is asked: one finding a line."""
+        """Say what was read, who is in which group, and what is asked: one finding a line."""
         data = self.data
         lines = [f"{data.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.user_id):,} interactions"]
         lines += [f"  {line}" for line in data.report.lines()]

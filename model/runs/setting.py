@@ -1,14 +1,16 @@
-"""What a setting is: declared once, as a field of `Config` or `Request`; all that is said of it is read from there."""
+"""Declarations of settings: each is a field of `Config` or `Request`, from which all that is said of it is read."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data.messages import shown, suggestion
@@ -18,8 +20,8 @@ from data.messages import shown, suggestion
 class Need:
     """What other settings must be for a setting to be read.
 
-    `holds` tells it from a Config; `about` names the setting that it looks at (None: it can always be told); `lacking`
-    says in an error, behind "--name=value has no effect", what is in the way and what to do.
+    `holds` tells from a Config whether they are so; `about` names the setting that it looks at (None: no single one);
+    `lacking` says in an error, behind "--name=value has no effect", what is in the way and what to do.
     """
 
     holds: Callable[[Any], bool]
@@ -28,7 +30,7 @@ class Need:
 
 
 def when(about: str, *allowed: Any) -> Need:
-    """The need that the setting `about` has one of the `allowed` values; an error proposes the first."""
+    """Make the need that setting `about` has one of the `allowed` values; an error proposes the first."""
     return Need(
         lambda config: getattr(config, about) in allowed,
         lambda config, name: f"without --{about}={allowed[0]}; set both, or leave --{name} out",
@@ -40,9 +42,10 @@ def when(about: str, *allowed: Any) -> Need:
 class Setting:
     """One declared setting.
 
-    `kind` is the type of its field; `default` is its value on the command line, and `default_from` says where a value
-    comes from that is left open (None). `low` and `high` are its bounds, `above` one that is no value itself; of a list
-    they are the bounds of each number. `modes` read it; `required` says that those modes cannot do without it.
+    `kind` is the type of its field. `default` is its value on the command line; where that is open (None),
+    `default_from` says where the value comes from. `low` and `high` are bounds; `above` is a bound that is not allowed
+    itself. Bounds of a list are those of each number. `modes` are the modes that read it; where it is `required`, they
+    cannot do without it.
     """
 
     name: str
@@ -55,17 +58,17 @@ class Setting:
     low: float | None = None
     high: float | None = None
     above: float | None = None
-    # a float that may be infinite; a list whose values may repeat
+    # `infinite`: a float may be infinite; `repeats`: a list's values may repeat
     infinite: bool = False
     repeats: bool = False
-    # a list that is given by a flag for each of its values, not by commas
+    # a list with a flag for each value instead of commas
     flag_each: bool = False
     # raises ValueError for a value that is not allowed
     check: Callable[[Any], object] | None = None
     needs: tuple[Need, ...] = ()
     modes: tuple[str, ...] = ("train",)
     required: bool = False
-    # a resumed run may have another value: what it gives does not depend on it
+    # a resumed run may have another value, since results do not depend on it
     free: bool = False
     # it makes a network and its inputs what they are: the weights of a run with another value do not fit
     network: bool = False
@@ -86,12 +89,12 @@ class Setting:
         return "" if low is None else f"{'>=' if self.above is None else '>'} {low:g}"
 
     def check_choice(self, value: str) -> None:
-        """Raise ValueError for a value that is not among the choices, with the one that is most like it."""
+        """Raise ValueError for a value that is not among the choices; it proposes the most similar one."""
         if value not in self.choices:
             raise ValueError(f"allowed is one of {', '.join(self.choices)}{suggestion(value, self.choices)}")
 
     def converted(self, value: Any) -> Any:
-        """The value that a flag's `value` stands for; one that is not allowed is a ValueError."""
+        """Turn a flag's `value` into the setting's; one that is not allowed is a ValueError."""
         if value is None:
             return None
         if self.base == "Path":
@@ -136,22 +139,24 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     """Declare a field of `Config` or `Request`; `facts` are the further fields of `Setting`."""
     metadata = {"default": default, "help": help, **facts}
     if isinstance(default, Path):
-        # at the time of use: there may be no home folder to expand
+        # expanded when used, as there may be no home folder
         return dataclasses.field(default_factory=default.expanduser, metadata=metadata)
     return dataclasses.field(default=() if default == [] else default, metadata=metadata)
 
 
-def declared(kind: type) -> dict[str, Setting]:
-    """All settings of a dataclass by name, in order."""
-    return {field.name: Setting(field.name, field.type, **field.metadata) for field in dataclasses.fields(kind)}
+@functools.cache
+def declared(kind: type) -> Mapping[str, Setting]:
+    """Give all settings of a dataclass by name, in order."""
+    fields = dataclasses.fields(kind)
+    return MappingProxyType({field.name: Setting(field.name, field.type, **field.metadata) for field in fields})
 
 
 def saving_interval(text: str) -> tuple[int | None, float | None]:
     """Read `--checkpoint_every`: (epochs, None), or (None, minutes) where it ends in `min`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", text)
-    if found is None or not float(found[1]) > 0 or (found[2] is None and "." in found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", text)
+    if match is None or not float(match[1]) > 0 or (match[2] is None and "." in match[1]):
         raise ValueError(f"--checkpoint_every={text}: allowed is a number of epochs (1) or of minutes (10min), above 0")
-    return (None, float(found[1])) if found[2] else (int(found[1]), None)
+    return (None, float(match[1])) if match[2] else (int(match[1]), None)
 
 
 def check_table_path(path: Path | str) -> None:

@@ -1,4 +1,4 @@
-"""What the flags say together: which belong to which mode, presets, and the Config and Request that come of them."""
+"""Flags taken together: which the mode reads, presets, and the Config and Request that follow from them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from model.runs.setting import Setting, declared
 
 @dataclass(frozen=True)
 class Settings:
-    """The `values` of all flags, the names of those `given` another value than their default, and of all `named`,
-    which may repeat the default: a checkpoint's settings differ from it. `kind` declares the settings of a run."""
+    """The `values` of all flags.
+
+    `given` are the names of flags whose value differs from the default; `named` are those on the command line, which
+    may repeat the default: a checkpoint's settings differ from it. `kind` declares the settings of a run.
+    """
 
     values: Mapping[str, Any]
     given: frozenset[str]
@@ -39,7 +42,7 @@ class Settings:
     @property
     def request(self) -> Request:
         """What is asked of the program."""
-        return Request(**{name: one.converted(self.values[name]) for name, one in declared(Request).items()})
+        return Request(**{name: setting.converted(self.values[name]) for name, setting in declared(Request).items()})
 
     @property
     def mode(self) -> str:
@@ -57,8 +60,8 @@ class Settings:
             if not self.reads(name):
                 raise ValueError(f"{self._typed(name)} has no effect {self._out_of_mode(name)}")
             _check_value(self.declared[name], values[name])
-        for name, one in self.declared.items():
-            if one.required and self.reads(name) and not values[name]:
+        for name, setting in self.declared.items():
+            if setting.required and self.reads(name) and not values[name]:
                 raise ValueError(f"--mode={self.mode} needs --{name}")
         if {"seed", "seeds"} <= self.given:
             raise ValueError("--seed and --seeds exclude each other; name every seed in --seeds")
@@ -66,17 +69,17 @@ class Settings:
             self._check_read(self.config())
 
     def config(self) -> Config:
-        """All settings, presets filled in where the user left them open."""
+        """Give all settings, with presets where the user left them open."""
         names = declared(self.kind)
-        values = filled({name: one.converted(self.values[name]) for name, one in names.items()})
-        values = {name: one.converted(values[name]) for name, one in names.items()}
+        values = filled({name: setting.converted(self.values[name]) for name, setting in names.items()})
+        values = {name: setting.converted(values[name]) for name, setting in names.items()}
         if values["run_name"] is None:
             values["run_name"] = f"{self._subject()}-{datetime.now():%Y%m%d-%H%M%S}"
         return self.kind(**values)
 
     def over(self, trained: Config) -> Config:
-        """The settings of a `trained` run under those given here."""
-        # where results go and what computes is never the trained run's choice
+        """Put the settings given here over those of a `trained` run."""
+        # where results go and what computes them is never taken from the trained run
         named = {name for name in self.named if self.reads(name) and self.values[name] is not None}
         names = (self.given | named | {"output_dir", "device", "wandb_mode"}) & declared(self.kind).keys()
         chosen = {name: self.declared[name].converted(self.values[name]) for name in names}
@@ -87,8 +90,10 @@ class Settings:
         return config
 
     def after(self, path: Path) -> Settings:
-        """These settings over those in a run's config.json at `path`: what is named here wins, and what nothing would
-        read beside it falls back to its default."""
+        """Put these settings over those of a run's config.json at `path` (Decision 43).
+
+        What the command line names wins; a setting of the file that nothing would then read falls back to its default.
+        """
         kept = {
             name: value
             for name, value in _of_file(path, self.kind).items()
@@ -105,18 +110,21 @@ class Settings:
             kept = {name: value for name, value in kept.items() if name not in unread}
 
     def _with(self, kept: Mapping[str, Any]) -> Settings:
-        """These settings and those `kept` from a file; one that differs from what it would be without counts as given,
-        and so is passed on to the processes of `--seeds`."""
+        """Add settings `kept` from a file to these.
+
+        One that differs from what it would be without the file counts as given, so that `--seeds` passes it on to its
+        processes.
+        """
         closed = {name: value for name, value in kept.items() if self.declared[name].default_from is None}
         names = declared(self.kind)
         before = {name: names[name].converted(names[name].default) for name in closed}
-        without = {name: one.converted(self.values[name]) for name, one in names.items()} | closed
+        without = {name: setting.converted(self.values[name]) for name, setting in names.items()} | closed
         before |= {name: value for name, value in filled(without).items() if name in kept.keys() - closed.keys()}
         given = {name for name, value in kept.items() if value != before[name]}
         return dataclasses.replace(self, values={**self.values, **kept}, given=self.given | given)
 
     def arguments(self, without: Collection[str], changes: Mapping[str, Any]) -> list[str]:
-        """A command line that gives the same flags but those of `without`, and those of `changes` anew."""
+        """Write a command line with the same flags but those of `without`, and with `changes`."""
         values = {name: self.values[name] for name in sorted(self.given - set(without))} | dict(changes)
         return [
             f"--{name}={part}"
@@ -139,7 +147,7 @@ class Settings:
     def _check_read(self, config: Config) -> None:
         """Refuse what is given and would not be read in a run under `config`."""
         for name in self._given():
-            # what the mode does not let one choose is not to blame
+            # a setting that the mode does not read cannot be changed, so it is no reason
             needs = [need for need in self.declared[name].needs if need.about is None or self.reads(need.about)]
             reason = _obstacle(name, needs, config)
             if reason is not None:
@@ -177,30 +185,30 @@ def is_read(name: str, config: Config) -> bool:
 
 
 def preset_lines(config: Config) -> list[str]:
-    """The settings that a run reads and presets may fill in, a line or more for each place that values come from."""
+    """List the settings that a run reads and presets may fill in, with a line for each place that values come from."""
     known = origins(config.dataset, config.recipe, config.backbone, config.protocol)
-    found: dict[str, list[str]] = {}
-    for name, one in declared(type(config)).items():
-        if one.default_from is None or not one.fed_back or not is_read(name, config):
+    parts_by_origin: dict[str, list[str]] = {}
+    for name, setting in declared(type(config)).items():
+        if setting.default_from is None or not setting.fed_back or not is_read(name, config):
             continue
-        value, (preset, origin) = getattr(config, name), known.get(name, (None, one.default_from))
+        value, (preset, origin) = getattr(config, name), known.get(name, (None, setting.default_from))
         if preset is None:
-            origin = one.default_from
+            origin = setting.default_from
         elif preset != value:
             origin = "given"
-        found.setdefault(origin, []).append(f"{name}={shown(value)}")
-    lines = (f"{origin}: {', '.join(parts)}" for origin, parts in found.items())
+        parts_by_origin.setdefault(origin, []).append(f"{name}={shown(value)}")
+    lines = (f"{origin}: {', '.join(parts)}" for origin, parts in parts_by_origin.items())
     return [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="  ")]
 
 
-def _check_value(one: Setting, value: Any) -> None:
+def _check_value(setting: Setting, value: Any) -> None:
     """Raise ValueError for a `value` of the setting `one` that is not allowed."""
-    if one.choices is not None and value is not None:
+    if setting.choices is not None and value is not None:
         try:
-            one.check_choice(value)
+            setting.check_choice(value)
         except ValueError as error:
-            raise ValueError(f"--{one.name}={value}: {error}") from error
-    one.converted(value)
+            raise ValueError(f"--{setting.name}={value}: {error}") from error
+    setting.converted(value)
 
 
 def _of_file(path: Path, kind: type[Config]) -> dict[str, Any]:

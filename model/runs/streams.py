@@ -16,7 +16,7 @@ def stream_seeds(seed: int, phase: int = 0) -> dict[str, int]:
     """Give one independent seed per random stream and phase, all from one `SeedSequence` (Decision 24)."""
     seeds = {}
     for place, name in enumerate(STREAMS):
-        # the first phase has the streams that a run of one phase has
+        # the first phase has the streams of a run with one phase
         key = (place, phase) if phase else (place,)
         child = np.random.SeedSequence(seed, spawn_key=key)
         seeds[name] = int(child.generate_state(1, np.uint64)[0]) >> 1
@@ -24,26 +24,26 @@ def stream_seeds(seed: int, phase: int = 0) -> dict[str, int]:
 
 
 def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator on `device` with its own state."""
+    """Make a generator on `device` with its own state."""
     return torch.Generator(device=device).manual_seed(seed)
 
 
 def global_generators(seed: int, device: torch.device, rank: int) -> dict[str, torch.Generator]:
-    """Seed torch's global generators, from which dropout draws, and give them by name.
+    """Seed torch's global generators, from which dropout draws, and give them by name (Decision 34).
 
-    Each process has a stream of its own, as it drops parts of rows of its own.
+    Each process has its own stream, because it drops numbers of its own rows.
     """
     generators = {f"dropout/{rank}": torch.default_generator}
     if device.type == "cuda":
         generators[f"dropout/{rank}/cuda"] = torch.cuda.default_generators[device.index]
-    own = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) >> 1
+    own_seed = int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0]) >> 1
     for generator in generators.values():
-        generator.manual_seed(own)
+        generator.manual_seed(own_seed)
     return generators
 
 
 def own_generators(network: nn.Module) -> dict[str, torch.Generator]:
-    """The random streams that a network holds itself (upstream's GRU), by the name of their place."""
+    """List the random streams that a network holds itself (upstream's GRU), by the name of their place."""
     return {
         f"{name}.{key}": value
         for name, module in network.named_modules()

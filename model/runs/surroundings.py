@@ -1,4 +1,4 @@
-"""What surrounds the program and must not end a run: the console, and what torchrun left in the environment."""
+"""The surroundings that must not end a run: the console, and what torchrun left in the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TORCHRUN = frozenset({*_RANKS, "MASTER_ADDR", "MASTER_PORT"})
 
 
 class _Lenient(io.FileIO):
-    """A file descriptor to write to, whose errors do not count: nobody reads it any more, or its disk is full."""
+    """A file descriptor to write to; errors do not count, as nobody reads there any more, or the disk is full."""
 
     def write(self, data) -> int:
         """Write what can be written; say that all was."""
@@ -46,9 +46,9 @@ def _lenient(stream: TextIO | None) -> TextIO:
 
 
 def torchrun_ranks() -> dict[str, int] | None:
-    """RANK, LOCAL_RANK and WORLD_SIZE as torchrun set them; None where it did not start this process.
+    """Give RANK, LOCAL_RANK and WORLD_SIZE as torchrun set them; None where it did not start this process.
 
-    A part of what it sets, or what is no number, is left from something else.
+    Where only some of its variables are set, or one is no number, they were left by something else.
     """
     values = {name: os.environ.get(name, "") for name in _RANKS}
     if not (os.environ.keys() >= TORCHRUN and all(value.isdecimal() for value in values.values())):

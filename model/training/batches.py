@@ -1,4 +1,4 @@
-"""The sampler of a phase's batches, and how many steps a phase takes."""
+"""The batches of a phase, and how many steps it takes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
 
 
 def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:
-    """Most steps that a pass over the batches takes in all epochs of all stages of `phase`."""
+    """Count the most steps that one pass per epoch takes in all epochs of all stages of `phase`."""
     schedules = [method.schedule(stage, phase) for stage in stages_to_train(method)]
     return sum(sampler.steps(schedule.batch_size) * schedule.epochs for schedule in schedules)

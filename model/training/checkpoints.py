@@ -1,4 +1,4 @@
-"""Epoch selection and the checkpoint that holds the selected weights."""
+"""Selection of the best epoch, and the checkpoint that holds its weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ CHECKPOINT_FORMAT = 3
 
 @dataclass
 class Selection:
-    """Which epoch is best so far on validation, its weights, and when to stop looking (Decision 22).
-
-    `values` are all validations so far by epoch.
-    """
+    """The best epoch so far on validation, its weights, and all validations by epoch (Decision 22)."""
 
     epoch: int = 0
     value: float = -math.inf
@@ -35,7 +32,7 @@ class Selection:
 
     def offer(self, epoch: int, value: float, backbone: nn.Module, method: Method) -> bool:
         """Tell whether `epoch` is the best so far, and keep its weights if so; a NaN never is."""
-        # a numpy number would need pickle, which a checkpoint must not
+        # a numpy number would be pickled, and a checkpoint must load without pickle
         value = self.values[epoch] = float(value)
         if not value > self.value:
             return False
@@ -43,7 +40,7 @@ class Selection:
         return True
 
     def take(self, epoch: int, backbone: nn.Module, method: Method, value: float = math.nan) -> None:
-        """Keep the weights of `epoch`; where no validation says what they are worth, `value` is NaN."""
+        """Keep the weights of `epoch`; `value` is NaN where there is no validation."""
         self.epoch, self.value = epoch, value
         self.weights = copy.deepcopy({"backbone": backbone.state_dict(), "method": method.state_dict()})
 
@@ -83,12 +80,12 @@ def load_tensors(path: Path, kind: str, expected_format: int | str, remedy: str)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles by others, which the error is about
             content = torch.load(path, map_location="cpu", weights_only=True)
-        found = dict(content)["format"]
+        found_format = dict(content)["format"]
     except Exception as error:  # torch raises whatever its parts do
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read as a {kind} ({reason}); {remedy}") from error
-    if found != expected_format:
-        raise ValueError(f"{path}: {kind} format {found}, this version reads {expected_format}; {remedy}")
+    if found_format != expected_format:
+        raise ValueError(f"{path}: {kind} format {found_format}, this version reads {expected_format}; {remedy}")
     return content
 
 

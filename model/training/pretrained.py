@@ -1,4 +1,4 @@
-"""A backbone that another run trained (`--backbone_checkpoint`), in place of a method's own first stage."""
+"""`--backbone_checkpoint`: a backbone that another run trained takes the place of a method's first stage."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ def stages_to_train(method: Method) -> tuple[str, ...]:
 
 
 def load_backbone(run: Run, backbone: Backbone) -> None:
-    """Put the weights of `--backbone_checkpoint` in place; those of a fair run, another network or other
-    train data are refused."""
+    """Load the weights of `--backbone_checkpoint` into `backbone` (Decision 41).
+
+    Raises ValueError where they are a fair run's or of another network, or were trained on other data than a phase of
+    this run.
+    """
     config, path = run.config, run.config.backbone_checkpoint
     flag = f"--backbone_checkpoint={path}"
     trained, content = load_checkpoint(path)

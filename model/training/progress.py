@@ -1,4 +1,4 @@
-"""How far a run has come, and what it has gathered."""
+"""How far a run has come, and what it has collected."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from model.runs.processes import Processes
 
 @dataclass
 class Progress:
-    """How far a run has come, and what it has gathered.
+    """How far a run has come, and what it has collected.
 
-    `phase`, `stage` and `turn` (a pass of the epoch) are positions, `epoch` counts from 1, `step` steps of the turn
-    are done; `totals` sums each value over the epoch's `counts` of rows that report it, this process's share of it.
-    `seconds` are spent by activity, since the run began; `rows` are those of `metrics.jsonl`, `results` the metrics of
-    earlier phases (list -> metric -> value).
+    Positions: `phase`, `stage` and `turn` (which pass of the epoch) count from 0, `epoch` from 1; `step` is the number
+    of steps done in the pass. `totals` sum each value over the epoch's rows that report it, this process's share;
+    `counts` are how many rows did. `seconds` are the time spent by activity since the run began; `rows` are those of
+    `metrics.jsonl`, `results` the metrics of earlier phases (list -> metric -> value).
     """
 
     phase: int = 0
@@ -36,7 +36,7 @@ class Progress:
 
     @staticmethod
     def of(saved: dict | None, started: float, device: torch.device | str = "cpu") -> Progress:
-        """What a saved state says, or the beginning; time counts from `started`."""
+        """Read the progress of a saved state, or begin; time counts from `started`."""
         progress = Progress() if saved is None else Progress(**json.loads(saved["progress"]))
         progress._since = started
         if saved is not None:
@@ -44,7 +44,7 @@ class Progress:
         return progress
 
     def as_json(self) -> str:
-        """Everything but the tensors."""
+        """Give everything but the tensors."""
         values = {name: value for name, value in vars(self).items() if name not in ("totals", "_since")}
         return json.dumps(values, default=lambda value: value.item())
 
@@ -56,7 +56,7 @@ class Progress:
         self.step += 1
 
     def means(self, processes: Processes) -> dict[str, float]:
-        """Mean of each value over the epoch's rows that report it: passes may report different ones."""
+        """Average each value over the epoch's rows that report it; passes may report different ones."""
         return {key: float(value) / self.counts[key] for key, value in processes.sum_values(self.totals).items()}
 
     def end_epoch(self, row: dict) -> None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: end a run where it can go on, and say how."""
+"""SIGINT and SIGTERM: a run ends where it can be resumed, and says how."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from model.runs.processes import Processes
 
 
 def torchrun_options(environment: Mapping[str, str]) -> list[str]:
-    """Give the options of torchrun, as far as it tells them by `environment`: machines, and processes on each."""
+    """Give the options of torchrun that can be read from `environment`: machines, and processes on each."""
     options = [f"--nproc_per_node={environment['LOCAL_WORLD_SIZE']}"]
     if int(environment.get("GROUP_WORLD_SIZE", 1)) > 1:
-        told = {"nnodes": "GROUP_WORLD_SIZE", "node_rank": "GROUP_RANK"}
-        told |= {"master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
-        options += [f"--{option}={environment[name]}" for option, name in told.items()]
+        variables = {"nnodes": "GROUP_WORLD_SIZE", "node_rank": "GROUP_RANK"}
+        variables |= {"master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
+        options += [f"--{option}={environment[name]}" for option, name in variables.items()]
     return options
 
 
 def resume_command(config: Config, processes: Processes) -> str:
-    """This program's command line, made to go on with the run: ready to paste where it was typed."""
+    """Give this program's command line with what resumes the run, ready to paste where it was typed."""
     command = [sys.executable]
     if processes.world > 1:
         command += ["-m", "torch.distributed.run", *torchrun_options(os.environ)]
-    # of a flag that is given twice the last one counts
+    # where a flag is given twice, the last one counts
     wanted = [f"--run_name={config.run_name}", "--resume"]
     return shlex.join([*command, *sys.argv, *(flag for flag in wanted if flag not in sys.argv)])
 
 
 class Stopped(BaseException):
-    """A signal ended the run at a place from which it can go on; not an Exception, as no part may swallow it."""
+    """The end of a run by a signal, where it can be resumed; it is no Exception, so that no part catches it."""
 
     def __init__(self, number: int, command: str):
-        """`command` goes on from here."""
+        """Say that signal `number` ended the run, and that `command` resumes it."""
         super().__init__(f"stopped by {signal.Signals(number).name}; this goes on from here: {command}")
         self.exit_code = 128 + number
 
 
 class StopSignals:
-    """Within this context SIGINT and SIGTERM wait for `check`, which raises `Stopped`; in `at_once` they raise it.
+    """Signals that wait: SIGINT and SIGTERM raise `Stopped` at the next `check`, or at once within `at_once`.
 
-    Many `processes` stop at the same `check`, and never in between: one that left would leave the others waiting.
+    Several `processes` stop at the same `check` and never in between: if one left alone, the others would wait for it.
     """
 
     def __init__(self, processes: Processes, command: str):
-        """`command` is what `Stopped` tells the user to go on with."""
+        """Get ready; `command` is what `Stopped` tells the user to type in order to resume."""
         self._processes, self._command = processes, command
         self._number, self._at_once = 0, False
 
@@ -74,7 +74,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise `Stopped` wherever a signal arrives: for work that is done again when the run goes on."""
+        """Raise `Stopped` as soon as a signal arrives: for work that a resumed run does again."""
         self._at_once = self._processes.world == 1
         try:
             self.check()

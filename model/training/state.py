@@ -1,4 +1,4 @@
-"""All that training changes, and the state from which a run goes on exactly."""
+"""The state of a run: everything that training changes, saved so that a resumed run goes on exactly."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ STATE_FORMAT = "state 6"  # never a checkpoint's
 
 @dataclass
 class Training:
-    """All that training changes: weights, what the method keeps, random streams, the best epoch and the progress.
+    """Everything that training changes: weights, what the method keeps, random streams, the best epoch, the progress.
 
-    `starts` names the states from which later phases start (`Protocol.starts`), which it keeps until then. Its state is
-    the same for any number of processes.
+    `starts` names the states from which later phases start (`Protocol.starts`); they are kept until then. The saved
+    state is the same for any number of processes, but for the streams of dropout.
     """
 
     backbone: nn.Module
@@ -45,8 +45,10 @@ class Training:
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def begin_phase(self, phase: Phase, streams: dict[str, torch.Generator], saved: dict[str, Any] | None) -> None:
-        """Take up `phase`, which backbone and method have begun, as `saved` or as it starts, with fresh random
-        `streams`, beside which a network may have its own."""
+        """Begin `phase`, or go on from `saved`, with fresh random `streams`; backbone and method have begun it already.
+
+        Streams that a network holds itself are saved too.
+        """
         self.selection = Selection()
         self.generators = {**streams, **own_generators(self.backbone)}
         if saved is not None:
@@ -72,26 +74,26 @@ class Training:
     def _put(self, state: dict[str, Any]) -> None:
         self.backbone.load_state_dict(state["backbone"])
         self.method.load_state_dict(state["method"])
-        # an optimiser would go on with the very tensors, and what is kept must stay as it is
+        # copied, because an optimiser would change the kept tensors in place
         self.method.load_training_state(copy.deepcopy(state["training"]))
 
     def over(self, schedule: Schedule) -> bool:
         """Tell whether a stage with that `schedule` has no epoch left.
 
-        Patience is judged by validations, so only after an epoch that had one.
+        Patience counts epochs without a better validation, so it is judged only after a validated epoch (Decision 22).
         """
         last, selection = self.progress.epoch - 1, self.selection
         patient = last not in selection.values or not schedule.exhausted(last, selection.epoch, selection.values)
         return last >= schedule.epochs or not patient
 
     def generator_states(self) -> dict[str, torch.Tensor]:
-        """State of every random stream."""
+        """Give the state of every random stream."""
         return {name: generator.get_state() for name, generator in self.generators.items()}
 
     def set_generator_states(self, states: dict[str, torch.Tensor]) -> None:
-        """Put every random stream where `generator_states` found it."""
+        """Put every random stream back to the state that `generator_states` gave."""
         for name, generator in self.generators.items():
-            # where more processes go on than were stopped, the further ones have begun a dropout stream of their own
+            # a state of fewer processes has no dropout stream for the further ones: theirs begins anew (Decision 34)
             if name in states or not name.startswith("dropout/"):
                 generator.set_state(states[name])
 
@@ -106,7 +108,7 @@ class Training:
 
     @contextlib.contextmanager
     def naming(self, where: str) -> Iterator[None]:
-        """Say of a number that is not finite where it came up, what is left and what to do (ValueError)."""
+        """Turn a NotFiniteError into a ValueError that says where it came up, what is kept and what to do."""
         try:
             yield
         except NotFiniteError as error:
@@ -118,13 +120,13 @@ class Training:
             ) from error
 
     def unwritten(self, error: WriteError, run_name: str, phases: int) -> WriteError:
-        """The `error` of a run that could not write, with how it goes on; `phases` is how many the run has."""
+        """Add to the `error` of a run that could not write how it is resumed; `phases` is how many the run has."""
         trained = self.progress.phase == phases
         what = "tests and writes again, without training" if trained else "goes on from the last saved state"
         return WriteError(f"{error}; then the same command with --resume and --run_name={run_name} {what}")
 
     def state(self) -> dict[str, Any]:
-        """Everything that going on from here needs: tensors and plain values. All processes must ask."""
+        """Give everything that resuming from here needs: tensors and plain values. All processes must call."""
         return {
             "progress": self.progress.as_json(),
             "totals": self.processes.sum_values(self.progress.totals),
@@ -137,7 +139,7 @@ class Training:
     def load(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave; `Progress.of` reads the progress."""
         if not self.processes.first:
-            # the first holds them all; without the names this process would not take part in the next sum
+            # the first process holds the sums; the others need zeros of these names to take part in the next sum
             self.progress.totals = {key: torch.zeros_like(value) for key, value in self.progress.totals.items()}
         self._put(state)
         self.set_generator_states(state["generators"])

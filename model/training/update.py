@@ -15,8 +15,11 @@ def update(
     *optimisers: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> None:
-    """Take one step of each of `optimisers` on the sum of the processes' `loss`; not a finite one is NotFiniteError."""
-    # asking a GPU for every loss would stall it; there the epoch's mean is checked instead
+    """Take one step of each of `optimisers` on the sum of the processes' `loss`.
+
+    A loss that is not finite is a NotFiniteError.
+    """
+    # reading every loss from a GPU would make the host wait; there the epoch's mean is checked instead
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NotFiniteError(f"the training loss is {loss.item()}")
     for optimiser in optimisers:

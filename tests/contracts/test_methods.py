@@ -15,6 +15,11 @@ from tests.support.contracts import begun, cells, config_of, first_cells, flags_
 
 every_cell = pytest.mark.parametrize(("method", "backbone"), cells())
 every_method = pytest.mark.parametrize(("method", "backbone"), first_cells())
+# every cell where time allows
+most_cells = pytest.mark.parametrize(
+    ("method", "backbone"),
+    [pytest.param(*cell, marks=[] if cell in first_cells() else pytest.mark.slow) for cell in cells()],
+)
 METHOD = pytest.mark.parametrize("method", METHODS)
 
 
@@ -61,7 +66,7 @@ def test_every_stage_changes_the_weights_and_reports_finite_numbers(method, back
     assert not same(snapshot(run.backbone), snapshot(trained(method, backbone).backbone))
 
 
-@every_cell
+@most_cells
 def test_the_same_seed_gives_the_same_steps(method, backbone):
     ended = []
     for _ in range(2):
@@ -90,7 +95,7 @@ def test_a_state_is_plain_and_the_next_steps_from_it_are_the_same(method, backbo
         assert same((other.step(stage, 2), other.state()), expected)
 
 
-@every_cell
+@most_cells
 def test_a_state_that_is_taken_back_stays_as_it_was(method, backbone):
     run = trained(method, backbone)
     stage = run.method.stages()[0]

@@ -87,6 +87,8 @@ def test_seed_decides_everything(generated):
     assert len({digest(arrays) for arrays in generated.values()}) == len(SEEDS)
 
 
+# by default, a run of tests/model/modes/test_seeds.py has a hash seed of its own
+@pytest.mark.slow
 def test_hash_seed_does_not_matter(generated, tmp_path):
     code = (
         "import sys, numpy\n"

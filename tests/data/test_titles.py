@@ -8,7 +8,11 @@ import types
 import huggingface_hub
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import HashingVectorizer
 
+from data.readers.hashed_titles import hashed_vectors
 from data.readers.titles import encode_titles
 
 PINNED_HEAT = {1: -1, 5: 1, 227: 1, 268: 1, 300: -1, 309: 1, 344: -1}  # bucket -> sign
@@ -68,6 +72,13 @@ def test_hash_depends_on_the_text_alone(tmp_path):
     assert np.array_equal(alone, encode_titles(["Zebra", "Heat", ""], "hash", tmp_path)[1])
     # Pinned buckets: a change of library or hash seed must not move them.
     assert {int(bucket): int(np.sign(alone[bucket])) for bucket in np.flatnonzero(alone)} == PINNED_HEAT
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=30), min_size=1, max_size=8))
+@example(texts=["a", "a a a", "Ärzte  \n im\x1fSüden", "\0", "\U0001f600\U0001f601\U0001f602\U0001f603", "İ", "\u3000"])
+def test_hash_vectors_are_those_of_the_library(texts):
+    library = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 4), n_features=384, dtype=np.float32)
+    assert np.array_equal(hashed_vectors(texts), library.transform(texts).toarray())
 
 
 @pytest.mark.parametrize("encoder", ["hash", "tiny"])

@@ -3,6 +3,8 @@
 Torch's meta device stands in for a GPU, which the machines that run these tests lack.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -50,18 +52,29 @@ def meta_batch(config, rows):
     return Batch(ids, ids, torch.empty((rows, width - 1), dtype=torch.int64, device=META), history)
 
 
-@pytest.mark.parametrize("synthesis", ["none", "mean", "attention", "gru"])
-@pytest.mark.parametrize("rows", [2, 64], ids=["items of the step", "catalogue"])
+FORMS = [
+    ("none", {}),
+    ("none", {"precision": "bf16"}),
+    ("none", {"upstream_compat": True}),
+    ("none", {"loss": "softmax"}),
+    ("fabuhs", {"method_option": ("reinitialise_every=1",)}),
+    ("fabuhs", {"adversary_input": "pair", "item_adversary": "user_attribute", "adversarial_ramp": 0.0}),
+]
+ROWS = {2: "items of the step", 64: "catalogue"}
+
+
+def is_quick(synthesis: str, rows: int, form: tuple) -> bool:
+    """Every synthesis, every number of rows and every form, in some combination."""
+    return (synthesis == "attention" and rows == 64) or (synthesis != "attention" and form == FORMS[0])
+
+
 @pytest.mark.parametrize(
-    ("method_name", "changes"),
+    ("synthesis", "rows", "method_name", "changes"),
     [
-        ("none", {}),
-        ("none", {"precision": "bf16"}),
-        ("none", {"upstream_compat": True}),
-        ("none", {"loss": "softmax"}),
-        ("fabuhs", {"method_option": ("reinitialise_every=1",)}),
-        ("fabuhs", {"adversary_input": "pair", "item_adversary": "user_attribute", "adversarial_ramp": 0.0}),
+        pytest.param(synthesis, rows, *form, marks=[] if is_quick(synthesis, rows, form) else pytest.mark.slow)
+        for synthesis, rows, form in itertools.product(["none", "mean", "attention", "gru"], ROWS, FORMS)
     ],
+    ids=lambda value: ROWS.get(value, value) if isinstance(value, int) else None,
 )
 def test_a_step_never_waits_for_the_device(tiny_data, tiny_phase, make_config, synthesis, rows, method_name, changes):
     config = make_config(synthesis_type=synthesis, **changes)

@@ -39,9 +39,14 @@ def run_main(folder: Path, **values) -> dict:
     return json.loads((folder / "run" / "result.json").read_text())
 
 
+def without_commit(path: Path) -> bytes:
+    """A file of a run, of result.json without the commit, which may change while tests run."""
+    return re.sub(rb'\n *"commit": [^\n]*', b"", path.read_bytes())
+
+
 def result_bytes(folder: Path) -> bytes:
-    """result.json without the commit, which may change while tests run."""
-    return re.sub(rb'\n *"commit": [^\n]*', b"", (folder / "run" / "result.json").read_bytes())
+    """result.json of the run in `folder`, without the commit."""
+    return without_commit(folder / "run" / "result.json")
 
 
 def refused(capsys, folder: Path, **values) -> str:

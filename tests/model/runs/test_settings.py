@@ -201,7 +201,7 @@ def test_a_dry_run_says_where_each_setting_comes_from(capsys):
 def test_rules_that_fill_a_setting_say_so():
     lines = preset_lines(Config(**SETTINGS))
     assert "on with --enable_fairness: mask_sensitive_feature=True" in lines
-    assert "preset; of sparsenn as many as --num_negatives: in_batch_negatives=2" in lines
+    assert "preset, or as many as --num_negatives: in_batch_negatives=2" in lines
 
 
 # Flags that nothing reads
@@ -293,12 +293,20 @@ def test_misspelt_options_and_runs_get_a_suggestion(tmp_path, capsys):
 # Quick to start
 
 
-def test_what_the_program_does_not_load_to_start():
+def test_what_the_program_does_not_load_to_start_nor_a_dry_run_before_it_trains():
     heavy = "torch numpy pandas pyarrow scipy sklearn matplotlib wandb statsmodels pycountry huggingface_hub jinja2"
-    later = "sklearn statsmodels wandb pycountry huggingface_hub"
-    text = "import sys, main; print(*sys.modules); import model.modes.train; print(*sys.modules)"
+    later = "sklearn scipy.stats matplotlib jinja2 statsmodels wandb pycountry huggingface_hub sentence_transformers"
+    text = """
+import sys, main
+print(*sys.modules)
+from model.modes import setup, train
+flags = ["--dataset=synthetic", "--synthetic_users=60", "--synthetic_items=50", "--synthetic_interactions=900"]
+main.FLAGS(["main.py", *flags, "--dry_run"])
+setup.describe(setup.prepare(main.config_from_flags()))
+print(*sys.modules)
+"""
     code = [sys.executable, "-c", text]
     found = subprocess.run(code, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
-    to_start, to_train = found.stdout.splitlines()
+    to_start, *_, to_train = found.stdout.splitlines()
     assert not set(heavy.split()) & set(to_start.split())
     assert not set(later.split()) & set(to_train.split())

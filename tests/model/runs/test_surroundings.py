@@ -178,6 +178,7 @@ def test_a_run_ends_well_without_a_reader_and_with_an_old_encoding(tmp_path):
         cwd=ROOT,
         env={
             **os.environ,
+            "OMP_NUM_THREADS": "1",
             "PYTHONIOENCODING": "ascii",
             "WORLD_SIZE": "many",
             "MPLBACKEND": "nonsense",

@@ -111,7 +111,7 @@ def kill_and_resume(zygote, tmp_path, whole, kind, kills, seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(zygote, tmp_path, whole, kind):
-    kill_and_resume(zygote, tmp_path, whole, kind, 5, "default")
+    kill_and_resume(zygote, tmp_path, whole, kind, 2, "default")
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def cut_off(monkeypatch, folder, kind, owner, name, number, action, **values):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("action", [crash, terminate])
+@pytest.mark.parametrize("action", [pytest.param(crash, marks=pytest.mark.slow), terminate])
 def test_a_run_cut_off_at_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch, whole, kind, action):
     number = random.Random(f"{kind} {action.__name__}").randrange(1, 2 * STEPS * UPDATES[kind])
     ended = cut_off(monkeypatch, tmp_path, kind, train, "update", number, action)
@@ -89,13 +89,13 @@ def test_a_run_cut_off_at_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch
     [
         # validation of the first epoch and of the second; the test; in each the network may have drawn
         ("gru", train.Evaluator, "rank_scores", 1, terminate),
-        ("mean", train.Evaluator, "rank_scores", 2, crash),
+        pytest.param("mean", train.Evaluator, "rank_scores", 2, crash, marks=pytest.mark.slow),
         ("mean", train.Evaluator, "rank_scores", 2, terminate),
         ("gru", train.Evaluator, "rank_scores", 5, terminate),
         ("none", train.Evaluator, "leakage", 1, crash),
         # while a state, a checkpoint or the results are written
-        ("mean", torch, "save", 1, crash),
-        ("mean", torch, "save", 2, crash),
+        pytest.param("mean", torch, "save", 1, crash, marks=pytest.mark.slow),
+        pytest.param("mean", torch, "save", 2, crash, marks=pytest.mark.slow),
         ("mean", torch, "save", 4, terminate),
         ("none", os, "replace", 3, crash),
         ("none", train, "append_jsonl", 2, terminate),
@@ -157,7 +157,9 @@ def test_another_interval_of_states_is_refused(tmp_path, capsys, text):
     assert f"--checkpoint_every={text}: allowed is" in refused(capsys, tmp_path, checkpoint_every=text)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fda"])
+@pytest.mark.parametrize(
+    "kind", ["mean", "gru", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("none", "attention"))]
+)
 def test_states_by_the_clock_are_written_within_an_epoch_and_go_on_to_the_same_bytes(
     tmp_path, monkeypatch, whole, kind
 ):
