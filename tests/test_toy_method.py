@@ -512,6 +512,15 @@ def test_a_backbone_that_does_not_fit_is_refused(tmp_path, pretrained, capsys, v
     assert not (tmp_path / "run").exists()
 
 
+def test_a_backbone_that_a_method_trained_is_refused(tmp_path, pretrained, capsys):
+    content = torch.load(pretrained / "run" / "checkpoint.pt", weights_only=True)
+    fair = {"enable_fairness": True, "fairness_method": "parity"}
+    settings = json.dumps(json.loads(content["config"]) | fair)
+    torch.save({**content, "config": settings}, tmp_path / "fair.pt")
+    error = refused(capsys, tmp_path, **{**TOY, "backbone_checkpoint": str(tmp_path / "fair.pt")})
+    assert "was trained by --fairness_method=parity; pass a run of method none" in error
+
+
 def test_a_dry_run_times_the_stages_that_are_left(tmp_path, pretrained, capsys):
     values = {**TINY, **TOY, "backbone_checkpoint": str(pretrained / "run"), "dry_run": True}
     with flagsaver.flagsaver(output_dir=str(tmp_path), **values):

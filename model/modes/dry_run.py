@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from data.dataloader import BatchSampler
+from data.messages import counted
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.questions import ask_validation
 from model.methods.base import Method, Schedule
@@ -42,8 +43,8 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
             ranking = time.perf_counter() - started
             epoch = step * steps + ranking / schedule.every
             print(
-                f"{name}: {steps:,} steps an epoch at {step:.3f} s, ranking {ranking:.1f} s: about {epoch:.0f} s an "
-                f"epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
+                f"{name}: {counted(steps, 'step')} an epoch at {step:.3f} s, ranking {ranking:.1f} s: about "
+                f"{epoch:.0f} s an epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
             )
 
 

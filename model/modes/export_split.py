@@ -147,6 +147,7 @@ def _users(data: InteractionData) -> pd.DataFrame:
 def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
     sets, num_items = _sets(phase), phase.split.num_items
     test_files = {task.name: f"test_{task.name}.csv" for task in phase.tests}
+    asked = phase.tests if phase.valid is None else (phase.valid, *phase.tests)
     return {
         "dataset": run.data.name,
         "protocol": run.protocol.name,
@@ -159,7 +160,7 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
         "rows": rows,
         "ids": "those of the data set; read the columns user and item as text, or leading zeros are lost",
         "relevant": {task: name if name in sets else "test.csv" for task, name in test_files.items()},
-        "not_recommended": {task.name: _barred(sets, task, num_items) for task in (phase.valid, *phase.tests)},
+        "not_recommended": {task.name: _barred(sets, task, num_items) for task in asked},
         "rankings": {
             "columns": COLUMNS,
             "formats": f"parquet or CSV with user, item, and rank or score; or a TREC run: {' '.join(TREC_FIELDS)}",
@@ -173,10 +174,10 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
 
 def _command(config: Config) -> str:
     """The command that scores rankings of this split."""
-    settings = []
+    settings = ["--dataset_dir=DIR"] if is_read("dataset_dir", config) else []
     for setting in sorted(SPLIT_SETTINGS, key=lambda setting: setting.name):
         value = getattr(config, setting.name)
         if value is False or value == () or not is_read(setting.name, config):
             continue
         settings += [f"--{setting.name}={shown(part)}" for part in (value if setting.flag_each else [value])]
-    return shlex.join(["python", "main.py", "--mode=score", "--rankings=FILE", "--dataset_dir=DIR", *settings])
+    return shlex.join(["python", "main.py", "--mode=score", "--rankings=FILE", *settings])

@@ -21,6 +21,9 @@ from model import BACKBONES, LOSSES, METHODS, MODES, SCORERS, SYNTHESIZERS
 from model.runs.presets import RECIPES, filled
 from model.runs.setting import Need, Setting, check_table_path, declared, saving_interval, setting, when
 
+# The method of a run without one.
+UNFAIR = "none"
+
 # The modes that read a setting.
 JUDGED = ("train", "evaluate", "score")
 SERVED = ("train", "evaluate", "recommend")
@@ -157,7 +160,7 @@ class Config:
     @property
     def method(self) -> str:
         """The method that trains: `none` (the unfair baseline) unless fairness is enabled."""
-        return self.fairness_method if self.enable_fairness else "none"
+        return self.fairness_method if self.enable_fairness else UNFAIR
 
     @property
     def attribute(self) -> str:

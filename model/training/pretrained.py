@@ -5,7 +5,7 @@ from __future__ import annotations
 from model import BACKBONES
 from model.backbone import Backbone
 from model.methods.base import Method
-from model.runs.config import differences
+from model.runs.config import UNFAIR, differences
 from model.runs.run import Run
 from model.training.checkpoints import load_checkpoint
 
@@ -19,11 +19,14 @@ def stages_to_train(method: Method) -> tuple[str, ...]:
 def load_backbone(run: Run, backbone: Backbone) -> None:
     """Load the weights of `--backbone_checkpoint` into `backbone` (Decision 41).
 
-    Raises ValueError where they are of another network, or were trained on other data than a phase of this run.
+    Raises ValueError where they are a fair run's or of another network, or were trained on other data than a phase of
+    this run.
     """
     config, path = run.config, run.config.backbone_checkpoint
     flag = f"--backbone_checkpoint={path}"
     trained, content = load_checkpoint(path)
+    if trained.method != UNFAIR:
+        raise ValueError(f"{flag} was trained by --fairness_method={trained.method}; pass a run of method {UNFAIR}")
     unread = BACKBONES[config.backbone].unread(config)
     different = differences(trained, config, lambda one: one.network and one.name not in unread)
     if different:

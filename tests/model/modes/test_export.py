@@ -155,6 +155,14 @@ def test_phases_and_tasks_have_files_of_their_own(tiny_data, make_run, tmp_path)
     assert len(pd.read_csv(tmp_path / "second" / "barred_few.csv")) == half.sum()
 
 
+def test_a_phase_without_validation_is_exported(tiny_data, make_run, tmp_path):
+    run = make_run(tiny_data)
+    phase = dataclasses.replace(run.protocol.phases[0], valid=None)
+    export_split(dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, phases=(phase,))), tmp_path)
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert list(content["not_recommended"]) == [task.name for task in phase.tests]
+
+
 def test_folders_that_cannot_take_an_export_are_refused(tiny_data, make_run, tmp_path):
     run = make_run(tiny_data)
     (tmp_path / "file").touch()
