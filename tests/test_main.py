@@ -84,6 +84,14 @@ def test_a_run_leaves_every_file_and_the_checkpoint_is_plain(tmp_path):
     assert result["validation"] == max(row["valid/ndcg@5"] for row in rows)
 
 
+def test_another_seed_gives_another_run_on_other_synthetic_data(tmp_path):
+    first, second = (run_main(tmp_path / str(seed), seed=seed, epochs=1) for seed in (0, 1))
+    assert first["seed"] == 0 and second["seed"] == 1
+    assert first["metrics"]["test/ndcg@10"] != second["metrics"]["test/ndcg@10"]
+    again = run_main(tmp_path / "again", seed=0, epochs=1)
+    assert again["metrics"] == pytest.approx(first["metrics"], abs=0, nan_ok=True)
+
+
 def test_validation_is_asked_every_so_many_epochs_and_at_the_end(tmp_path):
     result = run_main(tmp_path, epochs=3, eval_every=2)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
