@@ -82,7 +82,7 @@ def curve(folder, prefix):
 def prepared(**values):
     """What `main` makes of flags before it trains: run, phase, backbone and method."""
     with flagsaver.flagsaver(**{**TINY, **values}):
-        made = setup.prepare(main.config_from_flags())
+        made = setup.prepare(main.settings_from_flags().config())
     return made, made.protocol.phases[0], *setup.build(made)
 
 

@@ -106,7 +106,7 @@ def test_the_floor_holds_in_the_written_recommendations(tmp_path):
     assert result["metrics"]["test/reranked/infeasible_users"] == 0
     frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
     with flagsaver.flagsaver(output_dir=str(tmp_path), **TINY):
-        run = setup.prepare(main.config_from_flags())
+        run = setup.prepare(main.settings_from_flags().config())
     tail = run.protocol.phases[0].split.item_groups["popularity"].codes == 1
     is_tail = dict(zip(run.data.original_item_ids, tail, strict=True))
     exposure = position_weights(10)[frame["rank"] - 1] * frame["item"].map(is_tail)
@@ -235,7 +235,7 @@ def test_a_new_data_set_is_one_reader_and_one_entry(tmp_path, monkeypatch):
 
 def test_the_movielens_reader_runs_on_files_in_its_format(tmp_path):
     with flagsaver.flagsaver(**TINY):
-        data = setup.prepare(main.config_from_flags()).data
+        data = setup.prepare(main.settings_from_flags().config()).data
     write_movielens(data, tmp_path)
     unset = {name: FLAGS[name].default for name in TINY if name.startswith("synthetic_")}
     values = {**unset, "dataset": "ml", "dataset_dir": str(tmp_path), "title_encoder": "hash", "warm_threshold": 0.2}

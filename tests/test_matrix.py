@@ -54,7 +54,7 @@ def flags_of(backbone: str, method: str, protocol: str) -> dict:
 def reason_of(backbone: str, method: str, protocol: str) -> str | None:
     """Why a cell is not supported; None where it is."""
     with flagsaver.flagsaver(**flags_of(backbone, method, protocol)):
-        return METHODS[method].unsupported(main.config_from_flags())
+        return METHODS[method].unsupported(main.settings_from_flags().config())
 
 
 def matrix() -> str:

@@ -420,7 +420,7 @@ def test_seeds_are_summarised_by_control(tmp_path, monkeypatch, capsys):
         for seed in children.work.seeds:
             with flagsaver.flagsaver():
                 main.FLAGS(["main.py", "--seeds=", *children.work.command(seed)[2:]])
-                train.execute(main.config_from_flags(), 0.0)
+                train.execute(main.settings_from_flags().config(), 0.0)
         return {}
 
     monkeypatch.setattr(seeds.Children, "run", in_this_process)

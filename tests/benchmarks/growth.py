@@ -76,7 +76,7 @@ def measure(millions: float, steps: int, warm_up: int, clock_name: str, flags: l
         ]
     )
     started = clock()
-    run = prepare(main.config_from_flags())
+    run = prepare(main.settings_from_flags().config())
     loaded, load_mb = clock(), peak_mb()
     backbone, method, *_ = build(run)
     phase = run.protocol.phases[0]

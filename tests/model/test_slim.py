@@ -200,7 +200,7 @@ def test_balance_shows_in_what_a_run_fits(tmp_path):
         run_main(tmp_path / name, **values)
         state = torch.load(tmp_path / name / "run" / "checkpoint.pt", weights_only=True)["backbone"]
         with flagsaver.flagsaver(**{**TINY, **values}):
-            data = setup.prepare(main.config_from_flags()).data
+            data = setup.prepare(main.settings_from_flags().config()).data
         sign = 1.0 - 2 * torch.from_numpy(data.user_groups["gender"].codes)
         owner = torch.repeat_interleave(torch.arange(60), state["indptr"].diff())
         signed = torch.zeros(60).index_add_(0, owner, state["weight"] * sign[state["neighbour"]].float())

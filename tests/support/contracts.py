@@ -37,7 +37,7 @@ SMALL = {
 def config_of(**values) -> Config:
     """The settings under flags; ValueError for what does not go together."""
     with flagsaver.flagsaver(**SMALL, **values):
-        return main.config_from_flags()
+        return main.settings_from_flags().config()
 
 
 def is_refused(**values) -> bool:

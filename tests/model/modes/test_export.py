@@ -109,7 +109,7 @@ def test_a_movielens_file_set_round_trips(tiny_data, tmp_path):
     values |= {"user_hidden": ["8"], "item_hidden": ["8"], "num_negatives": 2}
     with flagsaver.flagsaver(export_split=str(tmp_path / "split"), **values):
         main.main(["main.py"])
-        run = prepare(main.config_from_flags())
+        run = prepare(main.settings_from_flags().config())
     check_export(tmp_path / "split", run.data, run.protocol.phases[0].split)
     assert run.data.original_item_ids.tolist() == tiny_data.original_item_ids.tolist()
 

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
     """The folder of a finished run on files in MovieLens's format; one user has two interactions and trains only."""
     root = tmp_path_factory.mktemp("trained")
     with flagsaver.flagsaver(**TINY):
-        data = setup.prepare(main.config_from_flags()).data
+        data = setup.prepare(main.settings_from_flags().config()).data
     few = np.flatnonzero(data.user_id == 7)[2:]
     columns = {name: np.delete(getattr(data, name), few) for name in ("user_id", "item_id", "rating", "time")}
     write_movielens(replace(data, **columns), root)

@@ -302,7 +302,7 @@ print(*sys.modules)
 from model.modes import setup, train
 flags = ["--dataset=synthetic", "--synthetic_users=60", "--synthetic_items=50", "--synthetic_interactions=900"]
 main.FLAGS(["main.py", *flags, "--dry_run"])
-setup.describe(setup.prepare(main.config_from_flags()))
+setup.describe(setup.prepare(main.settings_from_flags().config()))
 print(*sys.modules)
 """
     code = [sys.executable, "-c", text]

@@ -273,7 +273,7 @@ def refused_like(folder, kind, **values):
         error = []
         with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **KINDS[kind], **values}):
             try:
-                train.execute(main.config_from_flags(), time.perf_counter())
+                train.execute(main.settings_from_flags().config(), time.perf_counter())
             except ValueError as refusal:
                 error.append(str(refusal))
     assert len(error) == 1
