@@ -78,35 +78,6 @@ def settings_from_flags(values: flags.FlagValues = FLAGS, kind: type[Config] = C
     return settings
 
 
-def parse(self, argument: str) -> str:
-    """Give `argument` back; one that is not among the choices is a ValueError."""
-    self.setting.check_choice(argument)
-    return argument
-
-
-define_flags((declared(Request) | declared(Config)).values())
-
-
-def settings_from_flags(values: flags.FlagValues = FLAGS, kind: type[Config] = Config) -> Settings:
-    """Give the values of all flags and which of them the user chose; flags that do not go together are a ValueError."""
-    names = [*declared(Request), *declared(kind)]
-    settings = Settings(
-        {name: values[name].value for name in names},
-        frozenset(name for name in names if values[name].value != values[name].default),
-        frozenset(name for name in names if not values[name].using_default_value),
-        kind,
-    )
-    path = settings.request.config
-    settings = settings if path is None else settings.after(path)
-    settings.check()
-    return settings
-
-
-def config_from_flags() -> Config:
-    """Give the settings of a run as the flags say."""
-    return settings_from_flags().config()
-
-
 def parse(argv: list[str]) -> list[str]:
     """Parse flags; --help prints them by group, and a bad one ends with one line and exit code 2."""
     if {"--help", "-help", "-h"} & set(argv[1:]):

@@ -40,7 +40,7 @@ from model.runs.run import Run
 from model.training.progress import Progress
 
 
-def commit(wait: float = 10.0) -> str | None:
+def program_commit(wait: float = 10.0) -> str | None:
     """Name the commit of the program, where git can tell within `wait` seconds."""
     # GIT_DIR and its like are about another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -115,6 +115,7 @@ def write_results(
     report names as the call (default: this program's arguments). `result.json` is the last result file: a folder that
     holds it is that of a finished run. Pictures and report come after it, and one that fails costs a warning.
     """
+    commit = program_commit()
     write_lists(run, directory, run.protocol.phases[-1], answers)
     progress.spend("write")
     _write_cost(run, directory, progress)
@@ -126,7 +127,7 @@ def write_results(
             "protocol": run.protocol.name,
             "description": run.protocol.description,
             "fingerprint": run.fingerprint,
-            "commit": commit(),
+            "commit": commit,
             **origin,
             # keys of JSON are sorted; the order of the lists is the method's and the protocol's
             **({} if is_one(names) else {"lists": names}),

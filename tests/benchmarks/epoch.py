@@ -40,7 +40,7 @@ def epoch_of(dataset_dir: str, backbone: str, flags: tuple[str, ...]) -> Callabl
         program.FLAGS[name].unparse()
     words = ["--dataset=ml", f"--dataset_dir={dataset_dir}", "--title_encoder=hash", "--protocol=fda", "--device=cpu"]
     program.FLAGS(["epoch", *words, f"--backbone={backbone}", *flags])
-    run = prepare(program.config_from_flags())
+    run = prepare(program.settings_from_flags().config())
     network, method = build(run)
     phase = run.protocol.phases[0]
     sampler = batch_sampler(run, phase, network, method)

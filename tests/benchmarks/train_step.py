@@ -49,7 +49,7 @@ def settings(options: argparse.Namespace, *extra: str) -> Config:
     for name in program.FLAGS:
         program.FLAGS[name].unparse()
     program.FLAGS([*words, *extra])
-    return program.config_from_flags()
+    return program.settings_from_flags().config()
 
 
 def typical(action: Callable, repeats: int) -> float:

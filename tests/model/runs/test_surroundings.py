@@ -86,10 +86,10 @@ def test_a_dry_run_bears_what_another_program_left(environment, tmp_path, capsys
 
 @pytest.mark.parametrize("values", [{"GIT_DIR": "/nowhere", "GIT_WORK_TREE": "/nowhere"}, {"PATH": "/nowhere"}])
 def test_the_commit_is_this_programs_or_none(monkeypatch, values):
-    own = writer.commit()
+    own = writer.program_commit()
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    assert writer.commit() == (None if "PATH" in values else own)
+    assert writer.program_commit() == (None if "PATH" in values else own)
 
 
 def test_a_git_that_hangs_costs_a_moment_and_no_run(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_git_that_hangs_costs_a_moment_and_no_run(tmp_path, monkeypatch):
     git.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     started = time.monotonic()
-    assert writer.commit(wait=0.1) is None
+    assert writer.program_commit(wait=0.1) is None
     assert time.monotonic() - started < 30
 
 
