@@ -163,7 +163,10 @@ def _description(run: Run, phase: Phase, rows: Mapping[str, int]) -> dict:
         "not_recommended": {task.name: _barred(sets, task, num_items) for task in asked},
         "rankings": {
             "columns": COLUMNS,
-            "formats": f"parquet or CSV with user, item, and rank or score; or a TREC run: {' '.join(TREC_FIELDS)}",
+            "formats": (
+                "parquet, CSV or TSV with user, item, and rank or score; or a TREC run: "
+                f"{' '.join(TREC_FIELDS)}; all but parquet may be gzipped"
+            ),
             "users": "those of the files under relevant",
             "items_per_user": max(run.protocol.ks),
             "command": _command(run.config),
