@@ -180,7 +180,7 @@ def _demographics(users: FileRows) -> tuple[np.ndarray, np.ndarray, dict[str, in
     age, has_age = parse_integers(users["Age"])
     is_odd = has_age & ((age < YOUNGEST) | (age > OLDEST))
     age = np.where(has_age & ~is_odd, age, -1)
-    third = pd.Series(users["Location"], dtype=object).str.split(",", n=3).str[2].str.strip().str.lower()
+    third = pd.Series(users["Location"], dtype=object).str.split(",", n=3).str[2].astype(object).str.strip().str.lower()
     country = third.where(third.isin(countries()), "").to_numpy(dtype=object)
     counts = {
         "users without an age": ~has_age,

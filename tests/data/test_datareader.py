@@ -29,6 +29,7 @@ from data.structs import InteractionData, Rejected
 from tests.support.movielens import write_movielens
 from tests.support.raw_files import (
     BOOK_RATINGS,
+    BOOK_USERS,
     BOOKS,
     MOVIELENS,
     RATINGS,
@@ -643,3 +644,10 @@ def test_ids_do_not_depend_on_the_hash_seed(tmp_path):
         [sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True, check=True
     )
     assert there.stdout.split() == here
+
+
+def test_users_none_of_whom_names_a_country_are_kept_as_unknown(tmp_path):
+    users = [(name, "lisbon, portugal", age) for name, _, age in BOOK_USERS]
+    write(tmp_path, cleaned_bytes(users=users))
+    data = read_bookcrossing(dataclasses.replace(options(tmp_path), keep_incomplete_users=True))
+    assert (data.user_groups["country"].codes == -1).all()
