@@ -26,6 +26,7 @@ from model.runs.settings import Settings
 from model.runs.surroundings import make_console_lenient, torchrun_ranks
 
 FLAGS = flags.FLAGS
+STOPPED = "stopped by SIGINT"
 
 
 def define_flags(settings: Iterable[Setting], values: flags.FlagValues = FLAGS) -> None:
@@ -94,7 +95,14 @@ def parse(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Run what the flags ask for; a bad request ends with one line and exit code 2."""
-    started = time.perf_counter()
+    try:
+        _run(argv, time.perf_counter())
+    except KeyboardInterrupt:  # before there is a run to end, such as while torch is loaded
+        print(STOPPED, file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _run(argv: list[str], started: float) -> None:
     # torch takes two seconds to load, for which --help and a misspelt flag need not wait (Decision 46)
     from model.runs.errors import is_out_of_memory, out_of_memory
     from model.runs.processes import joined
@@ -107,7 +115,7 @@ def main(argv: list[str]) -> None:
             MODES[FLAGS.mode](settings_from_flags(), started, processes)
         except (Stopped, KeyboardInterrupt) as stopped:
             if processes.first:
-                print(str(stopped) or "stopped by SIGINT", file=sys.stderr)
+                print(str(stopped) or STOPPED, file=sys.stderr)
             sys.exit(getattr(stopped, "exit_code", 128 + signal.SIGINT))
         except Exception as error:
             sys.stdout.flush()

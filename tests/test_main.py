@@ -182,6 +182,16 @@ def test_cuda_without_a_gpu_is_an_error(tmp_path, capsys, monkeypatch):
     assert "--device=cpu" in refused(capsys, tmp_path, device="cuda")
 
 
+def test_an_interrupt_while_the_program_loads_ends_in_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model.runs.processes.joined", interrupted)
+    with flagsaver.flagsaver(output_dir=str(tmp_path), **TINY), pytest.raises(SystemExit) as caught:
+        main.main(["main.py"])
+    assert caught.value.code == 130 and capsys.readouterr().err == "stopped by SIGINT\n"
+
+
 def test_a_used_run_folder_is_refused(tmp_path, capsys):
     run_main(tmp_path)
     before = (tmp_path / "run" / "result.json").read_bytes()
