@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from data.protocols.base import Task
+from data.protocols.base import Protocol, Task
 from data.structs import Group, Histories, History, Ranking, Split
 from model.backbone import Backbone
 from model.evaluation.ranker import Ranker
@@ -23,7 +23,6 @@ from model.runs.streams import own_generators, torch_generator
 USER_BLOCK = 4096
 # a tile of users x items is at least this wide
 TILE_ITEMS = 1 << 8
-LEAKAGE = "model.evaluation.probes:leakage"
 
 
 @dataclass
@@ -220,7 +219,7 @@ class Evaluator(Ranker):
         groups: Mapping[str, Group],
         held_out: np.ndarray,
         control: str = "",
-        probe: Callable[..., dict[str, float]] | str = LEAKAGE,
+        probe: Callable[..., dict[str, float]] | str = Protocol.probe,
     ) -> dict[str, float]:
         """Measure what `probe` (a function or its "module:name") reads of `groups` in all users' served vectors."""
         users = np.arange(split.num_users)
