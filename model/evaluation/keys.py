@@ -13,6 +13,10 @@ from typing import Any
 from model.evaluation.metric_table import METRICS, SPREAD, Metric, metric
 
 TEST, REFERENCE, VALID, RERANKED = "test", "reference", "valid", "reranked"
+# what a figure by user group has beside its value: the mean and the standard deviation of the same figure under labels
+# permuted among the users (its chance level), the value less that mean, and the one-sided p of the permutations
+CHANCE, CHANCE_STD, EXCESS, P = "chance", "chance_std", "excess", "p"
+CHANCE_PARTS = (CHANCE, CHANCE_STD, EXCESS, P)
 # rankings that a run's own stand beside: name in keys -> name in tables
 YARDSTICKS = {"popular": "most popular", "random": "random"}
 
@@ -22,7 +26,8 @@ class MetricKey:
     """A metric of one list: its name, its cut-off K (None: it has none), and of whom it is.
 
     `group` is a user attribute, or "head" or "tail" (items); `label` is one group of the attribute; `spread` ("gap" or
-    "std") says that the value is a spread between these groups.
+    "std") says that the value is a spread between these groups. `part`, one of `CHANCE_PARTS`, says that the value is
+    not the figure itself but that part of its chance level.
     """
 
     name: str
@@ -30,10 +35,11 @@ class MetricKey:
     group: str = ""
     label: str = ""
     spread: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
         name = self.name if self.k is None else f"{self.name}@{self.k}"
-        return "/".join(part for part in (name, self.spread, self.group, self.label) if part)
+        return "/".join(text for text in (name, self.spread, self.part, self.group, self.label) if text)
 
     @classmethod
     def parse(cls, text: str) -> MetricKey:
@@ -42,9 +48,21 @@ class MetricKey:
         name, _, k = name.partition("@")
         metric(name)
         first, _, rest = of_whom.partition("/")
+        spread = part = ""
         if first in METRICS and METRICS[first].kind == SPREAD and rest:
-            return cls(name, int(k) if k else None, rest, spread=first)
-        return cls(name, int(k) if k else None, first, rest)
+            spread, (first, _, rest) = first, rest.partition("/")
+        if first in CHANCE_PARTS and rest:
+            part, (first, _, rest) = first, rest.partition("/")
+        return cls(name, int(k) if k else None, first, rest, spread, part)
+
+    @property
+    def by_groups(self) -> bool:
+        """Whether the value depends on which users are in which group, so that it has a chance level."""
+        return bool(self.spread) or self.metric.of_attribute
+
+    def of(self, part: str) -> MetricKey:
+        """Name a part of this figure's chance level."""
+        return replace(self, part=part)
 
     @property
     def metric(self) -> Metric:

@@ -32,6 +32,7 @@ RUN = "run"  # the tables of one run, and all rows of a comparison that have no 
 COLUMNS = "columns"  # tables with a line for each run or list
 PARETO = "pareto"  # a panel of accuracy against fairness
 EPOCHS = "epochs"  # the report's table of epochs
+HEADLINE = "headline"  # what a claim about parity is made on: the summary, and the first table of a comparison
 
 BETTER = {
     "higher": "higher is better",

@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from model.evaluation.keys import MetricKey
+from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.evaluation.metric_table import ACCURACY, METRICS, RUN, SPREAD, of_kind, shown_in
 
 UNDEFINED = "\N{EN DASH}"
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→0", "one": "→1"}
+# stands behind a value that labels permuted among the users reach as well
+WITHIN = "~"
+# a one-sided p between these two is one of a value inside the central 95 % of the permutations
+RANGE = (0.025, 0.975)
 LEGEND = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED} undefined"
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What labels permuted among the users give: `mean` and `std` of the figure, its `excess` over the mean, and `p`."""
+
+    mean: float
+    std: float
+    excess: float
+    p: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the figure is in the central 95 % of the permutations."""
+        return RANGE[0] < self.p < RANGE[1]
+
+
+def chance_of(metrics: Mapping[str, float | None], key: MetricKey) -> Chance | None:
+    """Read the chance level of the figure `key` among `metrics`; None where there is none, or an undefined one."""
+    values = [metrics.get(str(key.of(part))) for part in (CHANCE, CHANCE_STD, EXCESS, P)]
+    return None if any(value is None or math.isnan(value) for value in values) else Chance(*values)
 
 
 def name_of(key: MetricKey) -> str:
@@ -59,7 +85,7 @@ def main_metrics(keys: Iterable[str], k: int) -> list[MetricKey]:
     order += [name for name in METRICS if name not in order]
     places = {}
     for key in parsed(keys):
-        if key.name not in names or key.k not in (None, k):
+        if key.part or key.name not in names or key.k not in (None, k):
             continue
         if key.metric.kind == ACCURACY and (key.label or (key.spread and key.spread not in names)):
             continue

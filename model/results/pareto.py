@@ -83,7 +83,7 @@ def fairness_metrics(points: Mapping[str, Mapping[str, float]], accuracy: str) -
     places = {}
     for text in dict.fromkeys(text for metrics in points.values() for text in metrics):
         key = MetricKey.parse(text)
-        wanted = key.judged_by.name in order and key.k in (None, against.k)
+        wanted = not key.part and key.judged_by.name in order and key.k in (None, against.k)
         if key.spread:
             wanted = wanted and key.name == against.name
         if wanted and sum(math.isfinite(_value(metrics, text)) for metrics in points.values()) > 1:

@@ -122,7 +122,7 @@ def _whole_list_keys(lists: Iterable[Metrics], k: int) -> list[MetricKey]:
     chosen = [
         key
         for key in keys
-        if key.metric.kind not in (ACCURACY, COUNT) and RUN in key.metric.places and key.k in (None, k)
+        if not key.part and key.metric.kind not in (ACCURACY, COUNT) and RUN in key.metric.places and key.k in (None, k)
     ]
     return sorted(chosen, key=lambda key: (order.index(key.name), key.group))
 
