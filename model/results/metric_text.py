@@ -20,7 +20,7 @@ LEGEND = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED}
 
 @dataclass(frozen=True)
 class Chance:
-    """What labels permuted among the users give: `mean` and `std` of the figure, its `excess` over the mean, and `p`."""
+    """What permuted labels give: `mean` and `std` of the figure, its `excess` over the mean, and the one-sided `p`."""
 
     mean: float
     std: float
