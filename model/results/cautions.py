@@ -113,6 +113,8 @@ def cut_short(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     phases = {phase.name: phase for phase in run.protocol.phases}
     found = []
     for (phase, stage), part in stages.items():
+        if phase not in phases:  # weights may be judged by another protocol than trained them
+            continue
         best, last = _best_epoch(phases[phase], part), part[-1]["epoch"]
         if best is not None:
             where = f" of {phase}, {stage}" if len(stages) > 1 else ""

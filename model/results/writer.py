@@ -109,17 +109,19 @@ def write_results(
     answers: Sequence[Answer],
     evaluator: Evaluator | None = None,
     command: str | None = None,
+    epochs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Path]:
     """Write every result file and print the table of `progress.results`; give pictures and report by name.
 
     `origin` says what was judged (`origin_of`; its epoch is None where this program trained nothing), `answers` are
     those of the last phase, `evaluator` holds the selected weights, where there are any, and `command` is what the
-    report names as the call (default: this program's arguments). `result.json` is the last result file: a folder that
-    holds it is that of a finished run. Pictures and report come after it, and one that fails costs a warning.
+    report names as the call (default: this program's arguments). `epochs` are the rows of `metrics.jsonl` of weights
+    that were trained before. `result.json` is the last result file: a folder that holds it is that of a finished run.
+    Pictures and report come after it, and one that fails costs a warning.
     """
     commit = program_commit()
     is_trained = origin["epoch"] is not None
-    cautions = cautions_of(run, progress.results, progress.rows, answers, is_trained)
+    cautions = cautions_of(run, progress.results, progress.rows or epochs, answers, is_trained)
     hidden = hidden_attributes(evaluator.method) if evaluator is not None else None
     write_lists(run, directory, run.protocol.phases[-1], answers)
     progress.spend("write")
