@@ -163,7 +163,7 @@ def presets_of_other_data(run: Run) -> list[str]:
             strange.setdefault(f"{made_for} ({size:,})", []).append(f"--{name}={layer.values[name]}")
     return [
         f"Presets do not adapt: {', '.join(settings)} for {made_for}, not these {len(run.data.user_id):,} "
-        "interactions; tune them on validation."
+        "interactions; tune them."
         for made_for, settings in strange.items()
     ]
 

@@ -43,5 +43,6 @@ def hidden_text(hidden: Hidden, masked: Sequence[str], reported: Iterable[str]) 
     if len(set(hidden.values())) > 1:
         words = "; ".join(f"under {control} {listed(names) or 'nothing'}" for control, names in hidden.items())
     else:
-        words = listed(asked) or "nothing"
-    return f"asked to hide: {words}" + (f"; nobody asked to hide: {listed(others)}" if others else "")
+        words = listed(asked)
+    parts = [f"asked to hide {words}" if words else "", f"nobody asked to hide {listed(others)}" if others else ""]
+    return "; ".join(part for part in parts if part)

@@ -87,7 +87,9 @@ def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     result = score(tmp_path, tmp_path / "run" / "recommendations.parquet", **values)
     assert judged(result["metrics"]) == judged(own["metrics"])
     assert judged(result["metrics"], "reference/") == judged(own["metrics"], "reference/")
-    assert result.keys() - own.keys() == {"rankings"}
+    assert result.keys() - own.keys() == {"rankings"} and own.keys() - result.keys() == {"hidden_attributes"}
+    of_groups = [text for text in own["warnings"] if text.startswith("Small groups")]
+    assert len(of_groups) == 2 and [text for text in result["warnings"] if "below" not in text] == of_groups
     assert (result["epoch"], result["method"]) == (None, "rankings of recommendations.parquet")
     assert result["fingerprint"] == own["fingerprint"]
     assert "test/leakage_auc/gender" in own["metrics"]

@@ -46,23 +46,22 @@ def test_each_control_may_hide_other_attributes(make_config):
     hidden = hidden_attributes(Chosen(backbone, run.environment))
     assert as_json(hidden) == {"none": [], "gender": ["gender"], "both": ["gender", "age"]}
     assert hidden_text(hidden, (), ("gender", "age", "occupation")) == (
-        "asked to hide: under none nothing; under gender gender; under both gender, age; nobody asked to hide: "
-        "occupation"
+        "asked to hide under none nothing; under gender gender; under both gender, age; nobody asked to hide occupation"
     )
 
 
 @pytest.mark.parametrize(
     ("hidden", "masked", "reported", "text"),
     [
-        (("gender",), (), ("gender",), "asked to hide: gender"),
+        (("gender",), (), ("gender",), "asked to hide gender"),
         (
             ("gender",),
             ("gender",),
             ("gender", "age"),
-            "asked to hide: gender (not an input); nobody asked to hide: age",
+            "asked to hide gender (not an input); nobody asked to hide age",
         ),
-        ((), ("gender",), ("gender",), "asked to hide: nothing; nobody asked to hide: gender (not an input)"),
-        (("gender",), (), ("age",), "asked to hide: gender; nobody asked to hide: age"),
+        ((), ("gender",), ("gender",), "nobody asked to hide gender (not an input)"),
+        (("gender",), (), ("age",), "asked to hide gender; nobody asked to hide age"),
     ],
 )
 def test_words(hidden, masked, reported, text):
@@ -80,4 +79,4 @@ def test_a_run_says_it(tmp_path, capsys):
     result = run_main(tmp_path, enable_fairness=True, user_attribute=["gender", "age"])
     assert result["hidden_attributes"] == ["gender"]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "leakage asked to hide: gender (not an input); nobody asked to hide: age" in printed
+    assert "leakage asked to hide gender (not an input); nobody asked to hide age" in printed
