@@ -25,6 +25,7 @@ def run_sections(
     pictures: Sequence[Picture],
     rows: Sequence[Mapping],
     trained: bool,
+    cautions: Sequence[str] = (),
 ) -> list[Section]:
     """Make the sections of a run's page; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
     config = run.config
@@ -33,6 +34,7 @@ def run_sections(
     settings = [[f"--{name}", "" if values[name] is None else shown(values[name])] for name in names]
     sections = [
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
+        *([Section("Warnings", "\n".join(cautions))] if cautions else []),
         Section("Results", tables=tables),
         Section("Pictures", images=pictures),
     ]
