@@ -125,12 +125,13 @@ def _verdict(chance: Chance) -> str:
 def _leakage(run: Metrics, attributes: Sequence[str], hidden: Collection[str] | None) -> str:
     found = []
     for attribute in attributes:
-        key = MetricKey("leakage_auc", None, attribute)
-        if _known(run, key):
-            notes = ["training was asked to hide it" if attribute in hidden else "nobody asked to hide it"] * (
-                hidden is not None
-            )
-            chance = chance_of(run, key)
-            notes += [_verdict(chance)] if chance is not None else []
-            found.append(f"{attribute} with AUC {_amount(run, key)}" + (f" ({', '.join(notes)})" if notes else ""))
+        key, notes = MetricKey("leakage_auc", None, attribute), []
+        if not _known(run, key):
+            continue
+        if hidden is not None:
+            notes.append("training was asked to hide it" if attribute in hidden else "nobody asked to hide it")
+        chance = chance_of(run, key)
+        if chance is not None:
+            notes.append(_verdict(chance))
+        found.append(f"{attribute} with AUC {_amount(run, key)}" + (f" ({', '.join(notes)})" if notes else ""))
     return _sentence("Leakage", [f"the strongest attacker reads {', '.join(found)}", "0.5 is none"] if found else [])
