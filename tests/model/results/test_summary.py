@@ -10,13 +10,8 @@ from model.results.metric_text import cell
 from model.results.summary import summary_lines
 
 NAN = float("nan")
-RUN = {
-    "ndcg@10": 0.0352,
-    "ndcg@10/tail": 0.0041,
-    "aplt@10": 0.123,
-    "leakage_auc/gender": 0.71,
-    "leakage_auc/age": 0.9997,
-}
+RUN = {"ndcg@10": 0.0352, "ndcg@10/tail": 0.0041, "aplt@10": 0.123}
+LEAKAGE = {"leakage_auc/gender": 0.71, "leakage_auc/age": 0.9997}
 POPULAR = {"ndcg@10": 0.0195, "ndcg@10/tail": 0.0, "aplt@10": 0.0}
 RERANKED = {"ndcg@10": 0.034, "ndcg@10/tail": 0.006, "aplt@10": 0.25}
 GROUPS = ("gender", "age")
