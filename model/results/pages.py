@@ -39,7 +39,8 @@ class Picture:
 class Section:
     """A part of a page: a list of `lines` and one of `warnings`, `text` (line ends are kept), tables, then pictures.
 
-    Where it is `folded` its tables are hidden until the reader asks for them.
+    Of a line what stands before its first colon is bold. Where the part is `folded` its tables are hidden until the
+    reader asks for them.
     """
 
     title: str

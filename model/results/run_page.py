@@ -39,7 +39,7 @@ def run_sections(
         *([Section("Summary", lines=summary)] if summary else []),
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
         Section("Results", tables=tables),
-        Section("Pictures", images=pictures),
+        *([Section("Pictures", images=pictures)] if pictures else []),
     ]
     if rows:
         text = "Validation at the first K; metrics.jsonl has every value of every epoch."

@@ -49,14 +49,17 @@ const looks = {
       const {left, right, width} = element.getBoundingClientRect();
       return width > 0 && (left < -0.5 || right > sides() + 0.5);
     }).map(name)],
-  // words of tables, and words with a hyphen, that are cut over two lines
+  // words of tables, and words with a hyphen elsewhere, that are cut over two lines though they fit into one
   cut: () => elements().filter(
     element => element.closest('th, td, main .word') && !element.closest('.facts td:nth-child(2)')
-  ).flatMap(element => ownTexts(element).flatMap(node => [...node.data.matchAll(/\\S+/g)].filter(word => {
-    const parts = rectangles(node, word.index, word.index + word[0].length);
-    const width = parts.reduce((sum, part) => sum + part.width, 0);
-    return width < 0.8 * sides() && new Set(parts.map(part => Math.round(part.top))).size > 1;
-  }).map(word => word[0]))),
+  ).flatMap(element => {
+    const words = element.closest('th, td') ? /[^\\s/]+/g : /\\S+/g;
+    return ownTexts(element).flatMap(node => [...node.data.matchAll(words)].filter(word => {
+      const parts = rectangles(node, word.index, word.index + word[0].length);
+      const width = parts.reduce((sum, part) => sum + part.width, 0);
+      return width < 0.8 * sides() && new Set(parts.map(part => Math.round(part.top))).size > 1;
+    }).map(word => word[0]));
+  }),
   // columns of numbers whose points are not below each other
   ragged: () => [...document.querySelectorAll('table')].flatMap(table => {
     const places = {};
