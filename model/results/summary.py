@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from model.evaluation.keys import ListKey, MetricKey, is_one, run_lists
-from model.evaluation.metric_table import ACCURACY, HEADLINE, SPREAD, shown_in
+from model.evaluation.metric_table import ACCURACY, HEADLINE, shown_in
 from model.results.metric_text import Chance, cell, chance_of, name_of
 
 # the yardstick that a run's numbers are set against
@@ -95,25 +95,35 @@ def _other(name: str, amounts: Sequence[str]) -> str:
 
 
 def _parity(run: Metrics, reranked: Metrics, attributes: Sequence[str], k: int) -> str:
+    """The first attribute in full, also after re-ranking, the others by their excess over chance."""
     found = []
-    for attribute in attributes:
-        for row in shown_in(HEADLINE):
-            key = MetricKey(row.name, k if row.at_k else None, attribute)
-            if row.kind == SPREAD:
-                key = MetricKey("ndcg", k, attribute, spread=row.name)
-            if _known(run, key):
-                after = f", re-ranked {_beside_chance(reranked, key)}" * _known(reranked, key)
-                found.append(f"{row.head} by {attribute} {_beside_chance(run, key)}{after}")
+    for row in shown_in(HEADLINE):
+        keys = [MetricKey(row.name, k if row.at_k else None, attribute) for attribute in attributes]
+        keys = [key for key in keys if _known(run, key)]
+        if not keys:
+            continue
+        first, *others = keys
+        found.append(f"{row.head} by {first.group} {_beside_chance(run, first)}")
+        if _known(reranked, first):
+            found.append(f"re-ranked {_above_chance(reranked, first)}")
+        found += [f"by {key.group} {_above_chance(run, key)}" for key in others]
     return _sentence("Parity", found)
 
 
 def _beside_chance(metrics: Metrics, key: MetricKey) -> str:
     """The figure beside what shuffled labels give, and whether it is beyond that."""
-    amount, chance = _amount(metrics, key), chance_of(metrics, key)
+    chance = chance_of(metrics, key)
     if chance is None:
-        return f"{amount}, chance level not known"
-    mean, excess = cell(key, chance.mean), cell(key, chance.excess, signed=True)
-    return f"{amount}, chance {mean} ± {cell(key, chance.std)}, excess {excess} ({_verdict(chance)})"
+        return _above_chance(metrics, key)
+    levels = f"chance {cell(key, chance.mean)} ± {cell(key, chance.std)}"
+    return f"{_amount(metrics, key)}, {levels}, {_above_chance(metrics, key)}"
+
+
+def _above_chance(metrics: Metrics, key: MetricKey) -> str:
+    chance = chance_of(metrics, key)
+    if chance is None:
+        return f"{_amount(metrics, key)} (chance level not known)"
+    return f"excess {cell(key, chance.excess, signed=True)} ({_verdict(chance)})"
 
 
 def _verdict(chance: Chance) -> str:

@@ -6,7 +6,6 @@ import pytest
 
 from model.evaluation.keys import CHANCE_PARTS, ListKey, MetricKey
 from model.evaluation.metric_table import HEADLINE, shown_in
-from model.results.metric_text import cell
 from model.results.summary import summary_lines
 
 NAN = float("nan")
@@ -54,24 +53,24 @@ def test_accuracy_says_how_it_stands(popular, words):
     [(0.005, 0.106, "beyond chance"), (0.4, 0.01, "within chance"), (0.99, -0.03, "less than chance gives")],
 )
 def test_parity_is_judged_by_chance(p, excess, verdict):
-    run = parity(parity({}, "gender", 0.616, (0.51, 0.011, excess, p)), "age", 0.3, None)
-    (line,) = summary_lines({"test": run}, GROUPS, 10)
-    assert line.startswith("Parity: ")
-    for row in shown_in(HEADLINE):
-        texts = [cell(MetricKey(row.name, 10, "gender"), value) for value in (0.616, 0.51, 0.011)]
-        signed = cell(MetricKey(row.name, 10, "gender"), excess, signed=True)
-        words = f"{row.head} by gender {texts[0]}, chance {texts[1]} ± {texts[2]}, excess {signed} ({verdict})"
-        assert words in line
-        assert f"{row.head} by age {cell(MetricKey(row.name, 10, 'age'), 0.3)}, chance level not known" in line
+    run = parity(parity({}, "gender", 0.616, (0.51, 0.011, excess, p)), "age", 0.3, (0.25, 0.02, 0.05, 0.01))
+    words = [
+        f"{row.head} by gender 0.6160, chance 0.5100 ± 0.0110, excess {excess:+.4f} ({verdict}); "
+        "by age excess +0.0500 (beyond chance)"
+        for row in shown_in(HEADLINE)
+    ]
+    assert words and summary_lines({"test": run}, GROUPS, 10) == [f"Parity: {'; '.join(words)}."]
 
 
-def test_a_re_ranked_list_has_its_own_parity():
-    results = {
-        "test": parity({}, "gender", 0.6, None),
-        "test/reranked": parity({}, "gender", 0.4, (0.4, 0.01, 0.0, 0.5)),
-    }
-    (line,) = summary_lines(results, GROUPS, 10)
-    assert "chance level not known, re-ranked 0.4000, chance 0.4000 ± 0.0100, excess +0.0000 (within chance)" in line
+def test_a_re_ranked_list_has_its_own_parity_and_older_results_have_no_chance():
+    results = {"test": parity(parity({}, "gender", 0.6, None), "age", 0.3, None)}
+    results["test/reranked"] = parity({}, "gender", 0.4, (0.4, 0.01, 0.0, 0.5))
+    words = [
+        f"{row.head} by gender 0.6000 (chance level not known); re-ranked excess +0.0000 (within chance); "
+        "by age 0.3000 (chance level not known)"
+        for row in shown_in(HEADLINE)
+    ]
+    assert summary_lines(results, GROUPS, 10) == [f"Parity: {'; '.join(words)}."]
 
 
 @pytest.mark.parametrize(
