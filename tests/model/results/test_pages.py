@@ -23,7 +23,7 @@ def picture(folder, sizes):
 
 def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
     sections = [
-        Section("First <b>", "line 1\nline 2 & more"),
+        Section("First <b>", "line 1\nline 2 & more", lines=["Found: 5 % of <b>"], warnings=["So few"], folded=True),
         Section(
             "Tables",
             tables=[
@@ -48,6 +48,8 @@ def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
         "Noted",
         "A <title>",
         "One & all.",
+        "Found: 5\N{NO-BREAK SPACE}% of <b>",
+        "So few",
     ):
         assert words in page.text
     source = (tmp_path / "page.html").read_text()
