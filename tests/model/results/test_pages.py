@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from model.evaluation.keys import by_list
 from model.results.metric_text import UNDEFINED
 from model.results.pages import Picture, Section, aligned, write_page
 from model.results.run_page import epoch_frame, frame_table
+from model.results.summary import summary_lines
 from model.results.tables import Table
 from tests.support.pages import read_page
+from tests.support.runs import run_main
 
 NAN = float("nan")
 
@@ -89,3 +92,13 @@ def test_numbers_are_cut_at_their_point():
     assert {cell.widest for cell in (*first, *same)} == {""}
     assert [cell.before for cell in last] == ["12", "1,234", "<0", "[-12"]
     assert aligned(Table("", ["", "x"], [])) == []
+
+
+def test_the_page_of_a_run_begins_with_what_it_found(tmp_path):
+    results = by_list(run_main(tmp_path, epochs=1)["metrics"])
+    lines = summary_lines(results, ["gender"], 5)
+    subjects = [line.partition(":")[0] for line in lines]
+    assert subjects == ["Accuracy", "Tail", "Parity"]
+    text = read_page(tmp_path / "run" / "report.html").text.replace("\N{NO-BREAK SPACE}", " ")
+    places = [text.index(line) for line in lines]
+    assert places == sorted(places) and places[-1] < text.index("data set")
