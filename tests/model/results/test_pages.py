@@ -95,10 +95,11 @@ def test_numbers_are_cut_at_their_point():
 
 
 def test_the_page_of_a_run_begins_with_what_it_found(tmp_path):
-    results = by_list(run_main(tmp_path, epochs=1)["metrics"])
-    lines = summary_lines(results, ["gender"], 5)
+    result = run_main(tmp_path, epochs=1)
+    lines = summary_lines(by_list(result["metrics"]), ["gender"], 5, warnings=result["warnings"])
     subjects = [line.partition(":")[0] for line in lines]
-    assert subjects == ["Accuracy", "Tail", "Parity"]
+    assert subjects == ["Accuracy", "Tail", "Parity", "Warnings"] and result["warnings"]
+    lines += result["warnings"]
     text = read_page(tmp_path / "run" / "report.html").text.replace("\N{NO-BREAK SPACE}", " ")
     places = [text.index(line) for line in lines]
     assert places == sorted(places) and places[-1] < text.index("data set")
