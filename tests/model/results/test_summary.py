@@ -6,6 +6,7 @@ import pytest
 
 from model.evaluation.keys import CHANCE_PARTS, ListKey, MetricKey
 from model.evaluation.metric_table import HEADLINE, shown_in
+from model.results.metric_text import cell
 from model.results.summary import summary_lines
 
 NAN = float("nan")
@@ -24,6 +25,11 @@ def parity(metrics, attribute, value, chance):
         found[str(key)] = value
         found |= {str(key.of(part)): number for part, number in zip(CHANCE_PARTS, chance or (), strict=False)}
     return found
+
+
+def shown(name, value, signed=False):
+    """A value with the digits of its metric."""
+    return cell(MetricKey(name), value, signed)
 
 
 def test_accuracy_and_tail_stand_beside_a_most_popular_ranking():
@@ -55,8 +61,9 @@ def test_accuracy_says_how_it_stands(popular, words):
 def test_parity_is_judged_by_chance(p, excess, verdict):
     run = parity(parity({}, "gender", 0.616, (0.51, 0.011, excess, p)), "age", 0.3, (0.25, 0.02, 0.05, 0.01))
     words = [
-        f"{row.head} by gender 0.6160, chance 0.5100 ± 0.0110, excess {excess:+.4f} ({verdict}); "
-        "by age excess +0.0500 (beyond chance)"
+        f"{row.head} by gender {shown(row.name, 0.616)}, chance {shown(row.name, 0.51)} ± {shown(row.name, 0.011)}, "
+        f"excess {shown(row.name, excess, signed=True)} ({verdict}); "
+        f"by age excess {shown(row.name, 0.05, signed=True)} (beyond chance)"
         for row in shown_in(HEADLINE)
     ]
     assert words and summary_lines({"test": run}, GROUPS, 10) == [f"Parity: {'; '.join(words)}."]
@@ -66,8 +73,9 @@ def test_a_re_ranked_list_has_its_own_parity_and_older_results_have_no_chance():
     results = {"test": parity(parity({}, "gender", 0.6, None), "age", 0.3, None)}
     results["test/reranked"] = parity({}, "gender", 0.4, (0.4, 0.01, 0.0, 0.5))
     words = [
-        f"{row.head} by gender 0.6000 (chance level not known); re-ranked excess +0.0000 (within chance); "
-        "by age 0.3000 (chance level not known)"
+        f"{row.head} by gender {shown(row.name, 0.6)} (chance level not known); "
+        f"re-ranked excess {shown(row.name, 0.0, signed=True)} (within chance); "
+        f"by age {shown(row.name, 0.3)} (chance level not known)"
         for row in shown_in(HEADLINE)
     ]
     assert summary_lines(results, GROUPS, 10) == [f"Parity: {'; '.join(words)}."]
@@ -82,8 +90,9 @@ def test_a_re_ranked_list_has_its_own_parity_and_older_results_have_no_chance():
     ],
 )
 def test_leakage_says_what_training_was_asked_to_hide(hidden, gender, age):
+    of_gender, of_age = (f"{name} with AUC {shown('leakage_auc', LEAKAGE[f'leakage_auc/{name}'])}" for name in GROUPS)
     assert summary_lines({"test": LEAKAGE}, GROUPS, 10, hidden=hidden) == [
-        f"Leakage: the strongest attacker reads gender with AUC 0.7100{gender}, age with AUC 0.9997{age}; 0.5 is none."
+        f"Leakage: the strongest attacker reads {of_gender}{gender}, {of_age}{age}; 0.5 is none."
     ]
 
 
