@@ -4,7 +4,8 @@ import pytest
 
 from model.evaluation.keys import ListKey
 from model.results.metric_text import UNDEFINED
-from model.results.tables import result_text, tables_of_one, tables_of_several
+from model.results.tables import tables_of_one, tables_of_several
+from model.results.text_table import result_text
 
 NAN = float("nan")
 HEADER = {"data set": "MovieLens-1M", "protocol": "loo " + "and more words about it " * 8, "sampled": "nothing"}
