@@ -62,7 +62,8 @@ def cell(key: MetricKey, value: float | None, signed: bool = False) -> str:
     if value is None or math.isnan(value):
         return UNDEFINED
     row = key.metric
-    return f"{row.scale * value:{'+' if signed else ''}.{row.digits}f}"
+    # z: what rounds to zero has no minus
+    return f"{row.scale * value:{'+' if signed else ''}z.{row.digits}f}"
 
 
 def cell_of(metrics: Mapping[str, float | None], key: MetricKey) -> str:
