@@ -257,7 +257,7 @@ def test_validation_is_logged_by_control_and_their_mean_selects(trained):
 
 def test_the_page_has_a_line_for_each_control(trained):
     page = (trained / "run" / "report.html").read_text()
-    for caption in ("Accuracy, in percent", "Exposure, top 5", "Parity and leakage by gender, top 5"):
+    for caption in ("Accuracy, in percent", "Exposure, top 5", "Parity and leakage by gender (1), top 5"):
         assert caption in page
     assert "The other pictures show control none." in page and (trained / "run" / "settings.png").exists()
     assert "of 3 (best validation ndcg@5" in page
