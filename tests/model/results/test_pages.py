@@ -9,7 +9,7 @@ from model.results.metric_text import UNDEFINED
 from model.results.pages import Picture, Section, aligned, write_page
 from model.results.run_page import epoch_frame, frame_table
 from model.results.summary import summary_lines
-from model.results.tables import Table
+from model.results.text_table import Table
 from tests.support.pages import read_page
 from tests.support.runs import run_main
 
