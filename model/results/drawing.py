@@ -93,20 +93,22 @@ def new_figure(height: float) -> Any:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def honest_limits(low: np.ndarray, high: np.ndarray, *reference: float) -> tuple[float, float]:
+def honest_limits(low: np.ndarray, high: np.ndarray, *reference: float, most: float = np.inf) -> tuple[float, float]:
     """Choose the ends of an axis for intervals `low` to `high [N]` and the values `reference`.
 
-    Small differences stay small. What is never below 0 has an axis that hardly is. Undefined is left out.
+    Small differences stay small. Where nothing is below 0, or above `most`, the axis hardly goes there. Undefined is
+    left out.
     """
     shown = np.concatenate([low, high, reference])
     shown = shown[np.isfinite(shown)]
     if not len(shown) or not shown.any():
         return -0.05, 1.05
     start, end, widths = shown.min(), shown.max(), (high - low)[np.isfinite(high - low)]
-    least = max(OF_LARGEST * np.abs(shown).max(), OF_INTERVAL * widths.max(initial=0.0))
-    missing = max(least - (end - start), 0.0) / 2
-    below = missing if start < 0 else min(missing, start)
-    start, end = start - below, end + 2 * missing - below
+    missing = max(OF_LARGEST * np.abs(shown).max(), OF_INTERVAL * widths.max(initial=0.0), end - start) - (end - start)
+    # half of it on each side, unless a side has less room than that
+    below = missing / 2 if start < 0 else min(missing / 2, start)
+    above = missing - below if end > most else min(missing - below, most - end)
+    start, end = start - (missing - above), end + above
     margin = 0.07 * (end - start)
     return float(start - margin), float(end + margin)
 

@@ -83,9 +83,9 @@ def fairness_by_epoch(
 
 def _draw_metric(panel: Any, rows: Sequence[Mapping], metric: str) -> None:
     at, values = _curve(rows, validation_key(metric))
-    values = values * MetricKey.parse(metric).metric.scale
-    _draw_curve(panel, at, values, STYLES[0])
-    panel.set_ylim(*honest_limits(values, values))
+    scale = MetricKey.parse(metric).metric.scale
+    _draw_curve(panel, at, scale * values, STYLES[0])
+    panel.set_ylim(*honest_limits(scale * values, scale * values, most=scale))
 
 
 def _draw_curve(panel: Any, at: np.ndarray, values: np.ndarray, style: Style, **more: Any) -> None:

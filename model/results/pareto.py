@@ -52,8 +52,8 @@ class Axis:
     """The points on one axis, as drawn: `values`, and their intervals `low` to `high`, all `[N]`; the axis' `label`.
 
     `sign` is 1 where higher is better and -1 where lower is. An interval that is not known has no length. `within [N]`
-    tells of an excess whether chance gives it too. `reference` is a value that the axis shows in any case, and `chance`
-    how far from it labels permuted among the users reach.
+    tells of an excess whether chance gives it too. `most` is 1 in the axis' unit. `reference` is a value that the axis
+    shows in any case, and `chance` how far from it labels permuted among the users reach.
     """
 
     values: np.ndarray
@@ -62,6 +62,7 @@ class Axis:
     sign: int
     label: str
     within: np.ndarray
+    most: float
     reference: tuple[float, ...] = ()
     chance: float = 0.0
 
@@ -75,7 +76,7 @@ class Axis:
     def limits(self) -> tuple[float, float]:
         """The ends of the axis."""
         band = [at + side * self.chance for at in self.reference for side in (-1, 1)]
-        return honest_limits(self.low, self.high, *band)
+        return honest_limits(self.low, self.high, *band, most=self.most)
 
 
 @own_style()
@@ -245,7 +246,7 @@ def _axis(points: Points, metric: str, intervals: Intervals | None) -> Axis:
     sides = {True: "better \N{RIGHTWARDS ARROW}", False: "\N{LEFTWARDS ARROW} better"}
     higher = direction == "higher"
     label = f"{textwrap.fill(label, LINE)}\n{sides[higher]}"
-    return Axis(scale * values, scale * low, scale * high, 1 if higher else -1, label, within, reference, chance)
+    return Axis(scale * values, scale * low, scale * high, 1 if higher else -1, label, within, scale, reference, chance)
 
 
 def _draw_panel(panel: Any, axis: Axis, heights: Axis) -> None:

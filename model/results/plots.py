@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,10 @@ ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 CURVE_POINTS = 501
 # Where the axis of exposure for the size of a bucket becomes linear.
 LINEAR = 0.01
+# The target is in the picture of the trade-off where it is at most so many times as far as the points are apart.
+FAR = 8
+# Named points are at least so far apart, in parts of the axes.
+APART = 0.1
 
 
 # these have the same look in every picture
@@ -151,7 +156,7 @@ def history_distributions(
 
 @own_style()
 def rerank_trade_off(
-    curves: pd.DataFrame, metric: str, chosen: tuple[float, float], path_stem: Path | str, due: float | None = None
+    curves: pd.DataFrame, metric: str, chosen: tuple[float, float], path_stem: Path | str, due: float
 ) -> list[Path]:
     """Draw accuracy against the tail's share of exposure under re-ranking: a line per floor, a point per alpha.
 
@@ -167,26 +172,38 @@ def rerank_trade_off(
         look = {"color": style.color, "linestyle": style.line, "marker": style.marker, "zorder": 3 - place}
         size, face = (4.5, style.color) if place == 0 else (8, "white")
         panel.plot(at, accuracy, markersize=size, markerfacecolor=face, label=f"floor {floor:g}", **look)
-        if place == 0:
-            for alpha in (0, 0.5, 1):
-                near = int(np.abs(curve["alpha"].to_numpy() - alpha).argmin())
-                place_of = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-                panel.annotate(f"{ALPHA} = {curve['alpha'].iloc[near]:g}", (at[near], accuracy[near]), **place_of)
     curve = curves[(curves["floor"] == chosen[0]) & np.isclose(curves["alpha"], chosen[1])]
     panel.plot(
         curve["tail_share"], 100 * curve["accuracy"], "*", markersize=17, color=ORANGE, markeredgecolor="black",
         zorder=4, label=f"chosen: {ALPHA} = {chosen[1]:g}, floor {chosen[0]:g}",
     )  # fmt: skip
-    if due is not None:
-        panel.axvline(due, color="0.5", linestyle=":", label="target share of the tail")
-    panel.margins(0.12)
-    accuracy = 100 * curves["accuracy"].to_numpy()
-    panel.set_ylim(*honest_limits(accuracy, accuracy))
+    at, accuracy = curves["tail_share"].to_numpy(), 100 * curves["accuracy"].to_numpy()
+    # a line far away would push the points into a heap
+    near = [due] if abs(due - at.mean()) < FAR * np.ptp(at) else []
+    panel.axvline(
+        due, color="0.5", linestyle=":", label=f"target share of the tail: {due:.2f}{'' if near else ', beyond'}"
+    )
+    panel.set_xlim(*honest_limits(at, at, *near, most=1))
+    panel.set_ylim(*honest_limits(accuracy, accuracy, most=100))
+    _name_weights(panel, curves[curves["floor"] == floors[0]])
     panel.set_xlabel("tail's share of discounted exposure")
     panel.set_ylabel(f"validation {metric} (%)")
     panel.grid(alpha=0.3)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return save(figure, path_stem)
+
+
+def _name_weights(panel: Any, curve: pd.DataFrame) -> None:
+    """Write weights 0, 1/2 and 1 beside their points, where these are apart."""
+    taken: list[np.ndarray] = []
+    for alpha in (0, 1, 0.5):
+        near = int(np.abs(curve["alpha"].to_numpy() - alpha).argmin())
+        point = np.array([curve["tail_share"].iloc[near], 100 * curve["accuracy"].iloc[near]])
+        spot = panel.transAxes.inverted().transform(panel.transData.transform(point))
+        if all(np.linalg.norm(spot - other) > APART for other in taken):
+            place_of = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
+            panel.annotate(f"{ALPHA} = {curve['alpha'].iloc[near]:g}", point, **place_of)
+            taken.append(spot)
 
 
 def _lorenz(exposure: np.ndarray) -> tuple[np.ndarray, float]:

@@ -183,13 +183,14 @@ def test_names_are_shortened_only_where_they_stay_different():
     assert pareto._short(alike) == alike
 
 
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=9), st.floats(0, 50))
-def test_an_axis_shows_all_and_is_long_beside_its_noise(values, width):
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=9), st.floats(0, 30), st.sampled_from([100.0, np.inf]))
+def test_an_axis_shows_all_and_is_long_beside_its_noise(values, width, most):
     values = np.array(values)
-    start, end = honest_limits(values, values + width)
-    assert start < values.min() and end > values.max() + width
-    largest = np.abs([values, values + width]).max()
-    # float rounding leaves subnormal numbers aside
-    assert end - start >= max(0.25 * largest, 3 * width) * (1 - 1e-9)
+    start, end = honest_limits(values, values + width, most=most)
+    assert start <= values.min() and end >= values.max() + width
+    length = (end - start) / 1.14
+    assert length >= max(0.25 * np.abs([values, values + width]).max(), 3 * width) * (1 - 1e-9)
     if values.min() >= 0:
-        assert start >= -0.07 * (end - start)
+        assert start >= -0.071 * length
+    elif values.max() + width <= most:
+        assert end <= most + 0.071 * length
