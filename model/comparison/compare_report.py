@@ -21,6 +21,7 @@ from model.results.latex import escape, latex_table
 from model.results.metric_text import LEGEND, UNDEFINED, arrow, best, cell, columns, interval, main_metrics, name_of
 from model.results.pages import Picture, Section, write_page
 from model.results.pareto import accuracy_against_fairness, fairness_metrics, how_to_read
+from model.results.picture_numbers import user_intervals
 from model.results.tables import WIDTH, Table
 
 VALUE_HEADERS = ["baseline", "run", "difference"]
@@ -127,8 +128,10 @@ def write_report(comparison: Comparison, runs: Sequence[Finished], command: str)
     metrics = fairness_metrics(points, accuracy)
     if metrics:
         with attempt("the picture accuracy_against_fairness"):
-            paths = accuracy_against_fairness(points, comparison.directory / "accuracy_against_fairness", accuracy)
-            picture = Picture("Accuracy against fairness", how_to_read("run", metrics), tuple(paths))
+            stem, names = comparison.directory / "accuracy_against_fairness", [accuracy, *metrics]
+            intervals = {run.name: user_intervals(run.metrics, run.values, names) for run in runs}
+            paths = accuracy_against_fairness(points, stem, accuracy, metrics, intervals)
+            picture = Picture("Accuracy against fairness", how_to_read("run", metrics, intervals), tuple(paths))
             sections.append(Section("Accuracy against fairness", images=[picture]))
     for other in runs[1:]:
         sections.append(

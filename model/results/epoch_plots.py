@@ -21,7 +21,7 @@ from model.results.drawing import (
     own_style,
     save,
 )
-from model.results.metric_text import arrow, axis_name
+from model.results.metric_text import arrow, axis_name, axis_reference
 
 MARKERS_OF_A_CURVE = 25
 # letters of a line above a panel
@@ -83,9 +83,12 @@ def fairness_by_epoch(
 
 def _draw_metric(panel: Any, rows: Sequence[Mapping], metric: str) -> None:
     at, values = _curve(rows, validation_key(metric))
-    scale = MetricKey.parse(metric).metric.scale
-    _draw_curve(panel, at, scale * values, STYLES[0])
-    panel.set_ylim(*honest_limits(scale * values, scale * values, most=scale))
+    key = MetricKey.parse(metric)
+    values = key.metric.scale * values
+    _draw_curve(panel, at, values, STYLES[0])
+    for reference in axis_reference(key):
+        panel.axhline(reference, color="0.5", linestyle="-.", linewidth=0.9, zorder=1)
+    panel.set_ylim(*honest_limits(values, values, *axis_reference(key), most=key.metric.scale))
 
 
 def _draw_curve(panel: Any, at: np.ndarray, values: np.ndarray, style: Style, **more: Any) -> None:

@@ -54,6 +54,14 @@ def axis_name(key: MetricKey) -> str:
     return f"{name}{', above chance' * (key.part == EXCESS)}{' (%)' * (key.metric.scale == 100)}"
 
 
+def axis_reference(key: MetricKey) -> tuple[float, ...]:
+    """Give the value that a picture's axis shows in any case: of what depends on user groups, where they are alike."""
+    if key.part:
+        return (0.0,)
+    ideal = key.judged_by.ideal
+    return (key.metric.scale * float(ideal),) if key.by_groups and ideal.replace(".", "").isdigit() else ()
+
+
 def arrow(key: MetricKey) -> str:
     """Give the arrow to the better side."""
     return ARROWS[key.judged_by.better]

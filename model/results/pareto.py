@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from model.evaluation.keys import CHANCE_STD, EXCESS, MetricKey
+from model.evaluation.keys import EXCESS, MetricKey
 from model.evaluation.metric_table import HEADLINE, PARETO, shown_in
 from model.results.drawing import (
     BLACK,
@@ -27,7 +27,7 @@ from model.results.drawing import (
     own_style,
     save,
 )
-from model.results.metric_text import RANGE, axis_name, chance_of
+from model.results.metric_text import RANGE, axis_name, axis_reference, chance_of
 
 # fewer points show nothing that a table does not show better
 FEWEST_POINTS = 3
@@ -160,7 +160,7 @@ def fairness_metrics(points: Points, accuracy: str) -> list[str]:
 
 def how_to_read(what: str, metrics: Sequence[str], intervals: Intervals | None = None) -> str:
     """Say how to read the picture of `metrics`, in which a point is a `what`."""
-    if intervals:
+    if any((intervals or {}).values()):
         noise = "better beyond the 95 % intervals (whiskers; what has none counts as exact)"
     else:
         noise = "better (how much of a difference is noise is not known here)"
@@ -235,14 +235,12 @@ def _axis(points: Points, metric: str, intervals: Intervals | None) -> Axis:
         values, low = np.abs(values), np.where(around, 0.0, low)
     undefined = np.isnan(values)
     low, high = np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
-    reference, chance, within = (), 0.0, np.zeros(len(values), dtype=bool)
+    reference, chance, within = axis_reference(key), 0.0, np.zeros(len(values), dtype=bool)
     if key.part:
         levels = [chance_of(metrics, key.of("")) for metrics in points.values()]
         within = np.array([level is not None and level.p > RANGE[0] for level in levels])
-        spreads = [_value(metrics, str(key.of(CHANCE_STD))) for metrics in points.values()]
-        reference, chance = (0.0,), CENTRAL * scale * np.nanmax(spreads) if np.isfinite(spreads).any() else 0.0
-    elif key.by_groups and key.judged_by.ideal.replace(".", "").isdigit():
-        reference = (scale * float(key.judged_by.ideal),)
+        spreads = [level.std for level in levels if level is not None]
+        chance = CENTRAL * scale * max(spreads, default=0.0)
     sides = {True: "better \N{RIGHTWARDS ARROW}", False: "\N{LEFTWARDS ARROW} better"}
     higher = direction == "higher"
     label = f"{textwrap.fill(label, LINE)}\n{sides[higher]}"

@@ -21,7 +21,7 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import EXCESS, TEST, MetricKey, short_name, validation_metrics
+from model.evaluation.keys import EXCESS, MetricKey, validation_metrics
 from model.evaluation.metric_table import ACCURACY, EPOCHS, HEADLINE
 from model.evaluation.metrics import per_user_accuracy
 from model.evaluation.questions import Answer
@@ -63,21 +63,18 @@ def mean_interval(values: np.ndarray) -> np.ndarray:
     return np.array([mean, max(mean - half, 0.0), min(mean + half, 1.0)])
 
 
-def list_intervals(answers: Sequence[Answer], metrics: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Compute 95 % intervals of those `metrics` that are means over users: short name -> metric -> low, high.
+def user_intervals(
+    metrics: Mapping[str, float], per_user: Mapping[str, np.ndarray], names: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Compute 95 % intervals of those of `metrics` that `names` names, from the values `per_user [T]`: low, high.
 
-    A metric that is defined otherwise than as the mean of its users' defined values has none.
+    A metric that is no mean of its users' defined values has none.
     """
+    found = {name: mean_interval(np.asarray(per_user[name])) for name in names if name in per_user}
     return {
-        short_name(str(answer.key)): {
-            metric: (low, high)
-            for metric in metrics
-            if metric in answer.per_user
-            for mean, low, high in [mean_interval(answer.per_user[metric])]
-            if math.isclose(mean, answer.metrics[metric], abs_tol=1e-12)
-        }
-        for answer in answers
-        if answer.key.source == TEST
+        name: (float(low), float(high))
+        for name, (mean, low, high) in found.items()
+        if math.isclose(mean, metrics[name], rel_tol=1e-9, abs_tol=1e-12)
     }
 
 

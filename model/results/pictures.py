@@ -26,12 +26,12 @@ from model.results.pareto import accuracy_against_fairness, fairness_metrics, ho
 from model.results.picture_numbers import (
     bucket_shares,
     group_estimates,
-    list_intervals,
     metrics_by_epoch,
     popularity_buckets,
     popularity_estimates,
     sampled_histories,
     trade_off,
+    user_intervals,
 )
 from model.runs.run import Run
 from model.training.progress import Progress
@@ -166,7 +166,10 @@ def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Ans
     points = {short_name(name): results[name] for name in names}
     metrics = fairness_metrics(points, accuracy)
     if metrics:
-        intervals = list_intervals(answers, [accuracy, *metrics])
+        intervals = {
+            short_name(str(answer.key)): user_intervals(answer.metrics, answer.per_user, [accuracy, *metrics])
+            for answer in answers
+        }
         with album.picture("settings", first=first, reading=how_to_read("list", metrics, intervals)) as draw:
             draw(accuracy_against_fairness, points, accuracy=accuracy, fairness=metrics, intervals=intervals)
 
