@@ -36,7 +36,7 @@ from model.runs.streams import stream_seeds
 from model.sparsenn import SparseNN
 from model.training.progress import Progress
 from tests.support.pages import read_page
-from tests.support.pictures import looks_drawn
+from tests.support.pictures import blank_pictures, looks_drawn
 from tests.support.runs import run_main
 
 pytestmark = [pytest.mark.pictures, pytest.mark.probes]
@@ -371,13 +371,6 @@ def test_rankings_from_elsewhere_have_what_needs_no_weights(finished, tmp_path, 
 # --- The outside world ---
 
 
-def blank(*arguments, **options):
-    """Stand for a picture that takes long to draw."""
-    path = arguments[-1].with_suffix(".svg")
-    path.write_text("<svg/>")
-    return [path]
-
-
 @pytest.mark.parametrize("broken", ["picture", "page", "font"])
 def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, capsys, broken):
     def fail(*arguments, **options):
@@ -385,9 +378,7 @@ def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     if broken != "font":
-        for name in ("exposure_by_popularity", "accuracy_intervals", "exposure_lorenz"):
-            monkeypatch.setattr(plots, name, blank)
-        monkeypatch.setattr(epoch_plots, "training_curves", blank)
+        blank_pictures(monkeypatch)
     if broken == "picture":
         monkeypatch.setattr(plots, "exposure_lorenz", fail)
     elif broken == "page":
