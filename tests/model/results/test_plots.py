@@ -5,6 +5,7 @@ import os
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,3 +109,11 @@ def test_accuracy_and_fairness_by_epoch_mark_the_same_epoch(tmp_path):
         "chance ↓",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(("gain", "said", "weights"), [(0.5, "tail: 0.80 -->", 3), (1e-4, "tail: 0.80, beyond -->", 1)])
+def test_a_re_ranking_that_moves_next_to_nothing_is_no_heap_beside_its_target(tmp_path, gain, said, weights):
+    alpha = np.arange(11) / 10
+    curves = pd.DataFrame({"floor": 0.1, "alpha": alpha, "accuracy": 0.2, "tail_share": 0.2 + gain * alpha})
+    text = plots.rerank_trade_off(curves, "NDCG@10", (0.1, 0.2), tmp_path / "t", due=0.8)[1].read_text()
+    assert said in text and sum(f"<!-- {plots.ALPHA} = {weight} -->" in text for weight in ("0", "0.5", "1")) == weights
