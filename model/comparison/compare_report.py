@@ -21,16 +21,13 @@ from model.results.drawing import attempt
 from model.results.latex import escape, latex_table
 from model.results.metric_text import LEGEND, UNDEFINED, arrow, best, cell, columns, interval, main_metrics, name_of
 from model.results.pages import Picture, Section, write_page
-from model.results.pareto import accuracy_against_fairness, fairness_metrics
+from model.results.pareto import accuracy_against_fairness, fairness_metrics, how_to_read
+from model.results.picture_numbers import user_intervals
 from model.results.text_table import Table
 
 VALUE_HEADERS = ["baseline", "run", "difference"]
 TEST_HEADERS = ["95 % interval", "p", "p (Holm)", "d_z", "r"]
 LEVELS = {0.001: "***", 0.01: "**", 0.05: "*"}
-PARETO_CAPTION = (
-    "Each point is a run. The step line joins those that no other run beats in both at once; the others are hollow. "
-    "Numbers are those of the legend, arrows point to the better side."
-)
 
 
 @dataclass(frozen=True)
@@ -129,10 +126,13 @@ def write_report(comparison: Comparison, runs: Sequence[Finished], command: str)
     accuracy, points = str(MetricKey("ndcg", comparison.k)), {run.name: run.metrics for run in runs}
     title = f"Comparison with {runs[0].name}"
     sections = [Section("Runs", f"{comparison.caption}\n\n{legend()}")]
-    if fairness_metrics(points, accuracy):
+    metrics = fairness_metrics(points, accuracy)
+    if metrics:
         with attempt("the picture accuracy_against_fairness"):
-            paths = accuracy_against_fairness(points, comparison.directory / "accuracy_against_fairness", accuracy)
-            picture = Picture("Accuracy against fairness", PARETO_CAPTION, tuple(paths))
+            stem, names = comparison.directory / "accuracy_against_fairness", [accuracy, *metrics]
+            intervals = {run.name: user_intervals(run.metrics, run.values, names) for run in runs}
+            paths = accuracy_against_fairness(points, stem, accuracy, metrics, intervals)
+            picture = Picture("Accuracy against fairness", how_to_read("run", metrics, intervals), tuple(paths))
             sections.append(Section("Accuracy against fairness", images=[picture]))
     for other in runs[1:]:
         sections.append(

@@ -24,7 +24,7 @@ def picture(folder, sizes):
     return Picture("A <title>", "One & all.", paths)
 
 
-def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
+def test_a_page_shows_text_tables_and_the_sharp_picture(tmp_path):
     sections = [
         Section("First <b>", "line 1\nline 2 & more", lines=["Found: 5 % of <b>"], warnings=["So few"], folded=True),
         Section(
@@ -34,7 +34,7 @@ def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
                 frame_table(pd.DataFrame({"epoch": [1, 2], "loss": [0.5, NAN]})),
             ],
         ),
-        Section("Pictures", images=[picture(tmp_path, (9000, 6000))]),
+        Section("Pictures", images=[picture(tmp_path, (6000, 9000))]),
     ]
     write_page(tmp_path / "page.html", "T & <t>", "main.py --x='<y>'", sections)
     page = read_page(tmp_path / "page.html")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.results import tracking
+from model.results.epoch_plots import training_curves
 from model.results.pages import write_page
 from model.results.plots import training_curves
 from model.results.text_table import Table
