@@ -9,7 +9,7 @@ import pytest
 from data.structs import Group, ItemLists, Ranking
 from model.evaluation.keys import ListKey
 from model.evaluation.questions import Answer
-from model.results.user_tables import label_rows, recommendation_frame, values_by_user, with_earlier, write_per_user
+from model.results.user_tables import recommendation_frame, values_by_user, with_earlier, write_per_user
 from model.runs.files import write_frame
 
 NAN = float("nan")
@@ -79,8 +79,3 @@ def test_columns_of_earlier_phases_are_kept_and_others_are_not():
     assert list(values) == ["test/one/hr@5", "reference/popular/one/hr@5", "test/two/hr@5"]
     np.testing.assert_array_equal(values["test/one/hr@5"], [0.2, np.nan, 0.1])
     np.testing.assert_array_equal(values["test/two/hr@5"], [np.nan, 0.5, 0.6])
-
-
-def test_rows_of_a_list_say_which_it_is():
-    frame = label_rows(pd.DataFrame({"user": [1, 2]}), ListKey(task="next", control="5"), ["task", "control"])
-    assert frame.columns.tolist() == ["task", "control", "user"] and frame["control"].tolist() == ["5", "5"]
