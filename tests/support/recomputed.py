@@ -11,6 +11,7 @@ import math
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 NAN = float("nan")
@@ -112,17 +113,16 @@ def exposure(shown: pd.DataFrame, catalogue: pd.DataFrame, k: int) -> dict[str, 
     }
 
 
-def relative_difference(first: pd.Series, second: pd.Series) -> float:
+def relative_difference(first: np.ndarray, second: np.ndarray) -> float:
     covered = first + second > 0
-    return ((first - second).abs()[covered] / (first + second)[covered]).mean()
+    return (abs(first - second)[covered] / (first + second)[covered]).mean() if covered.any() else NAN
 
 
-def js_distance(first: pd.Series, second: pd.Series) -> float:
+def js_distance(first: np.ndarray, second: np.ndarray) -> float:
     if not first.sum() or not second.sum():
         return NAN
     p, q = first / first.sum(), second / second.sum()
-    middle = (p + q) / 2
-    terms = [part[part > 0] * (part / middle)[part > 0].map(math.log) for part in (p, q)]
+    terms = [part[part > 0] * np.log(2 * part[part > 0] / (p + q)[part > 0]) for part in (p, q)]
     return math.sqrt(max(0.0, sum(term.sum() for term in terms) / 2))
 
 
@@ -140,8 +140,9 @@ def parity(shown, labels, catalogue, k, is_fda) -> dict[str, float]:
         pairs = list(combinations(sizes.index, 2))
         for kind, (rows, names) in kinds.items():
             group = rows["user"].map(labels[attribute])
-            counts = pd.crosstab(group, names).reindex(sizes.index, fill_value=0).T
-            rates = counts / sizes
+            table = pd.crosstab(group, names).reindex(sizes.index, fill_value=0)
+            counts = dict(zip(sizes.index, table.to_numpy(), strict=True))
+            rates = {label: counts[label] / sizes[label] for label in counts}
             of_pairs = {kind: [relative_difference(counts[a], counts[b]) for a, b in pairs]}
             if not kind.endswith("code"):
                 of_pairs[f"{kind}_rate"] = [relative_difference(rates[a], rates[b]) for a, b in pairs]

@@ -57,5 +57,5 @@ def test_what_is_not_there_is_one_line(run, tmp_path):
     with pytest.raises(ValueError, match="no list test/half; it has test, test/reranked, reference/popular, "):
         read_lists(run, "test/half")
     pd.DataFrame({"user": [1], "rank": [1], "item": [1]}).to_parquet(tmp_path / "recommendations.parquet")
-    with pytest.raises(ValueError, match="recommendations.parquet cannot be read as lists of this version"):
+    with pytest.raises(ValueError, match=r"recommendations\.parquet cannot be read as lists of this version"):
         read_lists(tmp_path, "test")

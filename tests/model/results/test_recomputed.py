@@ -30,9 +30,9 @@ def check(folder, lists, further):
 
 def test_a_reranked_run_by_leave_one_out(tmp_path):
     with light_runs():
-        result = run_main(tmp_path, **BY_IDS, **RERANKED, user_attribute=["gender", "occupation"])
+        result = run_main(tmp_path, **BY_IDS, **RERANKED, user_attribute=["gender", "age"])
     assert 0 < result["metrics"]["test/reranked/infeasible_users"] < result["users"] == 60
-    further = ("hr@5/std/occupation", "dtr@10", "eo_rate@10/occupation")
+    further = ("hr@5/std/age", "dtr@10", "eo_rate@10/age")
     check(tmp_path / "run", ["test", "test/reranked", "reference/popular", "reference/random"], further)
 
 
