@@ -413,53 +413,120 @@ def keep_hits(topk: np.ndarray, relevant: ItemLists, num_items: int) -> np.ndarr
     return np.where(hits, topk, -1)
 
 
-def _group_counts(topk: np.ndarray, codes: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count how often each group is shown each item that anybody is shown, `[G, covered]`, and its users `[G]`.
+def count_by_group(topk: np.ndarray, codes: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count how often each group of `codes [T]` is shown each item of `topk [T, K]`, `[G, I]`, and its users, `[G]`.
 
-    Groups without users are left out.
+    Users of unknown group (-1) and groups without users are left out.
     """
     known = codes >= 0
     _, rows = np.unique(codes[known], return_inverse=True)
     sizes = np.bincount(rows)
     lists = topk[known]
     keys = (rows[:, None] * num_items + lists)[lists >= 0]
-    counts = np.bincount(keys, minlength=len(sizes) * num_items).reshape(len(sizes), num_items)
-    return counts[:, counts.any(axis=0)], sizes
+    return np.bincount(keys, minlength=len(sizes) * num_items).reshape(len(sizes), num_items), sizes
 
 
-def _mean_over_pairs(vectors: np.ndarray, distance: Callable[[np.ndarray, np.ndarray], float]) -> float:
-    return mean_defined(np.array([distance(first, second) for first, second in combinations(vectors, 2)]))
+def _mean_over_pairs(counts: np.ndarray, distance: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Average a `distance` of two groups over all pairs of `counts [..., G, I]`; undefined ones are left out."""
+    pairs = combinations(np.moveaxis(counts, -2, 0), 2)
+    return _mean_of_defined([distance(first, second) for first, second in pairs], counts.shape[:-2])
 
 
-def _relative_difference(first: np.ndarray, second: np.ndarray) -> float:
-    covered = first + second > 0
-    return mean_defined(np.abs(first - second)[covered] / (first + second)[covered])
+def _mean_of_defined(values: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    stacked = np.array(values, dtype=np.float64).reshape(-1, *shape)  # [pairs, ...]
+    return _over(np.nansum(stacked, axis=0), np.sum(~np.isnan(stacked), axis=0))
+
+
+def _over(total: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the divisor is 0."""
+    return np.divide(total, divisor, out=np.full(np.shape(total), np.nan), where=np.asarray(divisor != 0))
+
+
+def relative_difference(counts: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    """Average |n0 - n1| / (n0 + n1) over the items shown to either group: 0 (parity) to 1, `[...]`.
+
+    `counts [..., G, I]` are how often each group is shown each item, leading axes alternatives such as permutations of
+    the groups; `sizes [G]` divides them (None: raw counts). More than two groups: the mean over pairs, a pair shown
+    nothing being undefined and left out. NaN where no pair is defined.
+    """
+
+    def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        both, part = first + second, np.subtract(first, second, dtype=np.float64)  # [..., I]
+        shown = np.count_nonzero(both, axis=-1)
+        np.abs(part, out=part)
+        # an item that nobody is shown is 0 over something, and not counted
+        part /= np.maximum(both, np.finfo(np.float64).tiny)
+        return _over(part.sum(axis=-1), shown)
+
+    return _mean_over_pairs(counts if sizes is None else counts / sizes[:, None], distance)
+
+
+# a Jensen-Shannon divergence below this is rounding
+ROUNDING = 1e-14
+
+
+def js_between(counts: np.ndarray) -> np.ndarray:
+    """Compute the Jensen-Shannon distance of the groups' distributions over items: 0 to sqrt(ln 2), `[...]`.
+
+    Arguments and pairs as in `relative_difference`, but a pair is already undefined where one of the two is shown
+    nothing.
+    """
+
+    shares = _over(counts, counts.sum(axis=-1, keepdims=True))
+    # JS = H((p + q) / 2) - (H(p) + H(q)) / 2 takes one logarithm an item and pair
+    entropies = iter(combinations(np.moveaxis(_entropy(shares), -1, 0), 2))
+
+    def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        divergence = _entropy((first + second) / 2) - np.mean(next(entropies), axis=0)
+        return np.sqrt(np.where(divergence < ROUNDING, 0 * divergence, divergence))
+
+    return _mean_over_pairs(shares, distance)
+
+
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    """Compute the entropy of `shares [..., I]` in nats: `[...]`."""
+    return -(shares * np.log(np.maximum(shares, np.finfo(np.float64).tiny))).sum(axis=-1)
+
+
+def debiased_difference(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Estimate the relative difference of two groups' rates without what chance adds: -1 to 1, `[...]`.
+
+    W is the mean number of items that the lists of two users of one group share (mean of both groups), B that of two
+    users of different groups. (W - B) / (W + B) is 0 in expectation where lists do not depend on the group, however
+    concentrated they are and whatever the sizes: users are compared with others, never with themselves (a U-statistic,
+    Hoeffding 1948). Its signed root is |r0 - r1| / (r0 + r1) where that is the same for every item's rates r. A list
+    holds an item at most once. Arguments as in `relative_difference`; more than two groups: the mean over pairs before
+    the root. NaN where no pair of groups has two users each and shared items (Decision 48).
+    """
+    shared = counts @ np.swapaxes(counts, -1, -2)  # [..., G, G]: pairs of shows of the same item
+    own = np.diagonal(shared, axis1=-2, axis2=-1) - counts.sum(axis=-1)  # [..., G]: without a user's pair with itself
+    within = _over(own, np.broadcast_to(sizes * (sizes - 1.0), own.shape))
+    values = []
+    for first, second in combinations(range(len(sizes)), 2):
+        mean = (within[..., first] + within[..., second]) / 2
+        between = shared[..., first, second] / (sizes[first] * sizes[second])
+        values.append(_over(mean - between, mean + between))
+    value = _mean_of_defined(values, counts.shape[:-2])
+    return np.sign(value) * np.sqrt(np.abs(value))
 
 
 def demographic_parity(topk: np.ndarray, codes: np.ndarray, num_items: int, by_rate: bool = False) -> float:
-    """Average |n0 - n1| / (n0 + n1) over the items shown to either group: 0 (parity) to 1.
+    """Compute `relative_difference` between the groups `codes [T]` of the lists `topk [T, K]`.
 
-    n_g counts the users of group g, by `codes [T]`, with the item in `topk [T, K]`; `by_rate` divides it by the
-    group's size. Chen et al. (WWW 2023), DP@K, over covered items; EO@K is the same on `keep_hits(topk, ...)`.
-    More than two groups: the mean over pairs, a pair shown nothing being undefined and left out. Users of unknown
-    group (-1) and groups without users are left out; NaN where no pair is defined (EO without hits).
+    n_g counts the users of group g with the item in their list; `by_rate` divides it by the group's size. Chen et al.
+    (WWW 2023), DP@K, over covered items; EO@K is the same on `keep_hits(topk, ...)`. Users of unknown group (-1) and
+    groups without users are left out; NaN where no pair is defined (EO without hits).
     """
-    counts, sizes = _group_counts(topk, codes, num_items)
-    return _mean_over_pairs(counts / sizes[:, None] if by_rate else counts, _relative_difference)
+    counts, sizes = count_by_group(topk, codes, num_items)
+    return float(relative_difference(counts, sizes if by_rate else None))
 
 
 def js_distance(topk: np.ndarray, codes: np.ndarray, num_items: int) -> float:
-    """Compare the groups' distributions over the items of `topk [T, K]`: 0 to sqrt(ln 2).
+    """Compute `js_between` the groups `codes [T]` of the lists `topk [T, K]`.
 
-    The square root of the Jensen-Shannon divergence, natural logarithm (Cofair, DP@K; EOpp@K on `keep_hits`).
-    Groups as in `demographic_parity`, but a pair is already undefined where one of the two is shown nothing.
+    Cofair, DP@K; EOpp@K on `keep_hits`.
     """
-    from scipy.spatial.distance import jensenshannon
-
-    def distance(first: np.ndarray, second: np.ndarray) -> float:
-        return float(jensenshannon(first, second)) if first.any() and second.any() else float("nan")
-
-    return _mean_over_pairs(_group_counts(topk, codes, num_items)[0], distance)
+    return float(js_between(count_by_group(topk, codes, num_items)[0]))
 
 
 # --- Re-ranking ---

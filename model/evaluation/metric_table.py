@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# Kinds, by what `Metric.compute` gets and gives (model/evaluation/metrics.py has the arguments' classes).
+# Kinds, by what `Metric.compute` gets and gives (classes of metrics.py, lists.py, parity.py).
 ACCURACY = "accuracy"  # (Found) -> one value per user [T]; reported overall, for head and tail items, and by user group
 EXPOSURE = "exposure"  # (Lists) -> a number of all lists, or one value per user [T] where `per_user`
-PARITY = "parity"  # (Lists, group codes [T]) -> a number for each user attribute
+PARITY = "parity"  # (ByGroup) -> a number for each user attribute [...]
 LEAKAGE = "leakage"  # measured by the protocol's probe, for each user attribute
-SPREAD = "spread"  # between the group means of an accuracy metric
+SPREAD = "spread"  # (group means of an accuracy metric [..., G]) -> a number [...]
 COUNT = "count"  # counted where it arises
 KINDS = {
     ACCURACY: "from the ranks of a user's test items; overall, for head and tail items, by user group",
@@ -104,7 +104,7 @@ def _exposure(
 
 def _parity(name: str, title: str, head: str, bounds: str, definition: str, **more: Any) -> Metric:
     return Metric(
-        name, title, head, PARITY, "lower", bounds, "0", definition, f"model.evaluation.metrics:{name}", **more
+        name, title, head, PARITY, "lower", bounds, "0", definition, f"model.evaluation.parity:{name}", **more
     )
 
 
@@ -164,6 +164,17 @@ _ROWS = (
         "2018).",
     ),
     _parity(
+        "dp_debiased", "Demographic parity, debiased", "DP debiased", "-1 to 1",
+        "Signed root of (W - B)/(W + B), W the mean number of items that the lists of two users of one group share, B "
+        "of two users of different groups: |r0 - r1|/(r0 + r1) where the rates r of all items differ alike, and 0 in "
+        "expectation where lists do not depend on the group, however concentrated they are (ours).",
+        places=(HEADLINE, RUN, COLUMNS, PARETO),
+    ),
+    _parity(
+        "eo_debiased", "Equal opportunity, debiased", "EO debiased", "-1 to 1",
+        "As DP debiased, of the items of a list that are hits.",
+    ),
+    _parity(
         "dp_code", "DP as FDA's code computes it", "DP, code", "0 to 1",
         "DP as the code that FDA's authors released computes it: an item counts as two, one where it is a hit and one "
         "where it is not (Chen et al., WWW 2023).",
@@ -193,23 +204,23 @@ _ROWS = (
         "As EO on raw counts, n_g divided by the size of the group.",
     ),
     _parity(
-        "dp_js", "Demographic parity, JS distance", "DP JS", "0 to sqrt(ln 2)",
+        "dp_js", "Demographic parity, JS distance", "DP JS", "0 to 0.8326, sqrt(ln 2)",
         "Jensen-Shannon distance (natural logarithm) between the groups' distributions over shown items (Cofair, "
         "DP@K).",
         places=(RUN, COLUMNS, PARETO),
     ),
     _parity(
-        "eo_js", "Equal opportunity, JS distance", "EO JS", "0 to sqrt(ln 2)",
+        "eo_js", "Equal opportunity, JS distance", "EO JS", "0 to 0.8326, sqrt(ln 2)",
         "Jensen-Shannon distance (natural logarithm) between the groups' distributions over hits (Cofair, EOpp@K).",
     ),
     Metric(
         "gap", "Gap", "gap", SPREAD, "lower", "0 to 1", "0",
-        "Largest minus smallest mean of a user group.",
+        "Largest minus smallest mean of a user group.", "model.evaluation.metrics:gap",
         places=(RUN, COLUMNS, PARETO),
     ),
     Metric(
         "std", "Standard deviation", "std", SPREAD, "lower", "0 to 1/2", "0",
-        "Population standard deviation of the user groups' means.",
+        "Population standard deviation of the user groups' means.", "model.evaluation.metrics:std",
         places=(),
     ),
     _leakage(

@@ -1,7 +1,7 @@
 """Metrics of one ranking, overall and per group: accuracy from ranks, exposure and parity from lists.
 
 `evaluate` computes every row of the metric table that has a function. The functions here are those of the rows: they
-get `Found` (accuracy) or `Lists` (exposure and parity).
+get `Found` (accuracy), `Lists` (exposure), `ByGroup` (parity) or group means (spreads).
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from data.protocols.base import Definitions
 from data.structs import EvalResult, Group, ItemLists, Ranking, Split
 from fairness_utils import coverage as coverage_of
 from fairness_utils import (
-    demographic_parity,
     disparate_treatment_ratio,
-    exposure,
     exposure_share_gap,
-    js_distance,
-    keep_hits,
     list_means,
     mean_defined,
     position_weights,
 )
 from fairness_utils import gini as gini_of
 from model.evaluation.keys import MetricKey
-from model.evaluation.metric_table import ACCURACY, EXPOSURE, PARITY, SPREAD, of_kind
+from model.evaluation.lists import Lists, lists_at
+from model.evaluation.metric_table import ACCURACY, EXPOSURE, SPREAD, Metric, of_kind
+from model.evaluation.parity import ByGroup, parity_rows
 
 STANDARD = Definitions()
 
@@ -103,41 +101,7 @@ def per_user_accuracy(
     return {row.name: row.function(found) for row in of_kind(ACCURACY)}
 
 
-# --- Exposure and parity ---
-
-
-@dataclass(frozen=True)
-class Lists:
-    """What exposure and parity metrics read of all lists.
-
-    `topk [T, K]` are their first K places (-1: padding), `relevant` each user's relevant items, `tail [I]` (bool) says
-    which items are in the tail, and `degree [I]` counts their train interactions.
-    """
-
-    topk: np.ndarray
-    relevant: ItemLists
-    tail: np.ndarray
-    degree: np.ndarray
-
-    @property
-    def num_items(self) -> int:
-        """Size of the catalogue."""
-        return len(self.degree)
-
-    @cached_property
-    def hits(self) -> np.ndarray:
-        """`topk [T, K]` with -1 in place of what is no hit."""
-        return keep_hits(self.topk, self.relevant, self.num_items)
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """How often each item is in a list: `[I]`."""
-        return exposure(self.topk, self.num_items)
-
-    @cached_property
-    def exposures(self) -> np.ndarray:
-        """Each item's exposure, discounted by position: `[I]`."""
-        return exposure(self.topk, self.num_items, position_weights(self.topk.shape[1]))
+# --- Exposure, and parity of whole lists ---
 
 
 def gini(lists: Lists) -> float:
@@ -175,47 +139,6 @@ def dtr(lists: Lists) -> float:
     return disparate_treatment_ratio(lists.exposures, lists.tail, lists.degree)
 
 
-def dp(lists: Lists, codes: np.ndarray) -> float:
-    """Compute demographic parity on raw counts."""
-    return demographic_parity(lists.topk, codes, lists.num_items)
-
-
-def eo(lists: Lists, codes: np.ndarray) -> float:
-    """Compute equal opportunity on raw counts."""
-    return demographic_parity(lists.hits, codes, lists.num_items)
-
-
-def dp_rate(lists: Lists, codes: np.ndarray) -> float:
-    """Compute demographic parity on rates."""
-    return demographic_parity(lists.topk, codes, lists.num_items, by_rate=True)
-
-
-def eo_rate(lists: Lists, codes: np.ndarray) -> float:
-    """Compute equal opportunity on rates."""
-    return demographic_parity(lists.hits, codes, lists.num_items, by_rate=True)
-
-
-def dp_js(lists: Lists, codes: np.ndarray) -> float:
-    """Compute demographic parity as Jensen-Shannon distance."""
-    return js_distance(lists.topk, codes, lists.num_items)
-
-
-def eo_js(lists: Lists, codes: np.ndarray) -> float:
-    """Compute equal opportunity as Jensen-Shannon distance."""
-    return js_distance(lists.hits, codes, lists.num_items)
-
-
-def dp_code(lists: Lists, codes: np.ndarray) -> float:
-    """Compute DP as FDA's released code does: an item counts as two, one where it is a hit and one where it is not."""
-    by_hit = np.where(lists.hits >= 0, lists.topk + lists.num_items, lists.topk)
-    return demographic_parity(by_hit, codes, 2 * lists.num_items)
-
-
-def eo_code(lists: Lists, codes: np.ndarray) -> float:
-    """Compute EO as FDA's released code does: hits of item 0 are lost."""
-    return demographic_parity(np.where(lists.hits > 0, lists.hits, -1), codes, lists.num_items)
-
-
 def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Iterable[str] = ()) -> EvalResult:
     """Compute every exposure and parity metric of `lists`, those of `further` included.
 
@@ -228,13 +151,31 @@ def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Iterabl
             per_user[key], value = value, mean_defined(value)
         summary[key] = value
     for attribute, group_codes in codes.items():
-        for row in of_kind(PARITY):
-            if not row.further or row.name in further:
-                summary[str(MetricKey(row.name, k, attribute))] = row.function(lists, group_codes)
+        seen = ByGroup.of(lists, group_codes)
+        for row in parity_rows(further):
+            summary[str(MetricKey(row.name, k, attribute))] = float(row.function(seen))
     return EvalResult(summary, per_user)
 
 
 # --- All of a ranking ---
+
+
+def gap(means: np.ndarray) -> np.ndarray:
+    """Subtract the smallest from the largest of the group means `[..., G]`: `[...]`; NaN means are left out."""
+    return np.fmax.reduce(means, axis=-1) - np.fmin.reduce(means, axis=-1)
+
+
+def std(means: np.ndarray) -> np.ndarray:
+    """Compute the population standard deviation of the group means `[..., G]`: `[...]`; NaN means are left out."""
+    defined = ~np.isnan(means)
+    count = np.maximum(defined.sum(axis=-1, keepdims=True), 1)
+    centred = np.where(defined, means - np.where(defined, means, 0).sum(axis=-1, keepdims=True) / count, 0)
+    return np.sqrt((centred**2).sum(axis=-1) / count[..., 0])
+
+
+def spread(row: Metric, means: np.ndarray) -> np.ndarray:
+    """Compute the spread `row` of the group means `[..., G]`: `[...]`, NaN where fewer than two are defined."""
+    return np.where((~np.isnan(means)).sum(axis=-1) > 1, row.function(means), np.nan)
 
 
 def _of_groups(key: MetricKey, values: np.ndarray, codes: np.ndarray, group: Group) -> dict[str, float]:
@@ -243,15 +184,12 @@ def _of_groups(key: MetricKey, values: np.ndarray, codes: np.ndarray, group: Gro
     sizes = np.bincount(codes[counted], minlength=group.num_groups)
     totals = np.bincount(codes[counted], weights=values[counted], minlength=group.num_groups)
     means = np.divide(totals, sizes, out=np.full(group.num_groups, np.nan), where=sizes > 0)
-    defined = means[sizes > 0]
-    comparable = len(defined) > 1
-    spreads = {"gap": np.ptp(defined), "std": defined.std()} if comparable else {}
     summary = {
         str(MetricKey(key.name, key.k, group.name, label)): float(mean)
         for label, mean in zip(group.labels, means, strict=True)
     }
     return summary | {
-        str(MetricKey(key.name, key.k, group.name, spread=row.name)): float(spreads.get(row.name, np.nan))
+        str(MetricKey(key.name, key.k, group.name, spread=row.name)): float(spread(row, means))
         for row in of_kind(SPREAD)
     }
 
@@ -297,7 +235,6 @@ def evaluate(
                 summary |= _of_groups(key, values, codes[group.name], group)
         if definitions.unasked_ndcg == "zero":
             summary[str(MetricKey("ndcg", k))] *= (ranking.relevant.lengths > 0).sum() / split.num_users
-        lists = Lists(ranking.topk[:, :k], ranking.relevant, parts["tail"], split.degree)
-        listed = list_metrics(lists, codes, definitions.further)
+        listed = list_metrics(lists_at(ranking, split, k), codes, definitions.further)
         summary, per_user = summary | listed.summary, per_user | listed.per_user
     return EvalResult(summary, per_user)

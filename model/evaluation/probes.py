@@ -1,13 +1,23 @@
-"""Leakage of an attribute: what a fresh attacker reads in user vectors, and closed-form erasure of it."""
+"""Leakage of an attribute: what a fresh attacker reads in user vectors, and closed-form erasure of it.
+
+The chance level of an AUC is that of the attacker's scores under permuted labels of the held-out users. It needs no
+attacker fitted anew: one that was fitted on shuffled labels gives held-out users scores that have nothing to do with
+their labels, and the distribution of the AUC of such scores does not depend on the scores (Mann and Whitney 1947).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from data.structs import Group
+from model.evaluation.chance import PERMUTATIONS, level, permutations
+from model.evaluation.keys import MetricKey
 
+ATTACKERS = ("linear", "mlp", "within")
 HIDDEN_WIDTH = 64
 VALIDATION_FRACTION = 0.1
 # Few users and many dimensions ask for a strong penalty.
@@ -38,17 +48,80 @@ def held_out_users(codes: np.ndarray, fraction: float = 0.2, seed: int | np.rand
 def leakage(vectors: np.ndarray, groups: Mapping[str, Group], held_out: np.ndarray, seed: int) -> dict[str, float]:
     """Measure what fresh attackers read of every attribute in `vectors [U, D]`: AUC on the users of `held_out [U]`.
 
-    Keys are `leakage_auc/gender` (the strongest attacker), `leakage_auc_linear/gender` and so on for each attacker, and
-    `leakage_auc_erased/gender` after closed-form linear erasure of the attribute, which needs no training.
+    Keys are `leakage_auc/gender` (the strongest attacker), `leakage_auc_linear/gender` and so on for each attacker,
+    `leakage_auc_erased/gender` after closed-form linear erasure of the attribute, which needs no training, and the
+    chance level of each, `leakage_auc/chance/gender` and so on.
     """
-    results = {}
+    results: dict[str, float] = {}
     for name, group in groups.items():
-        aucs = leakage_auc(vectors, group.codes, held_out, seed)
-        results[f"leakage_auc/{name}"] = aucs.pop("auc")
-        results |= {f"leakage_auc_{kind}/{name}": value for kind, value in aucs.items()}
-        erased = linear_erasure(vectors, group.codes, ~held_out)
-        results[f"leakage_auc_erased/{name}"] = leakage_auc(erased, group.codes, held_out, seed)["auc"]
+        attack = Attack.on(vectors, group.codes, held_out, seed)
+        erased = Attack.on(linear_erasure(vectors, group.codes, ~held_out), group.codes, held_out, seed)
+        figures = {"leakage_auc": attack.strongest()}
+        figures |= {f"leakage_auc_{kind}": attack.of(kind) for kind in ATTACKERS}
+        figures["leakage_auc_erased"] = erased.strongest()
+        for figure, (value, permuted) in figures.items():
+            key = MetricKey(figure, group=name)
+            results[str(key)] = value
+            results |= {str(key.of(part)): number for part, number in level(value, permuted).items()}
     return results
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What fresh attackers make of held-out users: by attacker, their classes `[T]` and scores of each class `[T, C]`.
+
+    An attacker that could not be fitted is left out.
+    """
+
+    found: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def on(cls, representations: np.ndarray, codes: np.ndarray, held_out: np.ndarray, seed: int) -> Attack:
+        """Fit the attackers; see `leakage_auc`."""
+        representations, codes, held_out = _checked(representations, codes, held_out)
+        classes, counts = np.unique(codes[(codes >= 0) & ~held_out], return_counts=True)
+        # A group with a single user cannot be split into the MLP's training and validation parts.
+        classes = classes[counts > 1]
+        fit, test = np.isin(codes, classes) & ~held_out, (codes >= 0) & held_out
+        if len(classes) < 2 or not test.any():
+            return cls({})
+        found = {}
+        for name, attacker in _attackers(int(fit.sum()), len(classes), seed).items():
+            found[name] = _held_out_scores(attacker, representations, codes, fit, test)
+        found["within"] = _within_scores(representations[test], codes[test], seed)
+        return cls({name: scores for name, scores in found.items() if scores is not None})
+
+    def of(self, attacker: str) -> tuple[float, np.ndarray]:
+        """Give an attacker's AUC, and `[P]` those under permutations of the held-out users' labels."""
+        if attacker not in self.found:
+            return np.nan, np.full(PERMUTATIONS, np.nan)
+        labels, scores = self.found[attacker]
+        ranks = rankdata(scores, axis=0)  # [T, C]
+        permuted = [_auc(block, ranks) for block in permutations(labels)]
+        return float(_auc(labels[None], ranks)[0]), np.concatenate(permuted)
+
+    def strongest(self) -> tuple[float, np.ndarray]:
+        """Give the largest AUC of all attackers, and under each permutation the largest of all."""
+        values = [self.of(name) for name in ATTACKERS]
+        return float(np.fmax.reduce([value for value, _ in values])), np.fmax.reduce([auc for _, auc in values])
+
+
+def _auc(labels: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Compute the AUC, mean over classes of one-vs-rest, of ranked scores `[T, C]` for classes `labels [p, T]`: `[p]`.
+
+    Class c is that of column c; classes that nobody or everybody has are left out. By Mann and Whitney's U.
+    """
+    values = []
+    for code in range(ranks.shape[1]):
+        member = labels == code  # [p, T]
+        count = member.sum(axis=1)
+        pairs = count * (len(ranks) - count)
+        above = member @ ranks[:, code] - count * (count + 1) / 2
+        values.append(np.divide(above, pairs, out=np.full(len(labels), np.nan), where=pairs > 0))
+    values = np.stack(values)
+    defined = ~np.isnan(values)
+    total = np.where(defined, values, 0).sum(axis=0)
+    return np.divide(total, defined.sum(axis=0), out=np.full(len(total), np.nan), where=defined.any(axis=0))
 
 
 def leakage_auc(
@@ -64,27 +137,16 @@ def leakage_auc(
       of just those users whose attribute it saw; attackers fitted on them then learn nothing about other users.
 
     Returns these and `auc`, the largest of them. With more than two groups an AUC is the mean of one-vs-rest over the
-    groups in both sets. 0.5 is chance; an AUC below it is kept as it is; NaN where fewer than two groups can be told
-    apart.
+    groups in both sets. 0.5 is chance, and that of the largest of three is a little more (`leakage` gives it); an AUC
+    below it is kept as it is; NaN where fewer than two groups can be told apart.
     """
-    representations, codes, held_out = _checked(representations, codes, held_out)
-    classes, counts = np.unique(codes[(codes >= 0) & ~held_out], return_counts=True)
-    # A group with a single user cannot be split into the MLP's training and validation parts.
-    classes = classes[counts > 1]
-    fit, test = np.isin(codes, classes) & ~held_out, (codes >= 0) & held_out
-    if len(classes) < 2 or not test.any():
-        return {"linear": np.nan, "mlp": np.nan, "within": np.nan, "auc": np.nan}
-    scores = {}
-    for name, attacker in _attackers(int(fit.sum()), len(classes), seed).items():
-        scores[name] = _held_out_auc(attacker, name, representations, codes, fit, test)
-    scores["within"] = _within_auc(representations[test], codes[test], seed)
-    return {**scores, "auc": max((score for score in scores.values() if not np.isnan(score)), default=np.nan)}
+    attack = Attack.on(representations, codes, held_out, seed)
+    return {name: attack.of(name)[0] for name in ATTACKERS} | {"auc": attack.strongest()[0]}
 
 
-def _within_auc(vectors: np.ndarray, codes: np.ndarray, seed: int) -> float:
-    """Cross-validate a strongly regularised logistic regression; NaN with a group smaller than the number of folds."""
+def _within_scores(vectors: np.ndarray, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Cross-validate a strongly regularised logistic regression; None with a group smaller than the number of folds."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -92,14 +154,14 @@ def _within_auc(vectors: np.ndarray, codes: np.ndarray, seed: int) -> float:
     classes, counts = np.unique(codes, return_counts=True)
     classes = classes[counts >= WITHIN_FOLDS]
     if len(classes) < 2:
-        return np.nan
+        return None
     kept = np.isin(codes, classes)
     attacker = make_pipeline(
         StandardScaler(), LogisticRegression(C=WITHIN_PENALTY, class_weight="balanced", max_iter=2000)
     )
     folds = StratifiedKFold(WITHIN_FOLDS, shuffle=True, random_state=seed)
     probabilities = cross_val_predict(attacker, vectors[kept], codes[kept], cv=folds, method="predict_proba")
-    return float(roc_auc_score(codes[kept, None] == classes, probabilities, average="macro"))
+    return np.searchsorted(classes, codes[kept]), probabilities
 
 
 def linear_erasure(representations: np.ndarray, codes: np.ndarray, fit_mask: np.ndarray) -> np.ndarray:
@@ -160,16 +222,13 @@ def _attackers(num_users: int, num_classes: int, seed: int) -> dict:
     return {"linear": make_pipeline(StandardScaler(), linear), "mlp": make_pipeline(StandardScaler(), mlp)}
 
 
-def _held_out_auc(attacker, name, vectors, codes, fit, test) -> float:
-    from sklearn.metrics import roc_auc_score
+def _held_out_scores(attacker, vectors, codes, fit, test) -> tuple[np.ndarray, np.ndarray]:
+    """Fit an attacker and score the held-out users: their classes `[T]` (-1: not among the fitted) and `[T, C]`."""
     from sklearn.utils.class_weight import compute_sample_weight
 
     final_step = attacker.steps[-1][0]
     weights = compute_sample_weight("balanced", codes[fit])
     attacker.fit(vectors[fit], codes[fit], **{f"{final_step}__sample_weight": weights})
-    probabilities = attacker.predict_proba(vectors[test])  # [T, G]
-    is_class = codes[test, None] == attacker.classes_
-    scorable = is_class.any(axis=0) & ~is_class.all(axis=0)
-    if not scorable.any():
-        return np.nan
-    return float(roc_auc_score(is_class[:, scorable], probabilities[:, scorable], average="macro"))
+    is_class = codes[test, None] == attacker.classes_  # [T, C]
+    labels = np.where(is_class.any(axis=1), is_class.argmax(axis=1), -1)
+    return labels, attacker.predict_proba(vectors[test])

@@ -9,6 +9,7 @@ import numpy as np
 
 from data.protocols.base import Phase, Task
 from data.structs import Ranking
+from model.evaluation.chance import chance_levels
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import REFERENCE, ListKey, MetricKey, flat
 from model.evaluation.metrics import evaluate
@@ -75,7 +76,8 @@ def ask_tests(run: Run, phase: Phase, ranker: Ranker, controls: Sequence[str] | 
     def add(key: ListKey, ranking: Ranking | None, further: dict[str, float]) -> None:
         if ranking is not None:
             outcome = evaluate(ranking, split, run.groups, protocol.ks, protocol.definitions)
-            answers.append(Answer(key, ranking, outcome.summary | further, outcome.per_user))
+            levels = chance_levels(ranking, split, run.groups, protocol.ks, outcome, protocol.definitions)
+            answers.append(Answer(key, ranking, outcome.summary | levels | further, outcome.per_user))
 
     def ask(task: Task, key: ListKey, control: str) -> None:
         ranking = ranker.rank(task, split.test_histories, split, top, control, progress="test")

@@ -108,3 +108,25 @@ def twin_accuracy(ranks, k):
         "ndcg": sum(1 / math.log2(rank + 1) for rank in hits) / ideal,
         "mrr": 1 / min(hits) if hits else 0.0,
     }
+
+
+def twin_debiased(topk, codes, relevant=None):
+    """Over every pair of two users: how many items their lists share."""
+    lists = [
+        {item for item in row if item >= 0 and (relevant is None or item in relevant[user])}
+        for user, row in enumerate(topk.tolist())
+    ]
+    members = {code: [u for u, own in enumerate(codes.tolist()) if own == code] for code in set(codes.tolist()) - {-1}}
+
+    def overlap(pairs):
+        shared = [len(lists[first] & lists[second]) for first, second in pairs]
+        return sum(shared) / len(shared) if shared else math.nan
+
+    values = []
+    for a, b in combinations(sorted(members), 2):
+        within = (overlap(combinations(members[a], 2)) + overlap(combinations(members[b], 2))) / 2
+        between = overlap([(first, second) for first in members[a] for second in members[b]])
+        if within + between > 0:
+            values.append((within - between) / (within + between))
+    value = twin_mean(values)
+    return math.copysign(math.sqrt(abs(value)), value)

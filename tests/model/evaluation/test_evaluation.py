@@ -17,6 +17,7 @@ from fairness_utils import target_shares
 from model import METHODS
 from model.evaluation import ranker
 from model.evaluation.evaluator import Evaluator
+from model.evaluation.keys import CHANCE_PARTS, MetricKey
 from model.evaluation.metrics import evaluate
 from model.evaluation.probes import held_out_users
 from model.evaluation.questions import ask_tests
@@ -313,7 +314,12 @@ def test_leakage_is_reported_per_attribute_and_sees_what_is_served(make_evaluato
 
     evaluator.method.transform_users = reveal
     results = evaluator.leakage(split, {"gender": gender}, held_out, "mild")
-    assert set(results) == {f"leakage_auc{kind}/gender" for kind in ("", "_linear", "_mlp", "_within", "_erased")}
+    figures = [
+        MetricKey(f"leakage_auc{kind}", group="gender") for kind in ("", "_linear", "_mlp", "_within", "_erased")
+    ]
+    assert set(results) == {str(key.of(part)) for key in figures for part in ("", *CHANCE_PARTS)}
+    # the strongest of three attackers has more than a half by chance
+    assert 0.5 < results["leakage_auc/chance/gender"] < 0.8 and results["leakage_auc/p/gender"] < 0.01
     assert results["leakage_auc/gender"] == results["leakage_auc_linear/gender"] == 1.0
     # twelve held-out users: which of them a chance direction tells apart is up to the draw, all of them is not
     assert results["leakage_auc_erased/gender"] < 1.0

@@ -107,7 +107,8 @@ def test_estimates_of_groups_are_means_of_their_users_and_say_how_many():
 def test_estimates_by_popularity_are_those_of_the_summary():
     ranking = small_ranking()
     popularity = Group("popularity", np.array([0, 0, 1, 1, 1, 1]), ("head", "tail"))
-    split = SimpleNamespace(item_groups={"popularity": popularity}, degree=np.array([4, 3, 1, 1, 1, 1]))
+    degree = np.array([4, 3, 1, 1, 1, 1])
+    split = SimpleNamespace(item_groups={"popularity": popularity}, degree=degree, is_tail=popularity.codes == 1)
     answer = Answer(ListKey(), ranking, {}, {})
     estimates, blocks = picture_numbers.popularity_estimates(split, {"this run": answer, "random": answer}, 3)
     summary = evaluate(ranking, split, {}, (3,)).summary
