@@ -126,6 +126,18 @@ def js_distance(first: np.ndarray, second: np.ndarray) -> float:
     return math.sqrt(max(0.0, sum(term.sum() for term in terms) / 2))
 
 
+def of_shared_items(first: np.ndarray, second: np.ndarray, sizes: tuple[int, int]) -> float:
+    """How much more two users of one group share than two of different groups, of counts of items by group."""
+    if min(sizes) < 2:
+        return NAN
+    within = [
+        (counts * (counts - 1)).sum() / (size * (size - 1)) for counts, size in zip((first, second), sizes, strict=True)
+    ]
+    between = (first * second).sum() / (sizes[0] * sizes[1])
+    total = sum(within) / 2 + between
+    return (sum(within) / 2 - between) / total if total else NAN
+
+
 def parity(shown, labels, catalogue, k, is_fda) -> dict[str, float]:
     hits = shown[shown["relevant"]]
     kinds = {"dp": (shown, shown["item"]), "eo": (hits, hits["item"])}
@@ -149,6 +161,9 @@ def parity(shown, labels, catalogue, k, is_fda) -> dict[str, float]:
                 of_pairs[f"{kind}_js"] = [js_distance(counts[a], counts[b]) for a, b in pairs]
             # a pair that is shown nothing is left out
             figures |= {f"{name}@{k}/{attribute}": pd.Series(values).mean() for name, values in of_pairs.items()}
+            if not kind.endswith("code"):
+                mean = pd.Series([of_shared_items(counts[a], counts[b], (sizes[a], sizes[b])) for a, b in pairs]).mean()
+                figures[f"{kind}_debiased@{k}/{attribute}"] = math.copysign(math.sqrt(abs(mean)), mean)
     return figures
 
 
