@@ -130,12 +130,10 @@ def of_shared_items(first: np.ndarray, second: np.ndarray, sizes: tuple[int, int
     """How much more two users of one group share than two of different groups, of counts of items by group."""
     if min(sizes) < 2:
         return NAN
-    within = [
-        (counts * (counts - 1)).sum() / (size * (size - 1)) for counts, size in zip((first, second), sizes, strict=True)
-    ]
+    groups = zip((first, second), sizes, strict=True)
+    within = sum((counts * (counts - 1)).sum() / (size * (size - 1)) for counts, size in groups) / 2
     between = (first * second).sum() / (sizes[0] * sizes[1])
-    total = sum(within) / 2 + between
-    return (sum(within) / 2 - between) / total if total else NAN
+    return (within - between) / (within + between) if within + between else NAN
 
 
 def parity(shown, labels, catalogue, k, is_fda) -> dict[str, float]:
