@@ -80,8 +80,8 @@ def read_rankings(
     table, is_trec = _read(path)
     if not table.num_rows:
         raise ValueError(f"{path} has no rows; write one for each item of each user's list")
-    names = table[LIST].cast(pa.string()) if LIST in table.column_names else pa.chunked_array([], pa.string())
-    chosen = choose(path, names.unique().drop_null().to_pylist())
+    names = _list_names(path, table)
+    chosen = choose(path, [name for name in names.unique().to_pylist() if name])
     if chosen:
         table = table.filter(pc.equal(names, chosen))
     user = _ids(path, "user", table["user"], data.original_user_ids, data.name)
@@ -234,6 +234,17 @@ def _read_trec(path: Path, content: bytes) -> pa.Table:
     _refuse(path, np.flatnonzero(wrong), f"more or less than {width} fields", lambda row: frame[0][row], remedy)
     kept = frame.rename(columns=dict(enumerate(TREC_FIELDS)))[["user", "item", *NUMBERS]]
     return pa.Table.from_pandas(kept, preserve_index=False)
+
+
+def _list_names(path: Path, table: pa.Table) -> pa.ChunkedArray:
+    """The column that says which list a row is of, as text; empty where there is none."""
+    if LIST not in table.column_names:
+        return pa.chunked_array([], pa.string())
+    try:
+        return table[LIST].cast(pa.string())
+    except pa.ArrowException as error:
+        kind = table[LIST].type
+        raise ValueError(f"{path}: column {LIST} holds {kind}; store names of lists as text, or rename it") from error
 
 
 def _ids(path: Path, name: str, column: pa.ChunkedArray, originals: np.ndarray, data_name: str) -> np.ndarray:
