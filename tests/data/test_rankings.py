@@ -201,7 +201,7 @@ def test_bad_trec_runs_are_refused(plain, tmp_path, text, words):
 
 def test_one_of_several_lists_is_read(plain, tmp_path):
     frame = frame_of(plain, ROWS)
-    other = frame.assign(item=frame["item"].iloc[::-1].to_numpy())
+    other = frame.assign(rank=100 - frame["rank"])
     both = pd.concat([frame.assign(list="a"), other.assign(list="b"), other.assign(list=None)])
     both.to_parquet(tmp_path / "a.parquet")
     both.to_csv(tmp_path / "a.csv", index=False)
