@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.datareader import MADE_FOR
-from data.messages import counted
+from data.messages import WIDTH, counted
 from data.protocols.base import Phase
 from data.structs import Group
 from model import BACKBONES
@@ -37,15 +37,13 @@ LAST_PART = 0.05
 OUT_OF_REACH = 0.01
 # so many of a kind are named, the others counted
 NAMED = 2
-# columns of the console
-LINE = 80
 
 Results = Mapping[str, Mapping[str, float]]
 
 
 def caution_text(cautions: Sequence[str]) -> str:
     """Write cautions as a block of text for the console; nothing where there is none."""
-    lines = [textwrap.fill(text, LINE, initial_indent="- ", subsequent_indent="  ") for text in cautions]
+    lines = [textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ") for text in cautions]
     return "\n".join(["\nWarnings:", *lines]) if lines else ""
 
 
