@@ -472,9 +472,11 @@ def js_between(counts: np.ndarray) -> np.ndarray:
     nothing.
     """
 
-    shares = _over(counts, counts.sum(axis=-1, keepdims=True))
+    totals = counts.sum(axis=-1, keepdims=True)
+    shares = _over(counts, totals)
     # JS = H((p + q) / 2) - (H(p) + H(q)) / 2 takes one logarithm an item and pair
-    entropies = iter(combinations(np.moveaxis(_entropy(shares), -1, 0), 2))
+    entropy = np.where(totals[..., 0] > 0, _entropy(shares), np.nan)  # [..., G]
+    entropies = iter(combinations(np.moveaxis(entropy, -1, 0), 2))
 
     def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         divergence = _entropy((first + second) / 2) - np.mean(next(entropies), axis=0)

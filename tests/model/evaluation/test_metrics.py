@@ -20,12 +20,13 @@ from sklearn.metrics import ndcg_score
 import fairness_utils as metrics
 from data.protocols.base import Definitions
 from data.protocols.fda import DEFINITIONS
-from data.structs import Group, Histories, ItemLists, Ranking, Split
+from data.structs import Group, Ranking
 from model.evaluation.keys import MetricKey
 from model.evaluation.lists import Lists
 from model.evaluation.metric_table import COUNT, LEAKAGE, METRICS
 from model.evaluation.metrics import evaluate, list_metrics, per_user_accuracy
 from model.evaluation.parity import ByGroup, dp_code, eo_code
+from tests.support.lists import item_lists, make_ranking, make_split, random_case
 from tests.support.metric_twins import (
     twin_accuracy,
     twin_debiased,
@@ -40,55 +41,6 @@ from tests.support.metric_twins import (
 )
 
 TOLERANCE = 1e-12
-
-
-def item_lists(lists):
-    lengths = [len(entries) for entries in lists]
-    items = np.array([item for entries in lists for item in entries], dtype=np.int64)
-    return ItemLists(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), items)
-
-
-def make_split(degree, tail, num_users):
-    """A split whose train interactions give each item its degree; the other sets are empty."""
-    items = np.repeat(np.arange(len(degree)), degree)
-    order = np.concatenate([np.arange(count) for count in degree]) if len(items) else items
-    train = Histories.build(order.astype(np.int64), items.astype(np.int64), None, num_users)
-    empty = ItemLists(np.zeros(num_users + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    group = Group("popularity", np.asarray(tail).astype(np.int64), ("head", "tail"))
-    return Split(train, empty, empty, train, train, np.asarray(degree, dtype=np.int64), {"popularity": group})
-
-
-def make_ranking(topk, relevant, num_items, generator):
-    """A ranking over the whole catalogue: items beyond the list rank in a random order below it."""
-    ranks = []
-    for row, wanted in zip(topk, relevant, strict=True):
-        shown = [item for item in row if item >= 0]
-        order = shown + [item for item in generator.permutation(num_items) if item not in shown]
-        ranks += [order.index(item) + 1 for item in wanted]
-    scores = np.where(topk >= 0, -np.arange(topk.shape[1], dtype=np.float64), -np.inf)
-    return Ranking(
-        np.arange(len(topk)),
-        item_lists(relevant),
-        np.array(ranks, dtype=np.int64),
-        topk,
-        scores,
-        np.full(len(topk), num_items),
-    )
-
-
-def random_case(seed, users=25, num_items=18, k=6, groups=2, short=True, most_relevant=4):
-    """Random lists (short ones padded), relevant items (none for some), groups (unknown for some), degrees."""
-    generator = np.random.default_rng(seed)
-    topk = np.stack([generator.permutation(num_items)[:k] for _ in range(users)]).astype(np.int64)
-    if short:
-        topk[np.arange(k)[None, :] >= generator.integers(0, k + 1, users)[:, None]] = -1
-    relevant = [
-        generator.permutation(num_items)[: generator.integers(0, most_relevant + 1)].tolist() for _ in range(users)
-    ]
-    codes = generator.integers(-1, groups, users)
-    tail = generator.random(num_items) < 0.6
-    degree = generator.integers(0, users, num_items)
-    return topk, relevant, codes, tail, degree, generator
 
 
 def close(actual, expected):
