@@ -170,6 +170,17 @@ def run_lists(results: Mapping[str, Any]) -> list[str]:
     return [name for name in results if ListKey.parse(name).source == TEST]
 
 
+def yardsticks_of(list_name: str, names: Iterable[str]) -> dict[str, str]:
+    """Find the lists among `names` that a list stands beside, those of its phase and task: yardstick -> name."""
+    # read as if there were one phase and task, so that these are at the beginning of the control
+    own, found = ListKey.parse(list_name), {}
+    for name in names:
+        other = ListKey.parse(name)
+        if other.source == REFERENCE and (not other.control or f"{own.control}/".startswith(f"{other.control}/")):
+            found[other.yardstick] = name
+    return found
+
+
 def is_one(names: list[str]) -> bool:
     """Tell whether `names` are only the list of the one task under the one control, and its re-ranked form."""
     plain = ListKey()
