@@ -42,6 +42,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def file_and_list(text: Path | str) -> tuple[Path, str]:
+    """Split `FILE:LIST` into a file and the name of one of its lists, "" without one; a colon may be the file's own."""
+    name, _, chosen = str(text).rpartition(":")
+    return (Path(text), "") if not name or Path(text).exists() else (Path(name), chosen)
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove temporary files that killed writers left in `directory`; nobody else may write there meanwhile."""
     for temporary in directory.glob(".*.tmp"):

@@ -12,12 +12,13 @@ import io
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -29,7 +30,9 @@ COLUMNS = {
     "item": "the data set's own id of the item, as text",
     "rank": "place in the user's list, a whole number from 1 (only the order counts, gaps are allowed)",
     "score": "a finite number; without a rank it orders the list, highest first, equal ones by order of items.csv",
+    "list": "only where the file holds several lists of a user: which one, named as in --rankings=FILE:LIST",
 }
+LIST = "list"
 NUMBERS = ("rank", "score")
 TREC_FIELDS = ("user", "Q0", "item", "rank", "score", "tag")
 # suffix -> what the table is called; other text is a table too where its first line names user and item
@@ -42,26 +45,45 @@ OFFENDERS_NAMED = 3
 class RankedLists:
     """Lists of another program, best first: `lists` has one per user id; `scores [E]` of its entries, None without.
 
-    `note` says which of rank and score counts where they disagree, and is empty where they do not.
+    `note` says which of rank and score counts where they disagree, and is empty where they do not. `name` is that of
+    the list that was chosen, "" where the file has only one; `least_ranks [E]` are the ranks that entries have at least
+    (None: their places).
     """
 
     lists: ItemLists
     scores: np.ndarray | None
     note: str = ""
+    name: str = ""
+    least_ranks: np.ndarray | None = None
 
 
-def read_rankings(path: Path, data: InteractionData) -> RankedLists:
+def only_list(path: Path, names: list[str]) -> str:
+    """Choose the list of a file that holds one list per user; several are a ValueError."""
+    if len(names) > 1:
+        few = ", ".join(names[:OFFENDERS_NAMED])
+        raise ValueError(f"{path} holds {len(names)} lists, such as {few}; choose one, or rename the column {LIST}")
+    return names[0] if names else ""
+
+
+def read_rankings(
+    path: Path, data: InteractionData, choose: Callable[[Path, list[str]], str] = only_list
+) -> RankedLists:
     """Read lists of `data`'s users and items from parquet, a CSV or TSV with a header, or a TREC run.
 
     Parquet, CSV and TSV have the columns of `COLUMNS`, with rank, score or both, of which rank decides; others are
     ignored. In a TREC run the score decides as in trec_eval, whatever the ranks; equal scores go by rank, then in the
-    order of items.csv. Raises ValueError for a file that cannot be read or is empty, missing columns, unknown ids, a
+    order of items.csv. Of the names in a column `list` (none without it), `choose` gives the one to read, and rows are
+    counted within it. Raises ValueError for a file that cannot be read or is empty, missing columns, unknown ids, a
     (user, item) that occurs twice, numbers that are not finite, and where rank decides ranks that are not whole, below
     1 or repeated.
     """
     table, is_trec = _read(path)
     if not table.num_rows:
         raise ValueError(f"{path} has no rows; write one for each item of each user's list")
+    names = _list_names(path, table)
+    chosen = choose(path, [name for name in names.unique().to_pylist() if name])
+    if chosen:
+        table = table.filter(pc.equal(names, chosen))
     user = _ids(path, "user", table["user"], data.original_user_ids, data.name)
     item = _ids(path, "item", table["item"], data.original_item_ids, data.name)
     numbers = {name: _numbers(path, name, table[name]) for name in NUMBERS if name in table.column_names}
@@ -89,7 +111,24 @@ def read_rankings(path: Path, data: InteractionData) -> RankedLists:
         _refuse(path, np.sort(order[1:][twice]), "a rank that its user's list has already", pair, remedy)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=data.num_users))]).astype(np.int64)
     scores = None if score is None else score[order]
-    return RankedLists(ItemLists(indptr, item[order]), scores, _disagreement(user, rank, score, is_trec))
+    return RankedLists(ItemLists(indptr, item[order]), scores, _disagreement(user, rank, score, is_trec), chosen)
+
+
+def with_ranks(given: RankedLists, path: Path, data: InteractionData) -> RankedLists:
+    """Add to lists of a run the ranks of its test items, from its file of ranks (columns list, user, item, rank).
+
+    An item that ties with others ranks behind all of them, which the lists do not show (Decision 8).
+    """
+    try:
+        table = pa.parquet.read_table(path, columns=["user", "item", "rank"], filters=[(LIST, "==", given.name)])
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read ({reason}); put the run's own there, or take it away") from error
+    user = _ids(path, "user", table["user"], data.original_user_ids, data.name)
+    item = _ids(path, "item", table["item"], data.original_item_ids, data.name)
+    counted_as = pd.Series(_numbers(path, "rank", table["rank"]).astype(np.int64), user * data.num_items + item)
+    entries = given.lists.owner * data.num_items + given.lists.item
+    return replace(given, least_ranks=counted_as.reindex(entries, fill_value=0).to_numpy())
 
 
 def _disagreement(user: np.ndarray, rank: np.ndarray | None, score: np.ndarray | None, is_trec: bool) -> str:
@@ -139,7 +178,8 @@ class _Refused(ValueError):
 
 def _chosen(path: Path, names: list[str]) -> list[str]:
     chosen = [name for name in COLUMNS if name in names]
-    if chosen[:2] != ["user", "item"] or len(chosen) < 3 or any(names.count(name) > 1 for name in chosen):
+    lacks = chosen[:2] != ["user", "item"] or not set(NUMBERS) & set(chosen)
+    if lacks or any(names.count(name) > 1 for name in chosen):
         raise _Refused(
             f"{path} has the columns {', '.join(map(repr, names)) or 'none'}: needed are user, item, and rank or "
             "score, once each (a CSV or TSV names them in its first row); rename them"
@@ -192,8 +232,19 @@ def _read_trec(path: Path, content: bytes) -> pa.Table:
     wrong = (frame[width - 1] == "") | (frame[width] != "")
     remedy = f"each row is: {' '.join(TREC_FIELDS)}"
     _refuse(path, np.flatnonzero(wrong), f"more or less than {width} fields", lambda row: frame[0][row], remedy)
-    kept = frame.rename(columns=dict(enumerate(TREC_FIELDS)))[list(COLUMNS)]
+    kept = frame.rename(columns=dict(enumerate(TREC_FIELDS)))[["user", "item", *NUMBERS]]
     return pa.Table.from_pandas(kept, preserve_index=False)
+
+
+def _list_names(path: Path, table: pa.Table) -> pa.ChunkedArray:
+    """The column that says which list a row is of, as text; empty where there is none."""
+    if LIST not in table.column_names:
+        return pa.chunked_array([], pa.string())
+    try:
+        return table[LIST].cast(pa.string())
+    except pa.ArrowException as error:
+        kind = table[LIST].type
+        raise ValueError(f"{path}: column {LIST} holds {kind}; store names of lists as text, or rename it") from error
 
 
 def _ids(path: Path, name: str, column: pa.ChunkedArray, originals: np.ndarray, data_name: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from data.readers.synthetic import read_synthetic
 from fairness_utils import position_weights
 from model.modes import setup
 from tests.support.movielens import write_movielens
-from tests.support.runs import FLAGS, TINY, refused, run_main
+from tests.support.runs import FLAGS, TINY, recommended, refused, run_main
 
 
 @pytest.mark.parametrize("synthesis_type", ["mean", "attention", "gru", "none"])
@@ -70,8 +70,8 @@ def test_a_run_leaves_every_file_and_the_checkpoint_is_plain(tmp_path):
     names = {path.name for path in folder.iterdir()}
     # tests/test_pictures.py looks at the pictures
     assert names == {
-        "checkpoint.pt", "config.json", "cost.json", "metrics.jsonl", "per_user.parquet", "recommendations.parquet",
-        "report.html", "result.json",
+        "checkpoint.pt", "config.json", "cost.json", "items.parquet", "metrics.jsonl", "per_user.parquet",
+        "ranks.parquet", "recommendations.parquet", "report.html", "result.json",
     }  # fmt: skip
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["epoch"] == result["epoch"]
@@ -104,7 +104,7 @@ def test_the_floor_holds_in_the_written_recommendations(tmp_path):
         tmp_path, enable_fairness=True, rerank_fair=True, rerank_alpha=0.0, exposure_floor=0.6, eval_k=["10"]
     )
     assert result["metrics"]["test/reranked/infeasible_users"] == 0
-    frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
+    frame = recommended(tmp_path / "run", "test/reranked")
     with flagsaver.flagsaver(output_dir=str(tmp_path), **TINY):
         run = setup.prepare(main.settings_from_flags().config())
     tail = run.protocol.phases[0].split.item_groups["popularity"].codes == 1

@@ -13,7 +13,7 @@ import pandas as pd
 
 from data.messages import suggestion
 from fairness_utils import mean_defined
-from model.evaluation.keys import TEST, ListKey, MetricKey, by_list, is_result, short_name, split_key, yardsticks_of
+from model.evaluation.keys import ListKey, MetricKey, by_list, choose_list, is_result, short_name, split_key, yardsticks_of
 from model.runs.config import shown_network
 
 USER = "user"
@@ -158,13 +158,9 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
 
 def _chosen_list(name: str, lists: list[str], chosen: str) -> str:
     """The list that stands after the colon of an entry of `--runs`; "" is the one list of a run's test."""
-    tested = [text for text in lists if ListKey.parse(text).source == TEST]
-    if chosen:
-        wanted = [text for text in (*tested, *lists) if short_name(text) == chosen]
-    else:
-        wanted = tested if len(tested) == 1 else [text for text in tested if text == str(ListKey())]
-    if wanted:
-        return wanted[0]
+    wanted = choose_list(lists, chosen)
+    if wanted is not None:
+        return wanted
     allowed = [short_name(text) for text in lists if short_name(text)]
     what = f"has no list {chosen!r}" if chosen else "has several lists"
     raise ValueError(f"--runs: {name} {what}; name one behind a colon: {', '.join(allowed)}")

@@ -181,6 +181,21 @@ def yardsticks_of(list_name: str, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def choose_list(names: Iterable[str], chosen: str = "") -> str | None:
+    """Find the list that `chosen` names, with or without `test` or `reference` in front; None where there is none.
+
+    "" is the run's one plain list.
+    """
+    names = list(names)
+    own = [name for name in names if name.partition("/")[0] == TEST]
+    if chosen:
+        found = [name for name in names if name == chosen]
+        found += [name for name in (*own, *names) if short_name(name) == chosen]
+    else:
+        found = own if len(own) == 1 else [name for name in own if name == str(ListKey())]
+    return found[0] if found else None
+
+
 def is_one(names: list[str]) -> bool:
     """Tell whether `names` are only the list of the one task under the one control, and its re-ranked form."""
     plain = ListKey()

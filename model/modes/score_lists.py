@@ -5,24 +5,30 @@ the length that metrics and re-ranking read. A user whom the protocol asks and t
 is found, and nothing shown. A user whom it does not ask is ignored. A relevant item's rank is its place in the
 closed-up list (Decision 27), and that of one which the list lacks is the size of the catalogue + 1: beyond every K. All
 of it is counted, printed, and written to result.json.
+
+A run's own file holds several lists, of which one is chosen by name; ties rank as in the run where its file of ranks
+is beside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from data.files import file_and_list
 from data.messages import counted
 from data.protocols.base import Phase, Task
-from data.rankings import RankedLists, read_rankings
+from data.rankings import LIST, RankedLists, only_list, read_rankings, with_ranks
 from data.structs import Ranking
-from model.evaluation.keys import flat
+from model.evaluation.keys import choose_list, flat
 from model.evaluation.questions import ask_tests, results_of
 from model.evaluation.ranker import Ranker
 from model.modes.export_split import SPLIT_FILE, split_fingerprint
 from model.modes.setup import describe, prepare
 from model.results.tracking import Tracker
+from model.results.user_tables import RANKS
 from model.results.writer import tables_of, write_results
 from model.runs.files import own_run_dir, write_json
 from model.runs.processes import Processes
@@ -64,7 +70,8 @@ def match_rankings(
     keys = (row * num_items + item)[sorter]
     if len(keys):
         at = np.minimum(np.searchsorted(keys, sought), len(keys) - 1)
-        ranks = np.where(keys[at] == sought, place[sorter[at]] + 1, ranks)
+        counted_as = place + 1 if given.least_ranks is None else np.maximum(place + 1, given.least_ranks[kept])
+        ranks = np.where(keys[at] == sought, counted_as[sorter[at]], ranks)
     candidates = num_items - excluded.lengths[users]
     listed = lists.lengths > 0
     counts = {
@@ -122,6 +129,20 @@ class GivenLists(Ranker):
         return ranking
 
 
+def chooser(asked: str) -> Callable[[Path, list[str]], str]:
+    """Make the function that finds the list `asked` ("": the run's own) among those of a file."""
+
+    def choose(path: Path, names: list[str]) -> str:
+        chosen = only_list(path, names) if len(names) < 2 and not asked else choose_list(names, asked)
+        if chosen is None:
+            what = f"has no list {asked!r}" if asked else "has several lists"
+            remedy = f"name one behind a colon: {', '.join(names)}" if names else f"it has no column {LIST}"
+            raise ValueError(f"--rankings: {path} {what}; {remedy}")
+        return chosen
+
+    return choose
+
+
 def check_split(path: Path, phase: Phase) -> str:
     """Say which split the rankings are for, by the export's split.json beside them; another split is a ValueError."""
     beside, fingerprint = path.parent / SPLIT_FILE, phase.split.fingerprint()
@@ -140,14 +161,20 @@ def score_rankings(settings: Settings, started: float, processes: Processes) -> 
     """Do `--mode=score`: judge `--rankings`, and write what a run writes into a folder of its own."""
     if processes.world > 1:
         raise ValueError("--mode=score runs in one process; start it without torchrun")
-    progress, config, path = Progress.of(None, started), settings.config(), settings.request.rankings
+    progress, config = Progress.of(None, started), settings.config()
+    path, asked = file_and_list(settings.request.rankings)
     run = prepare(config)
     phase = run.protocol.phases[-1]
     describe(run, trains=False)
     print(check_split(path, phase))
-    given = read_rankings(path, run.data)
+    given = read_rankings(path, run.data, chooser(asked))
     listed = int((given.lists.lengths > 0).sum())
     print(f"rankings: {counted(len(given.lists.item), 'row')} of {counted(listed, 'user')} in {path}")
+    if given.name:
+        print(f"  the list {given.name}")
+    if given.name and (path.parent / RANKS).exists():
+        given = with_ranks(given, path.parent / RANKS, run.data)
+        print(f"  test items rank as {RANKS} beside it says, behind those they tie with")
     if given.note:
         print(f"  {given.note}")
     judge = GivenLists(run, given)
@@ -160,7 +187,7 @@ def score_rankings(settings: Settings, started: float, processes: Processes) -> 
         tracker = Tracker.of(config, directory)
         counts = next(iter(judge.counts.values())) if len(judge.counts) == 1 else judge.counts
         origin = {
-            "method": f"rankings of {path.name}",
+            "method": f"rankings of {path.name}" + f", list {given.name}" * bool(asked),
             "seed": config.seed,
             "epoch": None,
             "selected_by": None,

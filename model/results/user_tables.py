@@ -1,20 +1,29 @@
-"""Tables of one row per user or per recommended item."""
+"""Tables of a run's lists: a row per user, per recommended item, per test item and per item of the catalogue.
+
+From them every figure of the result but leakage, which needs the weights, can be computed again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data.structs import Group, Ranking
-from model.evaluation.keys import ListKey, is_result, key, split_key
+from data.protocols.base import Phase
+from data.rankings import LIST
+from data.structs import Group, InteractionData, Ranking
+from fairness_utils import keep_hits
+from model.evaluation.keys import TEST, ListKey, is_result, key, split_key
 from model.evaluation.questions import Answer
-from model.runs.files import write_frame
+from model.runs.files import write_frame, write_parts
 
-# columns that tell lists of several phases, tasks and controls apart
-LEVELS = ("phase", "task", "control")
+PER_USER, RECOMMENDATIONS, RANKS, ITEMS = (
+    f"{name}.parquet" for name in ("per_user", "recommendations", "ranks", "items")
+)
 
 
 def values_by_user(answers: Sequence[Answer]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -54,12 +63,6 @@ def with_earlier(
     everybody = np.union1d(before, users)
     old = {name: _spread(everybody, before, frame[name].to_numpy()) for name in kept}
     return everybody, old | {name: _spread(everybody, users, user_values) for name, user_values in values.items()}
-
-
-def label_rows(frame: pd.DataFrame, list_key: ListKey, levels: Sequence[str]) -> pd.DataFrame:
-    """Put columns before a list's table that say which of several lists it is."""
-    labels = {level: [getattr(list_key, level)] * len(frame) for level in levels}
-    return pd.concat([pd.DataFrame(labels), frame], axis=1)
 
 
 def write_per_user(
@@ -103,3 +106,75 @@ def recommendation_frame(
         "score": ranking.scores[row, place],
     }
     return pd.DataFrame(columns)
+
+
+def write_judged(
+    directory: Path, data: InteractionData, answers: Sequence[Answer], k: int, earlier: set[str], many_tasks: bool
+) -> None:
+    """Write the lists of `answers` and the ranks of their test items: `RECOMMENDATIONS` and `RANKS`, a list at a time.
+
+    Lists have `k` places, those that a method scored as many as were ranked, which re-ranking reads. Lists of `earlier`
+    phases that the files hold already stay in front; the run's own stand before the yardsticks.
+    """
+    answers = sorted(answers, key=lambda answer: answer.key.source != TEST)
+    # lists and yardsticks need not be scored in the same precision
+    precision = np.result_type(*(answer.ranking.scores for answer in answers))
+    for name, frame_of in (
+        (RECOMMENDATIONS, lambda answer: _judged_frame(answer, data, k, precision)),
+        (RANKS, lambda answer: _ranks_frame(answer, data)),
+    ):
+        write_parts(directory / name, _parts(directory / name, answers, frame_of, earlier, many_tasks))
+
+
+def _parts(path: Path, answers, frame_of, earlier: set[str], many_tasks: bool) -> Iterator[pa.Table]:
+    """Tables of the lists of `earlier` phases in the file that is there, then those of `answers`."""
+    if earlier and path.exists():
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                part = file.read_row_group(number)
+                if ListKey.parse(part[LIST][0].as_py(), True, many_tasks).phase in earlier:
+                    yield part
+    for answer in answers:
+        yield pa.Table.from_pandas(frame_of(answer), preserve_index=False)
+
+
+def _judged_frame(answer: Answer, data: InteractionData, k: int, precision: np.dtype) -> pd.DataFrame:
+    """The places of a judged list: a recommendation each, in which list it is, and whether it is a test item."""
+    ranking = answer.ranking
+    is_pool = answer.key.source == TEST and not answer.key.reranked
+    topk = ranking.topk if is_pool else ranking.topk[:, :k]
+    originals = data.original_user_ids, data.original_item_ids
+    frame = recommendation_frame(ranking, *originals, data.item_titles, topk.shape[1])
+    hits = keep_hits(topk, ranking.relevant, data.num_items)
+    # a column without a single title would have no type
+    frame = frame.astype({"title": "string", "score": precision})
+    frame.insert(0, LIST, str(answer.key))
+    return frame.assign(relevant=hits[topk >= 0] >= 0)
+
+
+def _ranks_frame(answer: Answer, data: InteractionData) -> pd.DataFrame:
+    """The rank of every test item in a judged list."""
+    users, relevant = answer.ranking.users, answer.ranking.relevant
+    columns = {
+        LIST: str(answer.key),
+        "user": np.asarray(data.original_user_ids)[users[relevant.owner]],
+        "item": np.asarray(data.original_item_ids)[relevant.item],
+        "rank": answer.ranking.ranks.astype(np.int32),
+    }
+    return pd.DataFrame(columns)
+
+
+def item_frame(data: InteractionData, phases: Sequence[Phase]) -> pd.DataFrame:
+    """Make a table of the catalogue under each of `phases`, a row per item in order of the program's own ids."""
+    frames = []
+    for phase in phases:
+        popularity = phase.split.item_groups["popularity"]
+        columns = {
+            "phase": phase.name,
+            "item": data.original_item_ids,
+            "title": data.item_titles,
+            "train_degree": phase.split.degree,
+            "popularity": np.array(popularity.labels, dtype=object)[popularity.codes],
+        }
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)

@@ -19,7 +19,7 @@ import torch
 
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import TEST, ListKey, flat, is_one, run_lists
+from model.evaluation.keys import ListKey, flat, is_one, run_lists
 from model.evaluation.questions import Answer
 from model.results.drawing import attempt
 from model.results.pages import typed_command, write_page
@@ -27,11 +27,12 @@ from model.results.pictures import draw_run
 from model.results.run_page import run_sections
 from model.results.tables import Table, result_text, tables_of_one, tables_of_several
 from model.results.user_tables import (
-    LEVELS,
-    label_rows,
-    recommendation_frame,
+    ITEMS,
+    PER_USER,
+    item_frame,
     values_by_user,
     with_earlier,
+    write_judged,
     write_per_user,
 )
 from model.runs.config import Config, shown_network
@@ -68,35 +69,25 @@ def origin_of(config: Config, metric: str, epoch: int, validation: float) -> dic
 
 
 def write_lists(run: Run, directory: Path, phase: Phase, answers: Sequence[Answer]) -> None:
-    """Write each user's metrics and lists of `phase`: `per_user.parquet` and `recommendations.parquet`.
+    """Write each user's metrics, the lists and ranks of `phase`, and the catalogue (`user_tables` says which file).
 
-    What earlier phases wrote is kept, since a resumed run does not test them again. Columns name the phase, task and
-    control where there are several. A phase without `answers` adds nothing.
+    What earlier phases wrote is kept, since a resumed run does not test them again. A phase without `answers` adds
+    nothing.
     """
     if not answers:
         return
-    config, data, protocol = run.config, run.data, run.protocol
-    original_ids = data.original_user_ids, data.original_item_ids
+    data, protocol = run.data, run.protocol
     names = [one.name for one in protocol.phases]
     before = set(names[: names.index(phase.name)])
     users, values = values_by_user(answers)
-    path = directory / "per_user.parquet"
+    path = directory / PER_USER
     # where a checkpoint is tested again, its new folder does not have them
     if before and path.exists():
-        users, values = with_earlier(pd.read_parquet(path), users, values, original_ids[0], before, protocol.many_tasks)
-    write_per_user(path, users, original_ids[0], values, run.groups)
-    tested = [answer for answer in answers if answer.key.source == TEST and answer.key.reranked == config.rerank_fair]
-    levels = [level for level in LEVELS if any(getattr(answer.key, level) for answer in tested)]
-    frames = [
-        recommendation_frame(answer.ranking, *original_ids, data.item_titles, config.eval_k[0]) for answer in tested
-    ]
-    if levels:
-        frames = [label_rows(frame, answer.key, levels) for frame, answer in zip(frames, tested, strict=True)]
-    path = directory / "recommendations.parquet"
-    if before and path.exists():
-        old = pd.read_parquet(path)
-        frames.insert(0, old[old["phase"].isin(before)])
-    write_frame(path, frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True))
+        frame = pd.read_parquet(path)
+        users, values = with_earlier(frame, users, values, data.original_user_ids, before, protocol.many_tasks)
+    write_per_user(path, users, data.original_user_ids, values, run.groups)
+    write_judged(directory, data, answers, max(protocol.ks), before, protocol.many_tasks)
+    write_frame(directory / ITEMS, item_frame(data, [one for one in protocol.phases if one.tests]))
 
 
 def write_results(
@@ -127,6 +118,7 @@ def write_results(
             "protocol": run.protocol.name,
             "description": run.protocol.description,
             "fingerprint": run.fingerprint,
+            "users": run.data.num_users,
             "commit": commit,
             **origin,
             # keys of JSON are sorted; the order of the lists is the method's and the protocol's

@@ -72,7 +72,7 @@ class Request:
     users: tuple[str, ...] = _asked([], "The data set's own user ids, comma-separated, or all", modes=("recommend",))
     control: str | None = _asked(None, "One of the settings that a fairness method leaves open after training. None: evaluate all, recommend by the first", modes=("evaluate", "recommend"))
     recommendations: Path | None = _asked(None, "CSV or parquet file to write instead of printing", check=check_table_path, modes=("recommend",))
-    rankings: Path | None = _asked(None, "Rankings by another program, with the data set's own ids (parquet, CSV, TSV or a TREC run, gzip or not)", modes=("score",), required=True)
+    rankings: Path | None = _asked(None, "Rankings by another program, with the data set's own ids (parquet, CSV, TSV or a TREC run, gzip or not), or a run's recommendations.parquet; FILE:LIST takes one of several lists", modes=("score",), required=True)
     runs: tuple[str, ...] = _asked([], "Folders of finished runs, comma-separated, also of --seeds; the first is what the others are compared with", modes=("compare",), required=True)
     seeds: tuple[int, ...] = _asked([], "Several seeds, comma-separated, in processes side by side where cores allow", low=0)
     export_split: Path | None = _asked(None, "Folder for the split's files, with the data set's own ids, for other programs", needs=(when("dry_run", True),))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from data.files import WriteError, atomic_path, remove_unfinished
@@ -87,6 +90,24 @@ def write_frame(path: Path | str, frame: pd.DataFrame) -> None:
             frame.to_csv(temporary, index=False)
         else:
             frame.to_parquet(temporary, engine="pyarrow", index=False)
+
+
+def write_parts(path: Path | str, parts: Iterable[pa.Table]) -> None:
+    """Write tables of the same columns into one parquet file, whole or not at all; each starts a row group of its own.
+
+    Only one part is held at a time. Types are those of the first one; no part at all is a ValueError.
+    """
+    parts = iter(parts)
+    first = next(parts, None)
+    if first is None:
+        raise ValueError(f"{path}: there is no table to write")
+    # digits of scores hardly repeat, their leading bytes do
+    floats = [field.name for field in first.schema if pa.types.is_floating(field.type)]
+    others = [name for name in first.schema.names if name not in floats]
+    options = {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": floats}
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, first.schema, **options) as writer:
+        for part in itertools.chain([first], parts):
+            writer.write_table(part.cast(first.schema))
 
 
 def make_folder(directory: Path, remedy: str) -> None:

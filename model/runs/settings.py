@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from data.files import file_and_list
 from data.messages import shown
 from data.protocols import PROTOCOLS
 from model import BACKBONES, METHODS
@@ -158,7 +159,8 @@ class Settings:
         if self.mode == "compare":
             return "compare"
         if self.mode == "score":
-            return f"{values['dataset']}-score-{Path(values['rankings']).stem}"
+            path, chosen = file_and_list(values["rankings"])
+            return "-".join([values["dataset"], "score", path.stem, *filter(None, chosen.split("/"))])
         method = values["fairness_method"] if values["enable_fairness"] else "none"
         run = f"{values['dataset']}-{method}-{network_name(values['backbone'], values['synthesis_type'])}"
         return run if values["seeds"] else f"{run}-seed{values['seed']}"

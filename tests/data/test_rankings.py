@@ -199,6 +199,23 @@ def test_bad_trec_runs_are_refused(plain, tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
+def test_one_of_several_lists_is_read(plain, tmp_path):
+    frame = frame_of(plain, ROWS)
+    other = frame.assign(rank=100 - frame["rank"])
+    both = pd.concat([frame.assign(list="a"), other.assign(list="b"), other.assign(list=None)])
+    both.to_parquet(tmp_path / "a.parquet")
+    both.to_csv(tmp_path / "a.csv", index=False)
+    for name in ("a.parquet", "a.csv"):
+        given = read_rankings(tmp_path / name, plain, lambda path, names: min(names))
+        assert lists_of(given) == LISTS and given.name == "a"
+        assert lists_of(read_rankings(tmp_path / name, plain, lambda path, names: max(names))) != LISTS
+        with pytest.raises(ValueError, match="holds 2 lists, such as a, b; choose one, or rename the column list"):
+            read_rankings(tmp_path / name, plain)
+    frame.assign(list=[[1]] * len(frame)).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"column list holds list.*or rename it"):
+        read_rankings(tmp_path / "b.parquet", plain)
+
+
 def test_bad_parquet_files_are_refused(plain, tmp_path):
     path = tmp_path / "bad.parquet"
     frame = frame_of(plain, ROWS)

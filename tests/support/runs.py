@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -37,6 +38,13 @@ def run_main(folder: Path, **values) -> dict:
     with flagsaver.flagsaver(output_dir=str(folder), **{**TINY, **values}):
         main.main(["main.py"])
     return json.loads((folder / "run" / "result.json").read_text())
+
+
+def recommended(run: Path, name: str = "test", k: int | None = None) -> pd.DataFrame:
+    """A list of a run's recommendations, its first `k` places (None: all), as `--mode=recommend` shows them."""
+    frame = pd.read_parquet(run / "recommendations.parquet", filters=[("list", "==", name)])
+    frame = frame if k is None else frame[frame["rank"] <= k]
+    return frame.drop(columns=["list", "relevant"]).reset_index(drop=True)
 
 
 def without_commit(path: Path) -> bytes:

@@ -21,7 +21,7 @@ class CutOff(Exception):
 
 
 def outputs(folder):
-    names = ("recommendations.parquet", "per_user.parquet", "metrics.jsonl")
+    names = ("recommendations.parquet", "ranks.parquet", "items.parquet", "per_user.parquet", "metrics.jsonl")
     return {"result.json": result_bytes(folder), **{name: (folder / "run" / name).read_bytes() for name in names}}
 
 

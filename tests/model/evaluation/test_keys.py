@@ -13,6 +13,7 @@ from model.evaluation.keys import (
     ListKey,
     MetricKey,
     by_list,
+    choose_list,
     flat,
     is_one,
     is_result,
@@ -102,3 +103,24 @@ def test_results_keep_their_structure_through_files():
 def test_a_key_without_a_known_metric_is_an_error_that_names_it(key):
     with pytest.raises(ValueError, match="metric 'novelty' is not in the metric table; add a row to METRICS"):
         split_key(key)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "found"),
+    [
+        ("reference/popular test test/reranked", "", "test"),
+        ("test/half test/reranked", "", None),
+        ("reference/popular test/half", "", "test/half"),
+        ("reference/popular", "", None),
+        ("test test/reranked", "reranked", "test/reranked"),
+        ("test test/reranked", "test/reranked", "test/reranked"),
+        ("reference/popular test", "popular", "reference/popular"),
+        ("reference/popular test/popular", "popular", "test/popular"),
+        ("reference/popular test/popular", "reference/popular", "reference/popular"),
+        ("test x", "x", "x"),
+        ("test", "half", None),
+        ("", "", None),
+    ],
+)
+def test_a_list_is_chosen_by_its_name_whole_or_short(names, chosen, found):
+    assert choose_list(names.split(), chosen) == found

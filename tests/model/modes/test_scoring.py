@@ -18,6 +18,7 @@ import main
 from data.datareader import READERS
 from data.readers.options import SyntheticOptions
 from data.readers.synthetic import read_synthetic
+from tests.support.light import light_runs
 from tests.support.runs import (
     TINY,
     run_main,
@@ -25,6 +26,10 @@ from tests.support.runs import (
 from tests.support.trec import write_trec
 
 DATA = {name: value for name, value in TINY.items() if name == "dataset" or name.startswith("synthetic_")}
+BY_NEIGHBOURS = {
+    "backbone": "slim", "enable_fairness": True, "fairness_method": "none", "rerank_fair": True, "exposure_floor": 0.3,
+    **dict.fromkeys(("epochs", "batch_size", "num_negatives", "user_hidden", "item_hidden")),
+}  # fmt: skip
 UNSET = {name: flags.FLAGS[name].default for name in DATA if name != "dataset"}
 
 
@@ -79,8 +84,7 @@ def popular(split):
 
 @pytest.mark.probes
 def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
-    # lists of the whole catalogue, as re-ranking and ranks beyond K read them
-    ks = ["50", "5", "10"]
+    ks = ["5", "50", "10"]
     own = run_main(tmp_path, eval_k=ks, user_attribute=["gender", "occupation"])
     values = {"eval_k": ks, "user_attribute": ["gender", "occupation"]}
     rerank = {"rerank_fair": True, "exposure_floor": 0.3, "eval_k": ["10", "5"]}
@@ -94,7 +98,7 @@ def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     assert not any("leakage" in name for name in result["metrics"])
 
     folders = tmp_path / "run", tmp_path / "scored"
-    for name in ("per_user.parquet", "recommendations.parquet"):
+    for name in ("per_user.parquet", "recommendations.parquet", "ranks.parquet", "items.parquet"):
         before, after = (pd.read_parquet(folder / name) for folder in folders)
         assert list(before.columns) == list(after.columns)
         pd.testing.assert_frame_equal(before, after, check_dtype=False)
@@ -103,7 +107,7 @@ def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     assert names[0] - names[1] == {"checkpoint.pt", "metrics.jsonl"}
     assert not names[1] - names[0]
 
-    # the same re-ranked, by scores; and what re-ranking gave, whose scores no longer fall
+    # the same re-ranked, by scores; and what re-ranking gave, whose scores no longer fall, of fewer items
     call(
         tmp_path, mode="evaluate", checkpoint=str(tmp_path / "run"), run_name="again", user_attribute=["gender"],
         **UNSET, **rerank, dataset="ml",
@@ -113,10 +117,74 @@ def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     assert judged(whole["metrics"], "test/reranked/") == judged(again["metrics"], "test/reranked/")
     assert judged(whole["metrics"]) == judged(again["metrics"])
     capsys.readouterr()
-    lists = score(tmp_path, tmp_path / "again" / "recommendations.parquet", run_name="lists", eval_k=["10", "5"])
+    path = f"{tmp_path}/again/recommendations.parquet:test/reranked"
+    lists = score(tmp_path, path, run_name="lists", eval_k=["10", "5"])
     assert "lists whose scores rise along their ranks" in capsys.readouterr().out
     for name, value in judged(lists["metrics"]).items():
         assert value == again["metrics"][f"test/reranked/{name}"], name
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """The folder of a re-ranked run whose scores tie, and its result."""
+    folder = tmp_path_factory.mktemp("several")
+    with light_runs():
+        result = run_main(folder, **BY_NEIGHBOURS, eval_k=["10", "20"])
+    return folder / "run", result
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ("", "test"),
+        (":test", "test"),
+        (":reranked", "test/reranked"),
+        (":test/reranked", "test/reranked"),
+        (":popular", "reference/popular"),
+        (":reference/random", "reference/random"),
+    ],
+)
+def test_each_list_of_a_run_scores_as_it_did(several, tmp_path, capsys, chosen, name):
+    run, own = several
+    result = score(tmp_path, f"{run}/recommendations.parquet{chosen}", eval_k=["10", "20"])
+    assert f"  the list {name}\n" in capsys.readouterr().out
+    assert judged(result["metrics"]) == {
+        key: value
+        for key, value in judged(own["metrics"], f"{name}/").items()
+        if not key.startswith(("reranked", "inf"))
+    }
+    assert result["method"] == "rankings of recommendations.parquet" + f", list {name}" * bool(chosen)
+    assert result["rankings"]["users_without_list"] == 0
+
+
+def test_ties_rank_as_in_the_run_only_with_its_ranks(several, tmp_path, capsys):
+    run, own = several
+    (tmp_path / "recommendations.parquet").write_bytes((run / "recommendations.parquet").read_bytes())
+    path = f"{tmp_path}/recommendations.parquet:popular"
+    alone = score(tmp_path, path, eval_k=["10"])["metrics"]["test/mrr@10"]
+    assert alone > own["metrics"]["reference/popular/mrr@10"], "a place is at least as good as the rank behind all ties"
+    (tmp_path / "ranks.parquet").write_text("no table")
+    error = refused(capsys, tmp_path, mode="score", rankings=path, run_name="bad", eval_k=["10"])
+    assert "ranks.parquet cannot be read" in error and "take it away" in error
+
+
+def test_a_list_that_is_not_there_is_one_line(several, split, tmp_path, capsys):
+    values = {"mode": "score", "run_name": "bad", "eval_k": ["5"]}
+    own = f"{several[0]}/recommendations.parquet"
+    error = refused(capsys, tmp_path, rankings=f"{own}:half", **values)
+    assert "has no list 'half'; name one behind a colon: test, test/reranked, reference/popular" in error
+    frame = popular(split)
+    path = _written(tmp_path / "a.csv", frame)
+    assert "it has no column list" in refused(capsys, tmp_path, rankings=f"{path}:test", **values)
+    path = _written(tmp_path / "b.csv", pd.concat([frame.assign(list=name) for name in ("x", "y")]))
+    assert "has several lists; name one behind a colon: x, y" in refused(capsys, tmp_path, rankings=str(path), **values)
+    wrong = pd.concat([frame.assign(list="x"), frame.assign(list="y", item=99999)])
+    path = _written(tmp_path / "c.csv", wrong)
+    assert "no item" in refused(capsys, tmp_path, rankings=f"{path}:y", **values)
+    named, plain = score(tmp_path, f"{path}:x"), score(tmp_path, tmp_path / "a.csv", run_name="plain")
+    assert named["metrics"] == plain["metrics"]
+    one = _written(tmp_path / "d:e.csv", frame.assign(list="z"))
+    assert score(tmp_path, one, run_name="one")["metrics"] == plain["metrics"]
 
 
 def test_every_form_scores_the_same_and_popular_is_popular(split, tmp_path):

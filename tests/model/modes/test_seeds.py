@@ -27,7 +27,7 @@ from model.runs.processes import Processes
 from tests.support.runs import TINY, refused, without_commit
 
 FLAGS = flags.FLAGS
-OUTPUTS = ("result.json", "recommendations.parquet", "per_user.parquet", "metrics.jsonl")
+OUTPUTS = ("result.json", "recommendations.parquet", "ranks.parquet", "per_user.parquet", "metrics.jsonl")
 
 # stands in for a run: quick, and ends as SEEDS_TEST says
 STUB = """

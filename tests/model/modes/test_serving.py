@@ -27,6 +27,7 @@ from tests.support.movielens import write_movielens
 from tests.support.runs import (
     FLAGS,
     TINY,
+    recommended,
     refused,
     run_main,
 )
@@ -74,10 +75,10 @@ def unserved(capsys, folder, checkpoint, mode="evaluate", **values) -> str:
 @pytest.mark.parametrize("place", [".", "checkpoint.pt"])
 def test_evaluation_gives_the_bytes_of_the_run(tmp_path, trained, place):
     evaluated(tmp_path, trained / place)
-    for name in ("result.json", "per_user.parquet", "recommendations.parquet"):
+    tables = {f"{name}.parquet" for name in ("per_user", "recommendations", "ranks", "items")}
+    for name in ("result.json", *tables):
         assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes(), name
     names = {path.name for path in (tmp_path / "again").iterdir()}
-    tables = {"per_user.parquet", "recommendations.parquet"}
     assert names == {"config.json", "cost.json", "report.html", "result.json", *tables}
 
 
@@ -260,7 +261,7 @@ def test_recommendations_are_those_of_the_run(tmp_path, capsys, trained, suffix)
     path = tmp_path / f"lists.{suffix}"
     served(tmp_path, trained, mode="recommend", users=["all"], recommendations=str(path))
     frame = pd.read_parquet(path) if suffix == "parquet" else pd.read_csv(path)
-    own = pd.read_parquet(trained / "recommendations.parquet")
+    own = recommended(trained, "test/reranked", k=5)
     assert f"{len(frame):,} rows in {path}" in capsys.readouterr().out
     # user 8 of the file trains only
     assert set(frame["user"]) - set(own["user"]) == {8} and len(frame) == len(own) + 5

@@ -1,6 +1,7 @@
 """Tables by user and by recommended item: original ids, and users whom not every list is for."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,14 @@ import pytest
 from data.structs import Group, ItemLists, Ranking
 from model.evaluation.keys import ListKey
 from model.evaluation.questions import Answer
-from model.results.user_tables import label_rows, recommendation_frame, values_by_user, with_earlier, write_per_user
+from model.results.user_tables import (
+    item_frame,
+    recommendation_frame,
+    values_by_user,
+    with_earlier,
+    write_judged,
+    write_per_user,
+)
 from model.runs.files import write_frame
 
 NAN = float("nan")
@@ -81,6 +89,52 @@ def test_columns_of_earlier_phases_are_kept_and_others_are_not():
     np.testing.assert_array_equal(values["test/two/hr@5"], [np.nan, 0.5, 0.6])
 
 
-def test_rows_of_a_list_say_which_it_is():
-    frame = label_rows(pd.DataFrame({"user": [1, 2]}), ListKey(task="next", control="5"), ["task", "control"])
-    assert frame.columns.tolist() == ["task", "control", "user"] and frame["control"].tolist() == ["5", "5"]
+def answer(key, width):
+    """An answer to a list of two users, of the items from 0 on; the first item is the test item of the second user."""
+    topk = np.tile(np.arange(width), (2, 1))
+    lists = ItemLists(np.array([0, 1, 2]), np.array([30, 0]))
+    scores = -topk.astype(np.float64 if key.source == "test" else np.float32)
+    return Answer(key, Ranking(np.array([3, 5]), lists, np.array([31, 2]), topk, scores, np.array([40, 40])), {}, {})
+
+
+def test_judged_lists_of_earlier_phases_stay_and_pools_are_whole(tmp_path, tiny_data):
+    popular = ListKey("reference", "popular", phase="one")
+    one = [answer(key, 6) for key in (popular, ListKey(phase="one"), ListKey(phase="one", reranked=True))]
+    again = [answer(ListKey(phase="two"), 6)]
+    write_judged(tmp_path, tiny_data, one, 4, set(), False)
+    first = pd.read_parquet(tmp_path / "recommendations.parquet")
+    assert first.groupby("list", sort=False).size().to_dict() == {
+        "test/one": 12, "test/one/reranked": 8, "reference/popular/one": 8,
+    }  # fmt: skip
+    users, items = tiny_data.original_user_ids[[3, 5]].tolist(), tiny_data.original_item_ids
+    hits = first[first["relevant"]]
+    assert hits[["user", "item", "rank"]].to_numpy().tolist() == [[users[1], items[0], 1]] * 3
+    assert first["score"].dtype == np.float64 and first["title"].tolist()[:6] == list(tiny_data.item_titles[:6])
+    ranks = pd.read_parquet(tmp_path / "ranks.parquet")
+    assert ranks["rank"].tolist() == [31, 2] * 3 and ranks["item"].tolist() == [items[30], items[0]] * 3
+
+    for _ in range(2):  # what is judged again takes the place of what the phase wrote before
+        write_judged(tmp_path, tiny_data, again, 4, {"one"}, False)
+        both = pd.read_parquet(tmp_path / "recommendations.parquet")
+        pd.testing.assert_frame_equal(both[:28], first)
+        assert both["list"][28:].tolist() == ["test/two"] * 12
+        assert len(pd.read_parquet(tmp_path / "ranks.parquet")) == 8
+    write_judged(tmp_path, tiny_data, again, 4, set(), False)
+    assert set(pd.read_parquet(tmp_path / "ranks.parquet")["list"]) == {"test/two"}
+
+
+def test_lists_without_titles_are_written(tmp_path, tiny_data):
+    data = replace(tiny_data, item_titles=np.where(np.arange(40) < 6, None, tiny_data.item_titles))
+    answers = [answer(ListKey(), 6), answer(ListKey("reference", "random"), 10)]
+    write_judged(tmp_path, data, answers, 10, set(), False)
+    frame = pd.read_parquet(tmp_path / "recommendations.parquet")
+    assert frame["title"].isna().sum() == 24 and frame["title"].notna().sum() == 8
+
+
+def test_the_catalogue_stands_there_for_every_phase(tiny_data, tiny_phase):
+    split = tiny_phase.split
+    frame = item_frame(tiny_data, [replace(tiny_phase, name="one"), replace(tiny_phase, name="two")])
+    assert frame["phase"].tolist() == ["one"] * 40 + ["two"] * 40
+    assert frame["item"].tolist() == 2 * tiny_data.original_item_ids.tolist()
+    assert frame["train_degree"].tolist() == 2 * split.degree.tolist()
+    assert (frame["popularity"][:40] == "tail").tolist() == split.is_tail.tolist()

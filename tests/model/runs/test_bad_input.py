@@ -46,6 +46,7 @@ from tests.support.raw_files import cleaned_bytes, dump_bytes, movielens_bytes, 
 from tests.support.runs import (
     FLAGS,
     TINY,
+    recommended,
     refused,
     run_main,
 )
@@ -201,7 +202,7 @@ def test_a_user_without_train_interactions_is_still_scored(tmp_path, monkeypatch
     base = {"user_hidden": None, "item_hidden": None, "sample_size": 15, "fairness_sampling": False}
     own = base if synthesis_type == "none" else {}
     result = run_main(tmp_path, **{**TOY, **FAIR, **own}, synthesis_type=synthesis_type, protocol="cold")
-    frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
+    frame = recommended(tmp_path / "run", "test/reranked")
     assert (frame["user"].value_counts() == 3).all() and {0, 1, 2} <= set(frame["user"])
     assert np.isfinite(frame["score"]).all() and result["metrics"]["test/leakage_auc/gender"] >= 0
 
@@ -224,7 +225,7 @@ def test_items_without_features_and_items_that_nobody_has(tmp_path, register):
 
     register(bare)
     run_main(tmp_path, **{**TOY, **FAIR, "eval_k": ["20"], "rerank_pool": 20})
-    frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
+    frame = recommended(tmp_path / "run")
     # all are candidates, the one that never occurs too
     assert set(frame["item"]) == set(range(ITEMS)) and set(frame.loc[frame["item"] < 2, "title"]) == {""}
     assert (frame.loc[frame["item"] == 5, "user"].nunique()) == USERS
@@ -265,7 +266,7 @@ def test_pools_and_negatives_beyond_the_catalogue_are_all_there_is(tmp_path, reg
 def test_who_knows_all_items_but_one_gets_that_one(tmp_path, register):
     register(knows(0, ITEMS))
     run_main(tmp_path, **TOY, **FAIR)
-    frame = pd.read_parquet(tmp_path / "run" / "recommendations.parquet")
+    frame = recommended(tmp_path / "run", "test/reranked")
     # the last one is the test item, and the only candidate
     assert frame.loc[frame["user"] == 0, "item"].tolist() == [ITEMS - 1]
     per_user = pd.read_parquet(tmp_path / "run" / "per_user.parquet").set_index("user")
@@ -419,7 +420,8 @@ def whole(tmp_path_factory):
     return folder / "run"
 
 
-COMPARED = ("result.json", "metrics.jsonl", "per_user.parquet", "recommendations.parquet")
+TABLES = tuple(f"{name}.parquet" for name in ("per_user", "recommendations", "ranks", "items"))
+COMPARED = ("result.json", "metrics.jsonl", *TABLES)
 
 
 @pytest.mark.parametrize("name", ["per_user.parquet", "recommendations.parquet", "cost.json", "result.json"])

@@ -129,7 +129,7 @@ PLACES = [
     # validation
     ("compat", "model.modes.train.Evaluator.rank", 1, "after", {"config.json"}),
     # between the files of the results, and after the last one
-    ("none", "model.results.writer.write_frame", 1, "after", {"recommendations.parquet", "state.pt"}),
+    ("none", "model.results.writer.write_frame", 1, "after", {"items.parquet", "state.pt"}),
     ("none", "model.modes.train.write_results", 1, "after", {"result.json", "state.pt"}),
 ]
 MORE_PLACES = [

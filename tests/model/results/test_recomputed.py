@@ -1,0 +1,56 @@
+"""The files of a run tell every figure of its result: computed again with pandas alone."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from tests.support import time_order
+from tests.support.light import light_runs
+from tests.support.recomputed import recomputed, reported
+from tests.support.runs import run_main
+
+BY_IDS = {"backbone": "bprmf", "embedding_dim": 8, "num_negatives": 1, "user_hidden": None, "item_hidden": None}
+RERANKED = {
+    "enable_fairness": True, "fairness_method": "none", "rerank_fair": True, "exposure_floor": 0.8, "rerank_pool": 10,
+}  # fmt: skip
+
+
+def check(folder, lists, further):
+    """Every figure that is reported and defined (of `lists` too) is what the files give, and there is no other."""
+    ours, theirs = (
+        {name: value for name, value in figures.items() if not math.isnan(value)}
+        for figures in (recomputed(folder), reported(folder))
+    )
+    assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-12)
+    assert all(f"{name}/{metric}" in theirs for name in lists for metric in further)
+
+
+def test_a_reranked_run_by_leave_one_out(tmp_path):
+    with light_runs():
+        result = run_main(tmp_path, **BY_IDS, **RERANKED, user_attribute=["gender", "age"])
+    assert 0 < result["metrics"]["test/reranked/infeasible_users"] < result["users"] == 60
+    further = ("hr@5/std/age", "dtr@10", "eo_rate@10/age")
+    check(tmp_path / "run", ["test", "test/reranked", "reference/popular", "reference/random"], further)
+
+
+def test_a_run_under_the_definitions_of_fda(tmp_path):
+    with light_runs():
+        result = run_main(
+            tmp_path, **BY_IDS, **RERANKED, protocol="fda", eval_k=["10", "20"], synthetic_interactions=400
+        )
+    further = ("dp_code@20/gender", "eo_code@20/gender", "ndcg@10")
+    check(tmp_path / "run", ["test", "test/reranked", "reference/popular"], further)
+    per_user = pd.read_parquet(tmp_path / "run" / "per_user.parquet")
+    assert len(per_user) < result["users"] == 60, "there are users whom nobody asks"
+
+
+def test_a_run_of_several_phases_and_tasks(tmp_path, monkeypatch):
+    time_order.register(monkeypatch)
+    with light_runs():
+        run_main(tmp_path, **time_order.RUN, rerank_fair=True)
+    tasks = ["first/lists", "second/lists", "second/drawn"]
+    lists = [f"{root}/{task}" for task in tasks for root in ("test", "reference/popular")]
+    check(tmp_path / "run", [*lists, *(f"test/{task}/reranked" for task in tasks)], ["ndcg@5/tail", "eo@10/gender"])
