@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from data.messages import progress_shown
 from data.structs import History, InteractionData, Split
 from model.backbone import TOWERS_ALONE, Backbone
 from model.runs.config import Config
@@ -142,12 +142,14 @@ class NeighbourSLIM(Backbone):
         del items
         parts, objective, residual, iterations = [], 0.0, 0.0, 0
         everybody = torch.arange(self.vector_width, device=self.weight.device)
-        for users in tqdm(everybody.split(USERS_AT_A_TIME), "slim", leave=False, disable=None if progress else True):
-            weights, residuals = problem.solve(users)
-            objective += float(problem.objective(users, weights).double().sum())
-            residual, iterations = max(residual, residuals[-1]), max(iterations, len(residuals))
-            places = torch.nonzero(weights, as_tuple=True)
-            parts.append((weights[places], places[1], torch.bincount(places[0], minlength=len(users))))
+        with progress_shown("slim" if progress else None, len(everybody), "user") as advance:
+            for users in everybody.split(USERS_AT_A_TIME):
+                weights, residuals = problem.solve(users)
+                objective += float(problem.objective(users, weights).double().sum())
+                residual, iterations = max(residual, residuals[-1]), max(iterations, len(residuals))
+                places = torch.nonzero(weights, as_tuple=True)
+                parts.append((weights[places], places[1], torch.bincount(places[0], minlength=len(users))))
+                advance(len(users))
         values, self.neighbour, lengths = (torch.cat(part) for part in zip(*parts, strict=True))
         self.weight.data = values
         self.indptr = F.pad(lengths.cumsum(0), (1, 0))

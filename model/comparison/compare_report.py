@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.messages import WIDTH
 from model.comparison.finished import Finished
 from model.evaluation.keys import MetricKey
 from model.evaluation.metric_table import COLUMNS
@@ -21,7 +22,7 @@ from model.results.latex import escape, latex_table
 from model.results.metric_text import LEGEND, UNDEFINED, arrow, best, cell, columns, interval, main_metrics, name_of
 from model.results.pages import Picture, Section, write_page
 from model.results.pareto import accuracy_against_fairness, fairness_metrics
-from model.results.tables import WIDTH, Table
+from model.results.text_table import Table
 
 VALUE_HEADERS = ["baseline", "run", "difference"]
 TEST_HEADERS = ["95 % interval", "p", "p (Holm)", "d_z", "r"]

@@ -11,13 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import atomic_path
+from data.messages import WIDTH
 from model.comparison.finished import FOLDER_OF_SEEDS
 from model.comparison.statistics import CONFIDENCE, Summary, summarise
 from model.evaluation.keys import MetricKey, by_list, is_one, run_lists, short_name
 from model.evaluation.metric_table import COLUMNS
 from model.results.latex import escape, latex_table
 from model.results.metric_text import UNDEFINED, cell, columns, interval, main_metrics, name_of
-from model.results.tables import WIDTH, grid
+from model.results.text_table import grid
 from model.runs.files import write_frame, write_json
 
 HEADERS = ("metric", "mean", "std", "95 % interval", "defined")

@@ -67,7 +67,7 @@ class Metric:
     further: bool = False
     places: tuple[str, ...] = (RUN,)
     scale: float = 1
-    digits: int = 4
+    digits: int = 3
 
     def __post_init__(self):
         if self.kind not in KINDS or self.better not in BETTER:
@@ -144,7 +144,7 @@ _ROWS = (
         places=(RUN, COLUMNS, PARETO, EPOCHS),
     ),
     _exposure(
-        "arp", "Average popularity (train interactions)", "ARP", "lower", "0 to the largest degree", "no fixed value",
+        "arp", "Average popularity (interactions)", "ARP", "lower", "0 to the largest degree", "no fixed value",
         "Mean number of train interactions of a list's items, mean over users.",
         per_user=True, places=(RUN, COLUMNS), digits=1,
     ),
@@ -154,12 +154,12 @@ _ROWS = (
         per_user=True, places=(RUN, COLUMNS, PARETO, EPOCHS),
     ),
     _exposure(
-        "exposure_gap", "Tail's exposure share less its catalogue share", "exposure gap", "zero", "-1 to 1", "0",
+        "exposure_gap", "Tail's exposure less catalogue share", "exposure gap", "zero", "-1 to 1", "0",
         "The tail's share of exposure minus its share of the catalogue.",
         places=(RUN, PARETO),
     ),
     _exposure(
-        "dtr", "Exposure per train interaction, tail / head", "DTR", "one", "0 upwards", "1",
+        "dtr", "Exposure per interaction, tail/head", "DTR", "one", "0 upwards", "1",
         "Disparate treatment ratio: the tail's exposure per train interaction over the head's (Singh and Joachims, KDD "
         "2018).",
     ),
@@ -224,7 +224,7 @@ _ROWS = (
         places=(),
     ),
     _leakage(
-        "leakage_auc", "Leakage AUC, strongest attacker (0.5: none)", "AUC",
+        "leakage_auc", "Leakage AUC, strongest attacker", "AUC",
         "AUC of the strongest of three fresh attackers (linear, MLP, within) that read the attribute off the vectors "
         "of held-out users.",
         (RUN, COLUMNS, PARETO),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from data.messages import progress_shown
 from data.structs import ItemLists, Ranking
 from model.runs.errors import NotFiniteError, in_blocks, is_out_of_memory, out_of_memory
 
@@ -89,8 +89,8 @@ def rank_catalogue(
         topk[rows], scores[rows] = _settle_ties(masked, best, best_score, width)
         counts[rows], at_least[entries], own_score[entries] = count, above, value
 
-    with tqdm(total=len(users), desc=progress, unit="user", leave=False, disable=progress is None or None) as bar:
-        in_blocks(rank_block, len(users), block_users, "ranking users", bar.update)
+    with progress_shown(progress, len(users), "user") as advance:
+        in_blocks(rank_block, len(users), block_users, "ranking users", advance)
     ranks = 1 + at_least - _tied_from_here(relevant.owner, own_score)
     return Ranking(users, relevant, ranks, topk, scores, counts)
 

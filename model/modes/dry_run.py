@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from data.dataloader import BatchSampler
-from data.messages import counted
+from data.messages import counted, wrapped
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.questions import ask_validation
 from model.methods.base import Method, Schedule
@@ -25,7 +25,7 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     print(f"parameters: {parameters:,}")
     if len(method.controls()) > 1:
-        print(f"controls: {', '.join(method.controls())}")
+        print(wrapped(f"controls: {', '.join(method.controls())}"))
     for phase in run.protocol.phases:
         backbone.begin_phase(phase.split)
         sampler = batch_sampler(run, phase, backbone, method)
@@ -42,10 +42,11 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
                 ask_validation(run, phase, method, evaluator, stage)
             ranking = time.perf_counter() - started
             epoch = step * steps + ranking / schedule.every
-            print(
+            line = (
                 f"{name}: {counted(steps, 'step')} an epoch at {step:.3f} s, ranking {ranking:.1f} s: about "
                 f"{epoch:.0f} s an epoch, at most {schedule.epochs} epochs = {epoch * schedule.epochs / 3600:.2f} h"
             )
+            print(wrapped(line))
 
 
 def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, schedule: Schedule) -> float:

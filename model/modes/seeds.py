@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from data.messages import wrapped
 from model.comparison.finished import FOLDER_OF_SEEDS, read_json, read_result
 from model.comparison.seeds_summary import folder_name, summarise_seeds
 from model.evaluation.evaluator import Evaluator
@@ -25,6 +26,7 @@ from model.runs.config import Config, differences
 from model.runs.files import lock_run_dir, reserve_run_dir
 from model.runs.processes import ALONE, Processes
 from model.runs.settings import Settings
+from model.training.progress import EPOCH_MARKS
 from model.training.signals import Stopped, resume_command
 
 MAIN = Path(__file__).parents[2] / "main.py"
@@ -108,7 +110,8 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
             f"{directory} already holds {', '.join(used)}; pass another --run_name, go on with --resume, or delete them"
         )
     with lock_run_dir(directory):
-        print(work.shown(), flush=True)
+        print(wrapped(work.shown()), flush=True)
+        print(EPOCH_MARKS, flush=True)
         failed = Children(work).run(_kept(work, expected))
         results = {seed: read_result(work.folder(seed)) for seed in seeds if seed not in failed}
         _check(work, results, expected)
@@ -131,7 +134,7 @@ def _estimate(work: Plan) -> None:
         export_split(run, folder)
     backbone, method = build(run)
     estimate(run, backbone, method, Evaluator(backbone, method, run.environment))
-    print(work.shown())
+    print(wrapped(work.shown()))
 
 
 def _fingerprints(work: Plan) -> tuple[bool, dict[int, str]]:
@@ -188,7 +191,7 @@ class Children:
     def run(self, kept: list[int]) -> dict[int, str]:
         """Run all seeds but those `kept`; give why each that failed did. A signal ends in `Stopped`."""
         for seed in kept:
-            self._say(seed, "kept: it has finished before")
+            self._say(f"seed {seed}  kept: it has finished before")
         waiting = [seed for seed in self.work.seeds if seed not in kept]
         previous = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -207,15 +210,15 @@ class Children:
         for process in list(self._running.values()):
             process.send_signal(number)
 
-    def _say(self, seed: int, text: str) -> None:
+    def _say(self, text: str) -> None:
         with self._speech:
-            print(f"seed {seed}  {text}", flush=True)
+            print(text, flush=True)
 
     def _one(self, seed: int) -> str | None:
         """Run one seed to its end, with its output in its log; say why it failed, or None where it did not."""
         if self._number:
             return "not started"
-        last = ""
+        last, shown = "", False
         # a session of its own: a terminal's Ctrl-C reaches the parent alone, which passes it on once
         with (
             open(self.work.folder(seed).with_suffix(".log"), "a", encoding="utf-8") as log,
@@ -237,8 +240,10 @@ class Children:
                 log.write(line)
                 log.flush()
                 last = line.strip() or last
-                if NEWS.match(line):
-                    self._say(seed, line.rstrip())
+                # an indented line goes on with the one before it
+                shown = bool(NEWS.match(line)) or (shown and line.startswith(" "))
+                if shown:
+                    self._say(wrapped(f"seed {seed}  {line.rstrip()}"))
         del self._running[seed]
         return self._ended(seed, process.returncode, last)
 
@@ -247,10 +252,10 @@ class Children:
             result = read_result(self.work.folder(seed))
             by, value = result["selected_by"], result["validation"]
             chosen = by if value is None else f"validation {by} {value:.4f}"
-            self._say(seed, f"finished: epoch {result['epoch']}, {chosen}")
+            self._say(f"seed {seed}  finished: epoch {result['epoch']}, {chosen}")
             return None
         if code < 0:
             last = f"killed by {signal.Signals(-code).name}, last line: {last or 'none'}"
         last = last.removeprefix("error: ")
-        self._say(seed, last if self._number else f"failed: {last}")
+        self._say(f"seed {seed}  {'' if self._number else 'failed: '}{last}")
         return last

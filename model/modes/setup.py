@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data.datareader import READERS
-from data.messages import suggestion
+from data.messages import suggestion, wrapped
 from data.options import parse_options
 from data.protocols import PROTOCOLS
 from data.protocols.base import Protocol, ProtocolSettings
@@ -129,11 +129,11 @@ def prepare(config: Config, processes: Processes = ALONE, may_download: bool = T
 def describe(run: Run, trains: bool = True) -> None:
     """Print what was read, who is in which group and, of a run that `trains`, the settings that presets filled in."""
     config = run.config
-    print("\n".join(run.data_lines()))
+    print("\n".join(map(wrapped, run.data_lines())))
     if not trains:
         return
     print("settings, by where they come from:")
-    print("\n".join(f"  {line}" for line in preset_lines(config)))
+    print("\n".join(wrapped(f"  {line}") for line in preset_lines(config)))
 
 
 def build(run: Run) -> tuple[torch.nn.Module, Method]:

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data.dataloader import BatchSampler
 from data.files import WriteError
+from data.messages import progress_shown, wrapped
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import by_list, flat, validation_key
@@ -39,7 +38,7 @@ from model.runs.streams import global_generators, torch_generator
 from model.training.batches import batch_sampler, planned_steps
 from model.training.checkpoints import Selection, save_checkpoint
 from model.training.pretrained import load_backbone, stages_to_train
-from model.training.progress import Progress
+from model.training.progress import EPOCH_MARKS, Progress
 from model.training.signals import Stopped, StopSignals, resume_command
 from model.training.state import Training, read_state, write_state
 from model.training.update import update
@@ -91,15 +90,15 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
         # drawn from a copy: the stream itself moves on when the pass ends, so a resumed pass draws the same order
         order = generators["order"].clone_state()
         batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
-        silent = None if processes.first else True
-        bar = tqdm(batches, label, steps, initial=progress.step, unit="batch", leave=False, disable=silent)
-        for edges in bar:
-            batch = sampler.sample(edges, generators["negatives"], generators["history"])
-            with training.naming(f"{label}, step {progress.step + 1} of {steps}"):
-                values = training.method.train_step(batch, stage, name, step)
-            progress.add(values, len(edges))
-            session.stop.check()
-            session.save_by_clock()
+        with progress_shown(label if processes.first else None, steps, "step", progress.step) as advance:
+            for edges in batches:
+                batch = sampler.sample(edges, generators["negatives"], generators["history"])
+                with training.naming(f"{label}, step {progress.step + 1} of {steps}"):
+                    values = training.method.train_step(batch, stage, name, step)
+                progress.add(values, len(edges))
+                session.stop.check()
+                session.save_by_clock()
+                advance(1)
         generators["order"].set_state(order.get_state())
         progress.turn, progress.step = progress.turn + 1, 0
     # the last step may have made weights infinite, and on a GPU no step was checked
@@ -161,7 +160,7 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
     # epochs count from 1 in every stage, and the tracker's steps must rise
     session.tracker.log(row, len(progress.rows) + 1)
     spent = f"[{trained - started:.1f} s + {time.perf_counter() - trained:.1f} s]"
-    print(f"{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}", flush=True)
+    print(wrapped(f"{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}"), flush=True)
     if best and first:
         save_checkpoint(session.directory / "checkpoint.pt", session.run.config, phase, training.selection)
     progress.end_epoch(row)
@@ -271,6 +270,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
     if run.processes.first:
         # epochs after the saved state are trained again: drop their rows
         write_jsonl(session.directory / "metrics.jsonl", progress.rows)
+    print(EPOCH_MARKS)
     if saved is not None:
         print(f"resumed in epoch {progress.epoch} after {progress.step} of its steps")
     try:

@@ -47,6 +47,11 @@ def name_of(key: MetricKey) -> str:
     return f"{name}, {of_whom}" if of_whom else name
 
 
+def short_name(key: MetricKey) -> str:
+    """Give the short name, where the table says K and the attribute: `NDCG gap`, `DP rate`."""
+    return f"{key.metric.head} {key.judged_by.head}" if key.spread else key.metric.head
+
+
 def arrow(key: MetricKey) -> str:
     """Give the arrow to the better side."""
     return ARROWS[key.judged_by.better]
@@ -57,12 +62,31 @@ def cell(key: MetricKey, value: float | None, signed: bool = False) -> str:
     if value is None or math.isnan(value):
         return UNDEFINED
     row = key.metric
-    return f"{row.scale * value:{'+' if signed else ''}.{row.digits}f}"
+    # z: what rounds to zero has no minus
+    return f"{row.scale * value:{'+' if signed else ''}z.{row.digits}f}"
 
 
 def cell_of(metrics: Mapping[str, float | None], key: MetricKey) -> str:
     """Write the metric of `key` among `metrics` as text; nothing where it was not measured."""
     return cell(key, metrics[str(key)]) if str(key) in metrics else ""
+
+
+def figure(metrics: Mapping[str, float | None], key: MetricKey) -> str:
+    """Write the metric of `key` as `cell_of`, with the mark `WITHIN` behind it where permuted labels reach it too."""
+    chance = chance_of(metrics, key)
+    return cell_of(metrics, key) + (WITHIN if chance is not None and chance.within else "")
+
+
+def chance_cell(metrics: Mapping[str, float | None], key: MetricKey) -> str:
+    """Write the chance level of a figure as `mean ± standard deviation`; nothing where there is none."""
+    chance = chance_of(metrics, key)
+    return "" if chance is None else f"{cell(key, chance.mean)} ± {cell(key, chance.std)}"
+
+
+def excess_cell(metrics: Mapping[str, float | None], key: MetricKey) -> str:
+    """Write how far a figure is above its chance level, with its sign; nothing where there is none."""
+    chance = chance_of(metrics, key)
+    return "" if chance is None else cell(key, chance.excess, signed=True)
 
 
 def interval(key: MetricKey, low: float, high: float, signed: bool = False) -> str:

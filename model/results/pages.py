@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_path
-from model.results.tables import Table
+from model.results.text_table import Table
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 

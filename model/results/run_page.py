@@ -12,7 +12,7 @@ from model.evaluation.keys import validation_key, validation_metrics
 from model.evaluation.metric_table import EPOCHS
 from model.results.metric_text import UNDEFINED, columns
 from model.results.pages import Picture, Section
-from model.results.tables import Table
+from model.results.text_table import Table
 from model.runs.config import Config
 from model.runs.run import Run
 from model.runs.setting import declared

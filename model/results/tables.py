@@ -1,63 +1,73 @@
-"""Tables of one run for console and report: of one list, or of several with a line for each."""
+"""Which tables a run has, for console and report: those of one list, or of several with a line for each."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import groupby
 
 from model.evaluation.keys import TEST, YARDSTICKS, ListKey, MetricKey
-from model.evaluation.metric_table import ACCURACY, COUNT, METRICS, RUN, of_kind
-from model.results.metric_text import ARROWS, LEGEND, arrow, cell_of, name_of, parsed
+from model.evaluation.metric_table import ACCURACY, COLUMNS, COUNT, HEADLINE, METRICS, RUN, SPREAD, of_kind
+from model.results.metric_text import (
+    LEGEND,
+    WITHIN,
+    arrow,
+    cell_of,
+    chance_cell,
+    excess_cell,
+    figure,
+    name_of,
+    parsed,
+    short_name,
+)
+from model.results.text_table import Table, fitted
 
-WIDTH = 120
-# More groups than this, or longer labels, get a table of their own with one group a row.
-GROUP_COLUMNS, GROUP_COLUMNS_WIDTH = 4, 36
+# Groups whose columns take no more than this stand beside others; the rest get a table of their own, a group a row.
+GROUP_COLUMNS_WIDTH = 14
+USUAL_RANGE = "0 to 1"
+PARITY_LEGEND = (
+    "DP: demographic parity.  EO: equal opportunity.\n"
+    "AUC: leakage by the strongest attacker, 0.5 is none.\n"
+    "Chance: mean ± standard deviation when labels are permuted among the users.\n"
+    f"Excess: value less chance.  {WITHIN} within the central 95 % of permutations."
+)
 
-Row = list[str]
 # metrics of one list: metric key -> value
 Metrics = Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of texts: the first `left` columns are aligned left, numbers right; `note` stands below it."""
-
-    caption: str
-    headers: Row
-    rows: list[Row]
-    left: int = 1
-    note: str = ""
-
-    def text(self) -> str:
-        """Write the table as the console shows it."""
-        return "\n".join(part for part in (self.caption, grid(self.headers, self.rows, self.left), self.note) if part)
-
-
-def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
-    """Write cells in aligned columns: the first `left` columns are aligned left, the others right."""
-    from tabulate import tabulate
-
-    alignment = ["left"] * left + ["right"] * (len(headers) - left)
-    return tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=alignment)
-
-
-def result_text(header: Mapping[str, str], tables: Sequence[Table]) -> str:
-    """Write the `header` lines and `tables` as text for the console."""
-    return "\n\n".join(block for block in (_header_lines(header), *(table.text() for table in tables)) if block)
-
-
-def _header_lines(header: Mapping[str, str]) -> str:
-    margin = max((len(name) for name in header), default=0) + 2
-    return "\n".join(
-        textwrap.fill(f"{name:<{margin}}{value}", WIDTH, subsequent_indent=" " * margin)
-        for name, value in header.items()
-    )
-
-
 def fits_columns(labels: Sequence[str]) -> bool:
     """Tell whether groups with these labels fit into a table beside other columns."""
-    return len(labels) <= GROUP_COLUMNS and sum(len(label) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
+    # a value in percent is five wide, columns are two apart
+    return sum(max(len(label), 5) + 2 for label in labels) <= GROUP_COLUMNS_WIDTH
+
+
+def _keys(lists: Iterable[Metrics], k: int, attribute: str, places: Sequence[str]) -> list[MetricKey]:
+    """What is shown of whole lists at cut-off `k` of the metrics of `places`, in the order of the metric table.
+
+    Without an `attribute` this is exposure, with one parity, accuracy gaps and leakage by its groups.
+    """
+    order = list(METRICS)
+    chosen = [
+        key
+        for key in {key for metrics in lists for key in parsed(metrics)}
+        if not key.part
+        and key.group == attribute
+        and key.k in (None, k)
+        and key.judged_by.kind not in (ACCURACY, COUNT)
+        and set(places) & set(key.judged_by.places)
+    ]
+    return sorted(chosen, key=lambda key: (order.index(key.judged_by.name), order.index(key.name)))
+
+
+def _parity_note(keys: Iterable[MetricKey]) -> str:
+    """What the words and marks in tables of parity mean, and the ranges that are not the usual one."""
+    ranges: dict[str, dict[str, None]] = {}
+    for key in keys:
+        if not key.spread and key.metric.range != USUAL_RANGE:
+            ranges.setdefault(key.metric.range, {})[key.metric.head] = None
+    lines = [f"{', '.join(heads)}: from {bounds}." for bounds, heads in ranges.items()]
+    return "\n".join([PARITY_LEGEND, *lines, f"{LEGEND}."])
 
 
 # --- One list ---
@@ -67,9 +77,9 @@ def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[
     """Make the tables of the one list of a run (list -> metric -> fraction), its re-ranked form and yardsticks.
 
     Accuracy in percent comes first (`groups`: attribute -> labels; the first attribute is in the main table where it is
-    small), then exposure and parity with an arrow to the better side. A column without any value is left out. A dash is
-    an undefined value (NaN), a blank one that was not measured. ValueError for a metric that the metric table does not
-    have.
+    small), then exposure, then parity, gaps and leakage by attribute with their chance level. Arrows point to the
+    better side. A column without any value is left out. A dash is an undefined value (NaN), a blank one that was not
+    measured. ValueError for a metric that the metric table does not have.
     """
     run = ListKey(TEST)
     runs = {"": results[str(run)]}
@@ -80,13 +90,16 @@ def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[
     }
     first = next(iter(groups), None)
     inline = first if first is not None and fits_columns(groups[first]) else None
-    tables = [_accuracy_table(runs, yardsticks, k, inline, groups)]
-    tables += [_group_table(runs, k, name, groups[name]) for name in groups if name != inline]
-    tables.append(_exposure_table({name or "this run": metrics for name, metrics in runs.items()} | yardsticks, k))
-    return [table for table in tables if table.rows]
+    tables = _accuracy_tables(runs, yardsticks, k, inline, groups)
+    for name in groups:
+        if name != inline:
+            tables += _group_tables(runs, k, name, groups[name])
+    lists = {name or "this run": metrics for name, metrics in runs.items()} | yardsticks
+    tables += _exposure_tables(lists, k)
+    return [table for table in [*tables, *_parity_tables(lists, yardsticks, groups, k)] if table.rows]
 
 
-def _accuracy_table(runs, yardsticks, k: int, attribute: str | None, groups) -> Table:
+def _accuracy_tables(runs, yardsticks, k: int, attribute: str | None, groups) -> list[Table]:
     parts = {"overall": {}, "head": {"group": "head"}, "tail": {"group": "tail"}}
     if attribute is not None:
         parts |= {label: {"group": attribute, "label": label} for label in groups[attribute]}
@@ -97,43 +110,55 @@ def _accuracy_table(runs, yardsticks, k: int, attribute: str | None, groups) -> 
     for metric in of_kind(ACCURACY):
         for run, metrics in runs.items():
             row = [f"{metric.title}@{k}{', ' if run else ''}{run}"]
-            row += [cell_of(metrics, MetricKey(metric.name, k, **part)) for part in parts.values()]
+            row += [figure(metrics, MetricKey(metric.name, k, **part)) for part in parts.values()]
             row += ["" if run else cell_of(other, MetricKey(metric.name, k)) for other in yardsticks.values()]
             rows.append(row)
     of_whom = f"; groups and gap by {attribute}" if attribute is not None else ""
-    return Table(f"Accuracy, in percent{of_whom}", ["", *parts, *yardsticks], rows)
+    table = Table(f"Accuracy, in percent{of_whom}", ["", *parts, *yardsticks], rows)
+    return fitted(table, [1] * len(table.headers[1:]))
 
 
-def _group_table(runs, k: int, attribute: str, labels: Sequence[str]) -> Table:
+def _group_tables(runs, k: int, attribute: str, labels: Sequence[str]) -> list[Table]:
     columns = [(metric, run) for run in runs for metric in of_kind(ACCURACY)]
     headers = [attribute] + [f"{metric.title}@{k}{', ' if run else ''}{run}" for metric, run in columns]
     parts = {**{label: {"label": label} for label in labels}, "gap": {"spread": "gap"}}
     rows = [
-        [label] + [cell_of(runs[run], MetricKey(metric.name, k, attribute, **part)) for metric, run in columns]
+        [label] + [figure(runs[run], MetricKey(metric.name, k, attribute, **part)) for metric, run in columns]
         for label, part in parts.items()
     ]
-    return Table(f"Accuracy by {attribute}, in percent", headers, rows)
+    table = Table(f"Accuracy by {attribute}, in percent", headers, rows)
+    return fitted(table, [len(of_kind(ACCURACY))] * len(runs))
 
 
-def _whole_list_keys(lists: Iterable[Metrics], k: int) -> list[MetricKey]:
-    """What the tables show of whole lists (all but accuracy) at cut-off `k`, in the order of the metric table."""
-    order = list(METRICS)
-    keys = {key for metrics in lists for key in parsed(metrics)}
-    chosen = [
-        key
-        for key in keys
-        if not key.part and key.metric.kind not in (ACCURACY, COUNT) and RUN in key.metric.places and key.k in (None, k)
-    ]
-    return sorted(chosen, key=lambda key: (order.index(key.name), key.group))
-
-
-def _exposure_table(columns: Mapping[str, Metrics], k: int) -> Table:
+def _exposure_tables(lists: Mapping[str, Metrics], k: int) -> list[Table]:
     rows = [
-        [name_of(key), arrow(key), *(cell_of(metrics, key) for metrics in columns.values())]
-        for key in _whole_list_keys(columns.values(), k)
+        [f"{name_of(key)} {arrow(key)}", *(cell_of(metrics, key) for metrics in lists.values())]
+        for key in _keys(lists.values(), k, "", [RUN])
     ]
-    caption = f"Exposure and parity of the top {k}, as fractions unless a unit is given"
-    return Table(caption, ["", "better", *columns], rows, left=2, note=f"{LEGEND}.")
+    return [Table(f"Exposure, top {k}", ["", *lists], rows, note=f"{LEGEND}.")]
+
+
+def _parity_tables(lists: Mapping[str, Metrics], yardsticks, groups, k: int) -> list[Table]:
+    """What depends on user groups, with its chance level; of yardsticks the excess alone. Notes are below the last."""
+    tables, shown = [], []
+    for attribute in groups:
+        keys = _keys(lists.values(), k, attribute, [RUN])
+        columns = []
+        for name, metrics in lists.items():
+            writers = {name: figure, "chance": chance_cell, "excess": excess_cell}
+            if name in yardsticks:
+                del writers["chance"]
+            columns += [(name, header, [write(metrics, key) for key in keys]) for header, write in writers.items()]
+        columns = [column for column in columns if any(column[2])]
+        rows = [
+            [f"{short_name(key)} {arrow(key)}", *cells]
+            for key, cells in zip(keys, zip(*(cells for _, _, cells in columns), strict=True), strict=True)
+        ]
+        caption = f"Parity and leakage by {attribute}, top {k}; gaps in percent"
+        table = Table(caption, ["", *(header for _, header, _ in columns)], rows)
+        tables += fitted(table, [len([*block]) for _, block in groupby(columns, key=lambda column: column[0])])
+        shown += keys
+    return [*tables[:-1], replace(tables[-1], note=_parity_note(shown))] if shown else []
 
 
 # --- Several lists ---
@@ -144,17 +169,18 @@ def tables_of_several(
 ) -> list[Table]:
     """Make tables of `results` with a line for each of `lists` and its yardsticks, separate ones for each task.
 
-    Accuracy in percent comes first, then exposure, then parity and leakage by attribute; see `tables_of_one`.
+    Accuracy in percent comes first, then exposure, then what a claim about parity is made on, by attribute; see
+    `tables_of_one`.
     """
     tables = []
     for task in dict.fromkeys(key.task for key in lists):
         of_task = f" of task {task}" if task else ""
         lines = _lines([key for key in lists if key.task == task], results)
-        tables += [_accuracy_lines(lines, groups, k, of_task), *_group_lines(lines, groups, k, of_task)]
-        tables += _whole_list_lines(lines, k, of_task)
+        tables += [*_accuracy_lines(lines, groups, k, of_task), *_group_lines(lines, groups, k, of_task)]
+        tables += [*_exposure_lines(lines, k, of_task), *_parity_lines(lines, groups, k, of_task)]
     # a protocol's summary need not have every metric
     tables = [replace(table, rows=[row for row in table.rows if any(row[1:])]) for table in tables]
-    return [part for table in tables if table.rows for part in _fitting(table)]
+    return [table for table in tables if table.rows]
 
 
 def _lines(lists: Sequence[ListKey], results: Mapping[str, Metrics]) -> dict[str, Metrics]:
@@ -170,15 +196,15 @@ def _lines(lists: Sequence[ListKey], results: Mapping[str, Metrics]) -> dict[str
     return lines
 
 
-def _accuracy_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> Table:
+def _accuracy_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> list[Table]:
     columns = {f"{metric.title}@{k}": MetricKey(metric.name, k) for metric in of_kind(ACCURACY)}
     columns |= {part: MetricKey("ndcg", k, part) for part in ("head", "tail")}
     first = next(iter(groups), None)
     if first is not None and fits_columns(groups[first]):
         columns |= {label: MetricKey("ndcg", k, first, label) for label in groups[first]}
-    columns |= {f"gap, {name}": MetricKey("ndcg", k, name, spread="gap") for name in groups}
     rows = [[name, *(cell_of(metrics, key) for key in columns.values())] for name, metrics in lines.items()]
-    return Table(f"Accuracy{of_task}, in percent; from head on, parts of NDCG@{k}", ["", *columns], rows)
+    table = Table(f"Accuracy{of_task}, in percent; from head on, parts of NDCG@{k}", ["", *columns], rows)
+    return fitted(table, [1] * len(columns))
 
 
 def _group_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> list[Table]:
@@ -190,49 +216,32 @@ def _group_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> 
             [label, *(cell_of(metrics, MetricKey("ndcg", k, name, label)) for metrics in lines.values())]
             for label in labels
         ]
-        tables.append(Table(f"Accuracy{of_task} by {name}, NDCG@{k} in percent", [name, *lines], rows))
+        table = Table(f"Accuracy{of_task} by {name}, NDCG@{k} in percent", [name, *lines], rows)
+        tables += fitted(table, [1] * len(lines))
     return tables
 
 
-def _whole_list_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> list[Table]:
-    """Exposure, and parity and leakage by attribute."""
-    keys = _whole_list_keys(lines.values(), k)
-    # attributes in the order of the results, after metrics without one
-    attributes = dict.fromkeys(key.group for metrics in lines.values() for key in parsed(metrics) if key in keys)
-    tables = []
-    for attribute in sorted(attributes, key=bool):
-        columns = [key for key in keys if key.group == attribute]
-        headers = [f"{key.metric.head} {ARROWS[key.metric.better]}" for key in columns]
-        rows = [[name, *(cell_of(metrics, key) for key in columns)] for name, metrics in lines.items()]
-        what = f"Parity and leakage{of_task} by {attribute}" if attribute else f"Exposure{of_task}"
-        tables.append(Table(f"{what}, top {k}", ["", *headers], rows))
-    note = f"AUC: leakage by the strongest attacker, 0.5 is none.\n{LEGEND}."
-    return [*tables[:-1], replace(tables[-1], note=note)] if tables else []
+def _exposure_lines(lines: Mapping[str, Metrics], k: int, of_task: str) -> list[Table]:
+    keys = _keys(lines.values(), k, "", [RUN])
+    rows = [[name, *(cell_of(metrics, key) for key in keys)] for name, metrics in lines.items()]
+    headers = [f"{short_name(key)} {arrow(key)}" for key in keys]
+    return fitted(Table(f"Exposure{of_task}, top {k}", ["", *headers], rows, note=f"{LEGEND}."), [1] * len(keys))
 
 
-def _fitting(table: Table) -> list[Table]:
-    """The table cut into parts that are no wider than the console, each with the first column."""
-    widths = [
-        # tabulate pads headers by two
-        max(len(head) + 2, *(len(text) for text in column))
-        for head, column in zip(table.headers, zip(*table.rows, strict=True), strict=True)
-    ]
-    parts, used = [[]], widths[0]
-    for place, width in enumerate(widths[1:], 1):
-        if parts[-1] and used + 2 + width > WIDTH:
-            parts.append([])
-            used = widths[0]
-        parts[-1].append(place)
-        used += 2 + width
-    if len(parts) == 1:
-        return [table]
-    head, comma, rest = table.caption.partition(",")
-    return [
-        Table(
-            f"{head} ({number}){comma}{rest}",
-            [table.headers[0], *(table.headers[place] for place in part)],
-            [[row[0], *(row[place] for place in part)] for row in table.rows],
-            note=table.note if number == len(parts) else "",
-        )
-        for number, part in enumerate(parts, 1)
-    ]
+def _parity_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> list[Table]:
+    """Value and excess of what depends on user groups; of the gaps that of NDCG alone. Notes are below the last."""
+    tables, shown = [], []
+    for attribute in groups:
+        keys = _keys(lines.values(), k, attribute, [COLUMNS, HEADLINE])
+        keys = [key for key in keys if key.judged_by.kind != SPREAD or key.name == "ndcg"]
+        columns = {}
+        for key in keys:
+            columns[key, f"{short_name(key)} {arrow(key)}"] = [figure(metrics, key) for metrics in lines.values()]
+            columns[key, "excess"] = [excess_cell(metrics, key) for metrics in lines.values()]
+        columns = {name: cells for name, cells in columns.items() if any(cells)}
+        rows = [[name, *cells] for name, cells in zip(lines, zip(*columns.values(), strict=True), strict=True)]
+        caption = f"Parity and leakage{of_task} by {attribute}, top {k}; gaps in percent"
+        table = Table(caption, ["", *(header for _, header in columns)], rows)
+        tables += fitted(table, [len([*block]) for _, block in groupby(columns, key=lambda name: name[0])])
+        shown += keys
+    return [*tables[:-1], replace(tables[-1], note=_parity_note(shown))] if shown else []

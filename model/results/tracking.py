@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 
 from data.messages import warn
-from model.results.tables import Table
+from model.results.text_table import Table
 from model.runs.config import Config, network_name
 
 MODES = ("disabled", "offline", "online")

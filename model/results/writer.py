@@ -25,7 +25,8 @@ from model.results.drawing import attempt
 from model.results.pages import typed_command, write_page
 from model.results.pictures import draw_run
 from model.results.run_page import run_sections
-from model.results.tables import Table, result_text, tables_of_one, tables_of_several
+from model.results.tables import tables_of_one, tables_of_several
+from model.results.text_table import Table, result_text
 from model.results.user_tables import (
     ITEMS,
     PER_USER,

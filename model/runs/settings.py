@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -199,8 +198,7 @@ def preset_lines(config: Config) -> list[str]:
         elif preset != value:
             origin = "given"
         parts_by_origin.setdefault(origin, []).append(f"{name}={shown(value)}")
-    lines = (f"{origin}: {', '.join(parts)}" for origin, parts in parts_by_origin.items())
-    return [part for line in lines for part in textwrap.wrap(line, 116, subsequent_indent="  ")]
+    return [f"{origin}: {', '.join(parts)}" for origin, parts in parts_by_origin.items()]
 
 
 def _check_value(setting: Setting, value: Any) -> None:

@@ -10,6 +10,9 @@ import torch
 
 from model.runs.processes import Processes
 
+# what the marks of the line about an epoch mean
+EPOCH_MARKS = "each epoch: * best validation so far, [seconds to train + to validate]"
+
 
 @dataclass
 class Progress:

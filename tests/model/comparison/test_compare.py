@@ -170,7 +170,7 @@ def test_the_latex_table_marks_the_best_and_what_differs(tmp_path):
     assert "textbf" not in first["NDCG"] and "$" not in first["NDCG"]
     # lower is better here, and equal values have no best
     assert "textbf" in first["ARP"] and "textbf" not in second["ARP"]
-    assert second["Gini"] == r"\textbf{0.0000}" and first["AUC"] == second["AUC"] == "0.7500"
+    assert second["Gini"] == r"\textbf{0.000}" and first["AUC"] == second["AUC"] == "0.750"
     for word in ("booktabs", r"95 \%", r"plain\_a = none on sparsenn", "Holm"):
         assert word in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1

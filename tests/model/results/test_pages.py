@@ -7,7 +7,7 @@ import pandas as pd
 from model.results.metric_text import UNDEFINED
 from model.results.pages import Picture, Section, write_page
 from model.results.run_page import epoch_frame, frame_table
-from model.results.tables import Table
+from model.results.text_table import Table
 from tests.support.pages import read_page
 
 NAN = float("nan")

@@ -300,11 +300,11 @@ def test_the_page_of_a_run_says_all_and_needs_nothing_else(finished):
     metrics = result["metrics"]
     for value in (
         f"{100 * metrics['test/ndcg@5']:.2f}",
-        f"{metrics['test/reranked/gini@5']:.4f}",
+        f"{metrics['test/reranked/gini@5']:.3f}",
         result["fingerprint"],
         result["description"],
         "--fairness_weight",
-        "Leakage AUC",
+        "AUC: leakage",
         "Better:",
         "most popular",
     ):

@@ -12,7 +12,7 @@ import pytest
 from model.results import tracking
 from model.results.pages import write_page
 from model.results.plots import training_curves
-from model.results.tables import Table
+from model.results.text_table import Table
 from model.results.tracking import Tracker
 from tests.support.runs import TINY
 
@@ -259,7 +259,7 @@ def test_a_frozen_service_holds_up_neither_training_nor_the_exit(tmp_path):
 def test_offline_writes_a_run_and_leaves_at_exit(tmp_path):
     # A process of its own shows that wandb's background service neither hangs the exit nor outlives it.
     script = (
-        "from model.results.tables import Table\n"
+        "from model.results.text_table import Table\n"
         "from model.results.tracking import Tracker\n"
         "import sys\n"
         "tracker = Tracker('offline', 'fabuhs', 'name', {'lr': 0.1}, sys.argv[1], group='g')\n"
