@@ -176,7 +176,10 @@ def _seed_rows(baseline: Finished, other: Finished, ks: Sequence[int]) -> Iterat
     """Rows over seeds, the excess of figures by groups among them, and over users within seeds."""
     both = [MetricKey.parse(text) for text in baseline.metrics if text in other.metrics]
     keys = [key for key in both if key.part in ("", EXCESS) and (key.k is None or key.k in ks)]
-    values = [np.array([[one.metrics.get(str(key), np.nan) for one in run.parts] for key in keys]) for run in (baseline, other)]
+    values = [
+        np.array([[one.metrics.get(str(key), np.nan) for one in run.parts] for key in keys])
+        for run in (baseline, other)
+    ]
     found = asdict(compare_seeds(*values))
     for place, key in enumerate(keys):
         yield {"k": key.k, "kind": "seeds", "metric": str(key)} | _entry(found, place)

@@ -13,7 +13,16 @@ import pandas as pd
 
 from data.messages import suggestion
 from fairness_utils import mean_defined
-from model.evaluation.keys import ListKey, MetricKey, by_list, choose_list, is_result, short_name, split_key, yardsticks_of
+from model.evaluation.keys import (
+    ListKey,
+    MetricKey,
+    by_list,
+    choose_list,
+    is_result,
+    short_name,
+    split_key,
+    yardsticks_of,
+)
 from model.runs.config import shown_network
 
 USER = "user"

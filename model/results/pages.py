@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from data.files import atomic_path
 from model.results.text_table import Table
 
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
+# up to the end of the first whole number: "<0", "[-1,234", all of "–" and ""
+WHOLE = re.compile(r"\D*(\d{1,3}(,\d{3})+|\d+)?")
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,48 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: `text` (line ends are kept), then tables, then pictures."""
+    """A part of a page: a list of `lines` and one of `warnings`, `text` (line ends are kept), tables, then pictures.
+
+    Of a line what stands before its first colon is bold. Where the part is `folded` its tables are hidden until the
+    reader asks for them.
+    """
 
     title: str
     text: str = ""
     tables: Sequence[Table] = ()
     images: Sequence[Picture] = ()
+    lines: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text in two parts: `before` ends where its first number has its point, `after` takes the room of `widest`.
+
+    `widest` has a line for each form that `after` has in the column, and is "" where nothing must be aligned.
+    """
+
+    before: str
+    after: str = ""
+    widest: str = ""
+
+
+def aligned(table: Table) -> list[list[Cell]]:
+    """Cut the cells of `table` so that the numbers of a column stand below each other at their points."""
+    columns = [
+        [Cell(text) for text in column] if place < table.left else _aligned(column)
+        for place, column in enumerate(zip(*table.rows, strict=True))
+    ]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _aligned(column: Sequence[str]) -> list[Cell]:
+    ends = [WHOLE.match(text).end() for text in column]
+    # all digits are equally wide
+    forms = {re.sub(r"\d", "0", text[end:]) for text, end in zip(column, ends, strict=True) if text}
+    widest = "\n".join(sorted(forms)) if len(forms) > 1 else ""
+    return [Cell(text[:end], text[end:], widest) if text else Cell("") for text, end in zip(column, ends, strict=True)]
 
 
 def typed_command() -> str:
@@ -49,7 +88,7 @@ def typed_command() -> str:
 
 def write_page(path: Path | str, title: str, command: str, sections: Sequence[Section]) -> None:
     """Write `sections` as one HTML file, whole or not at all, under a `title` and the `command` that gave it."""
-    page = _template().render(title=title, command=command, sections=sections)
+    page = _template().render(title=title, command=command, sections=sections, aligned=aligned)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

@@ -25,22 +25,27 @@ def run_sections(
     pictures: Sequence[Picture],
     rows: Sequence[Mapping],
     trained: bool,
+    summary: Sequence[str] = (),
 ) -> list[Section]:
-    """Make the sections of a run's page; `rows` are those of `metrics.jsonl`, which only a `trained` run has."""
+    """Make the sections of a run's page: what it found (`summary`), then its parts.
+
+    `rows` are those of `metrics.jsonl`, which only a `trained` run has.
+    """
     config = run.config
     mode, values = "train" if trained else "score", config.as_json()
     names = [name for name, setting in declared(Config).items() if mode in setting.modes]
     settings = [[f"--{name}", "" if values[name] is None else shown(values[name])] for name in names]
     sections = [
+        *([Section("Summary", lines=summary)] if summary else []),
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
         Section("Results", tables=tables),
-        Section("Pictures", images=pictures),
+        *([Section("Pictures", images=pictures)] if pictures else []),
     ]
     if rows:
         text = "Validation at the first K; metrics.jsonl has every value of every epoch."
         sections.append(Section("Metrics by epoch", text, [frame_table(epoch_frame(rows, config.eval_k[0]))]))
     data = Section("Data", "\n".join(run.data_lines()))
-    return [*sections, data, Section("Settings", tables=[Table("", ["flag", "value"], settings, left=2)])]
+    return [*sections, data, Section("Settings", tables=[Table("", ["flag", "value"], settings, left=2)], folded=True)]
 
 
 def epoch_frame(rows: Sequence[Mapping], k: int) -> pd.DataFrame:

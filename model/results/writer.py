@@ -25,6 +25,7 @@ from model.results.drawing import attempt
 from model.results.pages import typed_command, write_page
 from model.results.pictures import draw_run
 from model.results.run_page import run_sections
+from model.results.summary import summary_lines
 from model.results.tables import tables_of_one, tables_of_several
 from model.results.text_table import Table, result_text
 from model.results.user_tables import (
@@ -137,6 +138,7 @@ def write_results(
         list(pictures.values()),
         progress.rows,
         trained=origin["epoch"] is not None,
+        summary=summary_of(run, progress.results),
     )
     title = f"{title_of(run, origin)}: {run.config.run_name}"
     with attempt("report.html"):
@@ -149,14 +151,23 @@ def write_results(
 def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Table]:
     """Make the tables of a run's `results` at its first K; of several lists, a line for each."""
     labels, k = {name: group.labels for name, group in run.groups.items()}, run.config.eval_k[0]
-    names = run_lists(results)
-    if not names:
+    lists = _lists(run, results)
+    if not lists:
         return []
-    if is_one(names):
+    if is_one(run_lists(results)):
         return tables_of_one(results, labels, k)
-    protocol = run.protocol
-    lists = [ListKey.parse(name, protocol.many_phases, protocol.many_tasks) for name in names]
     return tables_of_several(results, lists, labels, k)
+
+
+def summary_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Say in a few sentences what a run's `results` at its first K are."""
+    lists = _lists(run, results)
+    return summary_lines(results, run.groups, run.config.eval_k[0], lists[0]) if lists else []
+
+
+def _lists(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[ListKey]:
+    protocol = run.protocol
+    return [ListKey.parse(name, protocol.many_phases, protocol.many_tasks) for name in run_lists(results)]
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:

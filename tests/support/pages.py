@@ -50,7 +50,7 @@ class Page(HTMLParser):
         self.text += data
         if self.stack and self.stack[-1] == "title":
             self.title += data
-        if self.stack and self.stack[-1] in ("td", "th"):
+        if "td" in self.stack or "th" in self.stack:
             self.tables[-1][-1][-1] += data
 
 

@@ -113,9 +113,7 @@ def test_far_from_zero_the_interval_of_a_change_is_the_usual_one():
     generator = np.random.default_rng(5)
     first, second = (jackknife(drawn(generator, codes, leaning(s)), codes, ITEMS) for s in (6.0, 4.0))
     roots = [math.sqrt(run.contrast) for run in (first, second)]
-    error = math.sqrt(
-        np.sum((second.deviations / (2 * roots[1]) - first.deviations / (2 * roots[0])) ** 2)
-    )
+    error = math.sqrt(np.sum((second.deviations / (2 * roots[1]) - first.deviations / (2 * roots[0])) ** 2))
     low, high = debiased_change_interval(first, second)
     assert ((low + high) / 2, (high - low) / 2) == pytest.approx((roots[1] - roots[0], 1.96 * error), rel=0.03)
 

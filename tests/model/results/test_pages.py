@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from model.evaluation.keys import by_list
 from model.results.metric_text import UNDEFINED
-from model.results.pages import Picture, Section, write_page
+from model.results.pages import Picture, Section, aligned, write_page
 from model.results.run_page import epoch_frame, frame_table
+from model.results.summary import summary_lines
 from model.results.text_table import Table
 from tests.support.pages import read_page
+from tests.support.runs import run_main
 
 NAN = float("nan")
 
@@ -23,7 +26,7 @@ def picture(folder, sizes):
 
 def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
     sections = [
-        Section("First <b>", "line 1\nline 2 & more"),
+        Section("First <b>", "line 1\nline 2 & more", lines=["Found: 5 % of <b>"], warnings=["So few"], folded=True),
         Section(
             "Tables",
             tables=[
@@ -48,6 +51,8 @@ def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
         "Noted",
         "A <title>",
         "One & all.",
+        "Found: 5\N{NO-BREAK SPACE}% of <b>",
+        "So few",
     ):
         assert words in page.text
     source = (tmp_path / "page.html").read_text()
@@ -66,3 +71,34 @@ def test_the_epochs_of_stages_say_which_they_are():
     assert list(frame.columns) == ["phase", "stage", "epoch", "train/loss", "valid/ndcg@10"]
     assert frame["valid/ndcg@10"].isna().all()
     assert list(epoch_frame(rows[:2], 20).columns) == ["epoch", "train/loss", "valid/ndcg@20"]
+
+
+def test_numbers_are_cut_at_their_point():
+    rows = [
+        ["a 1.5", "0.616~", "1.25", "12"],
+        ["b", "10.98 (0.1 ± 0.1)", "0.50", "1,234"],
+        ["c", UNDEFINED, "9.75", "<0.001 ***"],
+        ["d", "", "-3.00", "[-12.5, 1]"],
+    ]
+    cells = aligned(Table("", ["", "x", "y", "z"], rows))
+    assert [[f"{cell.before}{cell.after}" for cell in row] for row in cells] == rows
+    first, mixed, same, last = zip(*cells, strict=True)
+    assert [cell.before for cell in first] == ["a 1.5", "b", "c", "d"]
+    assert [cell.before for cell in mixed] == ["0", "10", UNDEFINED, ""]
+    # the widest has each form once, with digits that are all equally wide
+    assert [cell.widest.split("\n") for cell in mixed[:3]] == [["", ".00 (0.0 ± 0.0)", ".000~"]] * 3
+    assert mixed[3].widest == ""
+    # where all have the same form there is nothing to do
+    assert {cell.widest for cell in (*first, *same)} == {""}
+    assert [cell.before for cell in last] == ["12", "1,234", "<0", "[-12"]
+    assert aligned(Table("", ["", "x"], [])) == []
+
+
+def test_the_page_of_a_run_begins_with_what_it_found(tmp_path):
+    results = by_list(run_main(tmp_path, epochs=1)["metrics"])
+    lines = summary_lines(results, ["gender"], 5)
+    subjects = [line.partition(":")[0] for line in lines]
+    assert subjects == ["Accuracy", "Tail", "Parity"]
+    text = read_page(tmp_path / "run" / "report.html").text.replace("\N{NO-BREAK SPACE}", " ")
+    places = [text.index(line) for line in lines]
+    assert places == sorted(places) and places[-1] < text.index("data set")
