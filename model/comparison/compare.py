@@ -16,6 +16,7 @@ from model.comparison.parity_statistics import compare_excess, debiased_change_i
 from model.comparison.run_parity import PERMUTATIONS, RunParity, shift
 from model.comparison.statistics import (
     CONFIDENCE,
+    LEVEL,
     NORMAL,
     RESAMPLES,
     compare_gaps,
@@ -44,7 +45,6 @@ USED = {
     "users within seeds": (*NUMBERS, *INTERVAL, "users", "seeds"),
 }
 FIELDS = ["baseline", "run", "kind", "k", "metric", *dict.fromkeys(name for names in USED.values() for name in names)]
-LEVEL = 1 - CONFIDENCE
 
 # parity of a run by cut-off and attribute
 Parity = Mapping[tuple[int, str], RunParity]
@@ -103,9 +103,8 @@ def comparison_rows(
         if text not in reported and not key.part and (key.k is None or key.k in ks):
             row = {"k": key.k, "kind": "untested", "metric": text} | _difference(baseline, other, text)
             yield pair | row | {"differs": _beyond_chance(baseline, other, key)}
-    if baseline.seeds != other.seeds or len(baseline.seeds) < 2:
-        return
-    yield from (pair | row for row in _seed_rows(baseline, other, ks))
+    if have_same_seeds((baseline, other)):
+        yield from (pair | row for row in _seed_rows(baseline, other, ks))
 
 
 def have_same_seeds(runs: Sequence[Finished]) -> bool:

@@ -1,151 +1,135 @@
-"""A comparison to be read: on the terminal, as a LaTeX table, and as a page with a picture."""
+"""A comparison to be read: on the terminal, and as a page with a picture."""
 
 from __future__ import annotations
 
 import math
 import re
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from data.messages import WIDTH
+from data.messages import wrapped
+from model.comparison.compare_summary import summary_lines
 from model.comparison.finished import Finished
-from model.evaluation.keys import MetricKey
-from model.evaluation.metric_table import COLUMNS
+from model.comparison.overview import Overview, overview_tables
+from model.evaluation.keys import EXCESS, MetricKey
 from model.results.drawing import attempt
-from model.results.latex import escape, latex_table
-from model.results.metric_text import LEGEND, UNDEFINED, arrow, best, cell, columns, interval, main_metrics, name_of
+from model.results.metric_text import UNDEFINED, arrow, cell, interval, main_metrics, name_of
 from model.results.pages import Picture, Section, write_page
 from model.results.pareto import accuracy_against_fairness, fairness_metrics
-from model.results.text_table import Table
+from model.results.text_table import BEST, Table, fitted
 
 VALUE_HEADERS = ["baseline", "run", "difference"]
-TEST_HEADERS = ["95 % interval", "p", "p (Holm)", "d_z", "r"]
-LEVELS = {0.001: "***", 0.01: "**", 0.05: "*"}
-PARETO_CAPTION = (
-    "Each point is a run. The step line joins those that no other run beats in both at once; the others are hollow. "
-    "Numbers are those of the legend, arrows point to the better side."
-)
+BEYOND_NOISE = f"{BEST} (bold on the page) differs beyond noise."
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What a comparison found: runs' `names` (the first is the baseline) and `labels`, their `metrics` (name -> key ->
-    number), the primary `k`, the long `table` of `comparison.csv`, the `caption` and the folder of its files."""
+    number), the primary `k`, the long `table` of `comparison.csv`, the `overview` of all runs, the `caption` and the
+    folder of its files."""
 
     names: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: dict[str, dict[str, float]]
     k: int
     table: pd.DataFrame
+    overview: Overview
     caption: str
     directory: Path
-
-
-def latex_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
-    """Make a booktabs table, runs as rows: the best of a column bold, stars where a run differs from the first."""
-    k, table = comparison.k, comparison.table
-    attribute = next(iter(runs[0].groups.columns), "")
-    shown = columns(COLUMNS, {key for run in runs for key in run.metrics}, k, attribute)
-    marks = {
-        (row.run, row.metric): _stars(row.p_holm) for row in table[table["family"] == f"all users @{k}"].itertuples()
-    }
-    cells = []
-    for text_of_key in shown:
-        key, numbers = MetricKey.parse(text_of_key), [run.metrics.get(text_of_key, math.nan) for run in runs]
-        winners = best(key, numbers)
-        for place, (run, number) in enumerate(zip(runs, numbers, strict=True)):
-            text = escape(cell(key, number)) if text_of_key in run.metrics else ""
-            text = rf"\textbf{{{text}}}" if place in winners else text
-            stars = marks.get((run.name, text_of_key), "")
-            cells.append(f"{text}$^{{{stars}}}$" if stars else text)
-    by_run = [cells[place :: len(runs)] for place in range(len(runs))]
-    rows = [[escape(run.name), *row] for run, row in zip(runs, by_run, strict=True)]
-    legend = (
-        f"HR, NDCG and MRR are in percent; head, tail and gap are NDCG of head and tail items and between groups by "
-        f"{attribute or 'no attribute'}. Best in bold. Stars: "
-    )
-    levels = ", ".join(f"$^{{{stars}}}$ $p < {level}$" for level, stars in sorted(LEVELS.items(), reverse=True))
-    caption = f"{escape(comparison.caption)} {escape(legend)}{levels} against the first row."
-    return "% needs booktabs\n" + latex_table(["run", *map(escape, shown.values())], rows, caption, "tab:comparison")
-
-
-def _stars(p: float) -> str:
-    return next((stars for level, stars in sorted(LEVELS.items()) if p < level), "")
 
 
 def tables_against(comparison: Comparison, baseline: Finished, other: Finished) -> list[Table]:
     """Make the tables of `other` against the baseline at the primary K.
 
-    They are tests over all users and by group, gaps between groups, and what has no test.
+    They are tests over all users and by group, gaps and parity between groups, what has no test, and, where both have
+    the same seeds, differences over these.
     """
     k, table = comparison.k, comparison.table[comparison.table["run"] == other.name]
-    at_k = table[table["k"] == k]
-    paired, gaps = at_k[at_k["kind"] == "paired"], at_k[at_k["kind"] == "gap"]
-    overall = paired[paired["attribute"].isna()]
-    ndcg, tested = MetricKey("ndcg", k), [*VALUE_HEADERS, *TEST_HEADERS]
-    of_ndcg = np.array([MetricKey.parse(text).name == ndcg.name for text in paired["metric"]], dtype=bool)
-    groups = paired[of_ndcg & paired["attribute"].notna()]
-    parts = {
-        "All users; accuracy in percent": (tested, _tests(overall, of_group=False)),
-        f"{name_of(ndcg)} by user group, in percent": (tested, _tests(groups, of_group=True)),
-        "Gap between user groups, largest less smallest mean; accuracy in percent": (
-            [*VALUE_HEADERS, TEST_HEADERS[0]],
-            [[_named(MetricKey.parse(row.metric)), *_values(row), _interval(row)] for row in gaps.itertuples()],
+    shown = {str(key) for key in main_metrics({*baseline.metrics, *other.metrics}, k)}
+
+    def of(kind: str, chosen: Callable[[Any], bool] = lambda row: True) -> list[Any]:
+        rows = table[(table["kind"] == kind) & table["k"].isin([k, None])].itertuples()
+        return [row for row in rows if chosen(row)]
+
+    ndcg = MetricKey("ndcg", k)
+    tests, effects = ["95 % interval", "p (Holm)"], ["d_z", "r"]
+    parts = [
+        _table(
+            "All users; accuracy in percent", [*tests, *effects], of("paired", lambda row: pd.isna(row.attribute)),
+            _named, _interval, _p_holm, _effect("d_z"), _effect("rank_biserial"),
+            note="d_z: mean difference over its standard deviation. r: rank-biserial correlation.",
         ),
-        "Numbers of the whole list, which have no test; accuracy in percent": (
-            VALUE_HEADERS,
-            _side_by_side(table[table["kind"] == "untested"], (baseline, other), k),
+        _table(
+            f"{name_of(ndcg)} by user group, in percent", [*tests, *effects],
+            of("paired", lambda row: not pd.isna(row.attribute) and MetricKey.parse(row.metric).name == ndcg.name),
+            lambda row: f"{row.attribute} {row.group}", _interval, _p_holm, _effect("d_z"), _effect("rank_biserial"),
         ),
-    }
-    return [Table(title, ["", *headers], rows) for title, (headers, rows) in parts.items() if rows]
+        _table(
+            "Parity between user groups", ["95 % interval", "difference in excess", "p (Holm)"],
+            of("parity"), _named, _interval, _excess, _p_holm,
+            note="Excess: the figure less its mean under permuted labels. p: permutations.",
+        ),
+        _table(
+            "Gap between user groups, largest less smallest mean; accuracy in percent",
+            ["95 % interval", "difference in excess"], of("gap"), _named, _interval, _excess,
+        ),
+        _table(
+            "Numbers of the whole list, which have no test; accuracy in percent", ["difference in excess"],
+            of("untested", lambda row: row.metric in shown), _named, _excess,
+            present=({*baseline.metrics}, {*other.metrics}),
+        ),
+        _table(
+            "Over seeds, paired; Student's interval of the mean; accuracy in percent", ["95 % interval", "seeds"],
+            of("seeds", lambda row: str(MetricKey.parse(row.metric).of("")) in shown), _named, _interval, _seeds,
+        ),
+        _table(
+            "Over users within seeds; both are drawn again; accuracy in percent", ["95 % interval", "seeds"],
+            of("users within seeds"), _named, _interval, _seeds,
+        ),
+    ]  # fmt: skip
+    return [part for made in parts if made.rows for part in fitted(made, [1] * (len(made.headers) - 1))]
 
 
-def legend() -> str:
-    """Say what the marks in the tables mean."""
-    stars = ", ".join(f"{stars} below {level}" for level, stars in sorted(LEVELS.items(), reverse=True))
-    return (
-        f"Stars: p after Holm {stars}.  d_z: mean difference over its standard deviation.\n"
-        f"r: rank-biserial correlation.  {LEGEND}, blank: not measured."
+def _table(
+    title: str,
+    headers: Sequence[str],
+    rows: Sequence[Any],
+    name: Callable[[Any], str],
+    *cells: Callable[[Any], str],
+    note: str = "",
+    present: Sequence[set[str]] = (),
+) -> Table:
+    """A table with a line for each of `rows`: its name, both values and their difference, and further `cells`.
+
+    `present` are the metrics that each of both runs has; without them both have all.
+    """
+    body = []
+    for row in rows:
+        measured = [row.metric in metrics for metrics in present] or [True, True]
+        values = zip(_values(row), [*measured, all(measured)], strict=True)
+        body.append([name(row), *(text if there else "" for text, there in values), *(made(row) for made in cells)])
+    best = frozenset((place, 3) for place, row in enumerate(rows) if row.differs is True)
+    note = f"{note} {BEYOND_NOISE * bool(best)}".strip()
+    filled = [True, *(any(row[place] for row in body) for place in range(1, len(headers) + 4))]
+    heads = ["", *VALUE_HEADERS, *headers]
+    return Table(
+        title,
+        [head for head, there in zip(heads, filled, strict=True) if there],
+        [[text for text, there in zip(row, filled, strict=True) if there] for row in body],
+        note=note,
+        best=best,
     )
 
 
-def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
-    """Write the comparison at the primary K as text."""
-    blocks = [textwrap.fill(comparison.caption, WIDTH)]
-    for other in runs[1:]:
-        blocks.append(f"=== {other.name} against {runs[0].name} (baseline)")
-        blocks += [table.text() for table in tables_against(comparison, runs[0], other)]
-    return "\n" + "\n\n".join([*blocks, legend()])
-
-
-def write_report(comparison: Comparison, runs: Sequence[Finished], command: str) -> None:
-    """Draw accuracy against fairness for all runs, and write `report.html` with that picture and the tables."""
-    accuracy, points = str(MetricKey("ndcg", comparison.k)), {run.name: run.metrics for run in runs}
-    title = f"Comparison with {runs[0].name}"
-    sections = [Section("Runs", f"{comparison.caption}\n\n{legend()}")]
-    if fairness_metrics(points, accuracy):
-        with attempt("the picture accuracy_against_fairness"):
-            paths = accuracy_against_fairness(points, comparison.directory / "accuracy_against_fairness", accuracy)
-            picture = Picture("Accuracy against fairness", PARETO_CAPTION, tuple(paths))
-            sections.append(Section("Accuracy against fairness", images=[picture]))
-    for other in runs[1:]:
-        sections.append(
-            Section(f"{other.name} against {runs[0].name}", tables=tables_against(comparison, runs[0], other))
-        )
-    with attempt("report.html"):
-        write_page(comparison.directory / "report.html", title, command, sections)
-
-
-def _named(key: MetricKey) -> str:
+def _named(row: Any) -> str:
     """The metric's name, without what stands in brackets, and its better side."""
+    key = MetricKey.parse(row.metric)
     name = re.sub(r" \([^)]*\)", "", name_of(key))
-    return f"{name} {arrow(key)}"
+    return f"{name}{', excess' * (key.part == EXCESS)} {arrow(key)}"
 
 
 def _values(row: Any) -> list[str]:
@@ -153,28 +137,69 @@ def _values(row: Any) -> list[str]:
     return [cell(key, row.baseline_value), cell(key, row.value), cell(key, row.difference, signed=True)]
 
 
-def _side_by_side(untested: pd.DataFrame, pair: tuple[Finished, Finished], k: int) -> list[list[str]]:
-    rows, table = {row.metric: row for row in untested.itertuples()}, []
-    for key in main_metrics(rows, k):
-        measured = [str(key) in run.metrics for run in pair]
-        cells = zip(_values(rows[str(key)]), [*measured, all(measured)], strict=True)
-        table.append([_named(key), *(text if there else "" for text, there in cells)])
-    return table
-
-
 def _interval(row: Any) -> str:
-    return interval(MetricKey.parse(row.metric), row.low, row.high, signed=True)
+    return "" if pd.isna(row.low) else interval(MetricKey.parse(row.metric), row.low, row.high, signed=True)
 
 
-def _tests(rows: pd.DataFrame, of_group: bool) -> list[list[str]]:
-    table = []
-    for row in rows.itertuples():
-        name = f"{row.attribute} {row.group}" if of_group else _named(MetricKey.parse(row.metric))
-        chances = [_p(row.p), f"{_p(row.p_holm)} {_stars(row.p_holm):<3}"]
-        effects = [UNDEFINED if math.isnan(effect) else f"{effect:+.3f}" for effect in (row.d_z, row.rank_biserial)]
-        table.append([name, *_values(row), _interval(row), *chances, *effects])
-    return table
+def _excess(row: Any) -> str:
+    return "" if pd.isna(row.excess_difference) else cell(MetricKey.parse(row.metric), row.excess_difference, True)
 
 
-def _p(value: float) -> str:
-    return UNDEFINED if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+def _p_holm(row: Any) -> str:
+    return UNDEFINED if math.isnan(row.p_holm) else "<0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
+
+
+def _effect(name: str) -> Callable[[Any], str]:
+    def effect(row: Any) -> str:
+        value = getattr(row, name)
+        return UNDEFINED if math.isnan(value) else f"{value:+.3f}"
+
+    return effect
+
+
+def _seeds(row: Any) -> str:
+    return str(int(row.seeds))
+
+
+def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
+    """Write the comparison at the primary K as text: all runs first, then each against the first one."""
+    overview = comparison.overview
+    blocks = [wrapped(comparison.caption)]
+    blocks += ["\n".join(["Runs:", *overview.legend])] if overview.legend else []
+    blocks += [table.text() for table in overview_tables(overview)]
+    for name, warnings in warnings_of(runs).items():
+        blocks.append("\n".join([f"Warnings of {name}:", *(wrapped(f"- {text}") for text in warnings)]))
+    for other in runs[1:]:
+        blocks.append(wrapped(f"=== {other.name} against {runs[0].name} (baseline)"))
+        blocks += [table.text() for table in tables_against(comparison, runs[0], other)]
+    return "\n" + "\n\n".join(blocks)
+
+
+def warnings_of(runs: Sequence[Finished]) -> Mapping[str, Sequence[str]]:
+    """Give what each run warned of, by its name; runs without warnings, and those older than these, are left out."""
+    return {run.name: run.warnings for run in runs if run.warnings}
+
+
+def write_report(comparison: Comparison, runs: Sequence[Finished], command: str) -> None:
+    """Draw accuracy against fairness for all runs, and write `report.html` with that picture and the tables."""
+    accuracy, points = str(MetricKey("ndcg", comparison.k)), {run.name: run.metrics for run in runs}
+    overview, title = comparison.overview, f"Comparison with {runs[0].name}"
+    text = "\n".join([comparison.caption, "", *overview.legend]).strip()
+    warnings = [f"{name}: {line}" for name, lines in warnings_of(runs).items() for line in lines]
+    sections = [
+        Section("Summary", lines=summary_lines(comparison.table, runs, comparison.k)),
+        *([Section("Warnings", warnings=warnings)] if warnings else []),
+        Section("All runs", text, tables=overview_tables(overview)),
+    ]
+    if fairness_metrics(points, accuracy):
+        with attempt("the picture accuracy_against_fairness"):
+            paths = accuracy_against_fairness(points, comparison.directory / "accuracy_against_fairness", accuracy)
+            sections.append(
+                Section("Accuracy against fairness", images=[Picture("Accuracy against fairness", "", tuple(paths))])
+            )
+    for other in runs[1:]:
+        sections.append(
+            Section(f"{other.name} against {runs[0].name}", tables=tables_against(comparison, runs[0], other))
+        )
+    with attempt("report.html"):
+        write_page(comparison.directory / "report.html", title, command, sections)

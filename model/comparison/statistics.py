@@ -14,7 +14,8 @@ from scipy.special import expit, logit, ndtri, stdtrit
 
 from fairness_utils import mean_defined
 
-CONFIDENCE = 0.95
+LEVEL = 0.05
+CONFIDENCE = 1 - LEVEL
 RESAMPLES = 5_000
 # so many standard errors to each side hold the middle of a normal distribution
 NORMAL = float(ndtri((1 + CONFIDENCE) / 2))

@@ -60,6 +60,13 @@ class MetricKey:
         """Whether the value depends on which users are in which group, so that it has a chance level."""
         return bool(self.spread) or self.metric.of_attribute
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value that there can be (inf: none)."""
+        low, high = self.judged_by.bounds
+        of_parts = {CHANCE_STD: (0.0, high - low), EXCESS: (low - high, high - low), P: (0.0, 1.0)}
+        return of_parts.get(self.part, (low, high))
+
     def of(self, part: str) -> MetricKey:
         """Name a part of this figure's chance level."""
         return replace(self, part=part)

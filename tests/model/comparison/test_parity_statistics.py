@@ -98,8 +98,9 @@ def test_intervals_of_debiased_parity_hold_the_truth_about_as_often_as_they_say(
 @pytest.mark.parametrize("strengths", [(1.0, 1.0), (1.0, 1.5), (1.5, 1.2), (3.0, 1.5), (3.0, 3.5)], ids=str)
 def test_intervals_of_debiased_parity_hold_the_truth_as_often_as_they_say(strengths):
     found = coverage(strengths, times=2_000)
-    print(strengths, found)
-    assert (found >= 0.93).all() and (found <= 1 if min(strengths) == 1 else found <= 0.985).all()
+    assert (found >= 0.93).all()
+    # without dependence, or with little, they are wide
+    assert min(strengths) < 3 or (found <= 0.98).all()
 
 
 def test_the_same_lists_differ_in_nothing_and_averages_of_one_are_itself():
