@@ -46,3 +46,9 @@ PRESETS: dict[str, dict] = {
     "synthetic": MOVIELENS
     | {"batch_size": 512, "epochs": 15, "lr": 1e-3, "num_negatives": 10, "patience": 5, "title_encoder": "hash"},
 }
+# what the presets of a data set are made for: its name, and how many interactions it has
+MADE_FOR: dict[str, tuple[str, int]] = {
+    "ml": ("MovieLens-1M", 1_000_209),
+    "bx": ("BookCrossing", 1_149_780),
+    "synthetic": ("synthetic data", 24_000),
+}

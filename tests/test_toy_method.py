@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from absl.testing import flagsaver
-from PIL import Image
 from torch import nn
 
 import main
@@ -29,9 +28,9 @@ from model.factorisation import MatrixFactorisation
 from model.methods.base import Method, Schedule
 from model.modes import compare as compare_mode
 from model.modes import seeds, train
-from model.results import pictures
 from model.training.progress import Progress
 from tests.support.light import light_runs
+from tests.support.pictures import blank_pictures
 from tests.support.runs import (
     TINY,
     recommended,
@@ -165,18 +164,6 @@ def registered(monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "periods", two_periods)
 
 
-def few_pictures(patch):
-    """Of a run's pictures, draw only the one that is about several lists."""
-
-    def blank(*arguments, **options):
-        path = arguments[-1].with_suffix(".png")
-        Image.new("L", (1, 1)).save(path)
-        return [path]
-
-    for name in ("training_curves", "exposure_lorenz", "exposure_by_popularity", "accuracy_intervals"):
-        patch.setattr(pictures.plots, name, blank)
-
-
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
@@ -207,7 +194,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, "shift", Shift)
-        few_pictures(patch)
+        blank_pictures(patch)
         run_main(folder, **TOY)
     return folder
 
@@ -551,7 +538,7 @@ def periods(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for registry, name, entry in ((PROTOCOLS, "periods", two_periods), (BACKBONES, "squared", None)):
             patch.setitem(registry, name, entry or Squared)
-        few_pictures(patch)
+        blank_pictures(patch)
         with light_runs(pictures=True):
             run_main(folder, **PERIODS)
     return folder

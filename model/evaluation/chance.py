@@ -2,7 +2,8 @@
 
 The lists stay as they are, and the labels are permuted among the users of known label, `PERMUTATIONS` times. A figure
 stands beside the mean and the standard deviation of its permutations (`level`); those of one attribute are the same
-for every figure, cut-off and list of the same users, so that lists can be compared permutation by permutation.
+for every figure, cut-off and list of the same users, so that lists can be compared permutation by permutation
+(Decision 49).
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def _incidence(present: np.ndarray, column: np.ndarray, num_items: int) -> csr_m
 def _counted(incidence: csr_matrix, members: np.ndarray) -> np.ndarray:
     """Count each item in the lists of each group: `[I, N] x [N, G, p]` -> `[p, G, I]` float64."""
     users, groups, count = members.shape
-    counts = incidence @ members.reshape(users, -1)  # [I, G * p]
-    return counts.reshape(-1, groups, count).transpose(2, 1, 0).astype(np.float64, order="C")
+    counts = incidence @ members.reshape(users, groups * count)  # [I, G * p]
+    return counts.reshape(incidence.shape[0], groups, count).transpose(2, 1, 0).astype(np.float64, order="C")
 
 
 def permuted_spreads(values: np.ndarray, codes: np.ndarray, count: int = PERMUTATIONS) -> dict[str, np.ndarray]:

@@ -175,7 +175,8 @@ def std(means: np.ndarray) -> np.ndarray:
 
 def spread(row: Metric, means: np.ndarray) -> np.ndarray:
     """Compute the spread `row` of the group means `[..., G]`: `[...]`, NaN where fewer than two are defined."""
-    return np.where((~np.isnan(means)).sum(axis=-1) > 1, row.function(means), np.nan)
+    defined = (~np.isnan(means)).sum(axis=-1) > 1
+    return np.where(defined, row.function(means), np.nan) if means.shape[-1] else np.full(defined.shape, np.nan)
 
 
 def _of_groups(key: MetricKey, values: np.ndarray, codes: np.ndarray, group: Group) -> dict[str, float]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from data.structs import Group
 from model.evaluation.chance import PERMUTATIONS, level, permutations
@@ -93,6 +92,8 @@ class Attack:
 
     def of(self, attacker: str) -> tuple[float, np.ndarray]:
         """Give an attacker's AUC, and `[P]` those under permutations of the held-out users' labels."""
+        from scipy.stats import rankdata
+
         if attacker not in self.found:
             return np.nan, np.full(PERMUTATIONS, np.nan)
         labels, scores = self.found[attacker]

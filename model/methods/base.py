@@ -221,6 +221,14 @@ class Method:
         """
         return ("",)
 
+    def hides(self, control: str = "") -> tuple[str, ...]:
+        """Name the user attributes that training was asked to hide in the vectors served under `control`; none by
+        default.
+
+        Leakage of other attributes is what nobody asked the method to prevent.
+        """
+        return ()
+
     def selection_controls(self, stage: str) -> tuple[str, ...]:
         """Name those of `controls` under which `stage` is validated; the epoch is selected by the mean of their
         metrics.

@@ -85,6 +85,10 @@ class FABUHS(Method):
         self.known_codes = np.where(environment.held_out, -1, self.group.codes)
         self.user_target = torch.from_numpy(self.known_codes).to(environment.device)
 
+    def hides(self, control: str = "") -> tuple[str, ...]:
+        """Name the attribute that the user adversary reads, where its gradient is reversed."""
+        return (self.config.attribute,) if self.config.adversarial_lambda_user > 0 else ()
+
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Fix the class weights on the phase's train counts and start fresh adversaries."""
         self.step, self.total_steps = 0, total_steps

@@ -22,7 +22,7 @@ from model.results.tracking import Tracker
 from model.results.user_tables import recommendation_frame
 from model.results.writer import origin_of, tables_of, write_results
 from model.runs.config import Config
-from model.runs.files import own_run_dir, write_frame, write_json
+from model.runs.files import own_run_dir, read_jsonl, write_frame, write_json
 from model.runs.processes import Processes
 from model.runs.run import Run
 from model.runs.settings import Settings
@@ -73,6 +73,10 @@ def serve(settings: Settings, processes: Processes) -> Served:
     return Served(run, phase, evaluator, origin, _controls(settings.request.control, config.method, method))
 
 
+def _folder_of(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+
+
 def _controls(requested: str | None, name: str, method: Method) -> tuple[str, ...]:
     """Give the method's controls, or the one that `--control` names."""
     allowed = method.controls()
@@ -121,7 +125,8 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
         answers = ask_tests(run, served.phase, served.evaluator, served.controls)
         progress.results |= results_of(answers)
         progress.spend("test")
-        images = write_results(run, directory, progress, served.origin, answers, served.evaluator)
+        epochs = read_jsonl(_folder_of(settings.request.checkpoint) / "metrics.jsonl")
+        images = write_results(run, directory, progress, served.origin, answers, served.evaluator, epochs=epochs)
         tracker.finish(flat(progress.results), images, tables_of(run, progress.results))
 
 

@@ -26,6 +26,7 @@ from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
 from model.modes.seeds import run_seeds
 from model.modes.setup import build, describe, prepare
+from model.results.cautions import before_training, caution_text
 from model.results.tracking import Tracker
 from model.results.writer import origin_of, tables_of, write_lists, write_results
 from model.runs.config import Config
@@ -247,6 +248,7 @@ def execute(
         load_backbone(run, backbone)
     if config.dry_run:
         estimate(run, backbone, method, evaluator)
+        print(caution_text(before_training(run)), flush=True)
         return {}
     with contextlib.ExitStack() as stack:
         saved = None

@@ -7,7 +7,9 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from data.files import atomic_path
 from data.messages import warn
@@ -17,8 +19,48 @@ from data.messages import warn
 os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 DPI = 150
-# the salt keeps random ids out of the files
-SETTINGS = {"svg.hashsalt": "fabuhs", "figure.autolayout": False, "figure.constrained_layout.use": False}
+# Every figure is as wide (inches) and has one size of text (points): so text is equally large in all pictures of a
+# page, also where a narrow window makes them smaller.
+WIDTH, TEXT = 7.0, 9
+SETTINGS = {
+    # keeps random ids out of the files
+    "svg.hashsalt": "fabuhs",
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
+    "font.size": TEXT,
+    **dict.fromkeys(("axes.titlesize", "figure.titlesize", "figure.labelsize"), "medium"),
+}
+# Okabe and Ito's colours, told apart by colour-blind readers too; their yellow is too pale for lines on white
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
+    "#000000",
+    "#e69f00",
+    "#56b4e9",
+    "#009e73",
+    "#0072b2",
+    "#d55e00",
+    "#cc79a7",
+)
+# An axis is at least so many times as long as its largest value, and as its longest interval: less would make
+# differences that are noise, or next to nothing, look large.
+OF_LARGEST, OF_INTERVAL = 0.25, 3
+# A line of more points is an image inside the SVG, which otherwise would grow with every epoch.
+MOST_POINTS = 1000
+
+
+class Style(NamedTuple):
+    """How a series looks; line and marker tell series apart where there is no colour."""
+
+    color: str
+    line: str
+    marker: str
+
+
+# inches
+SMALL_PANEL = 1.7
+# above the panel: inside it the legend could hide a line
+LEGEND_ABOVE = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3, "frameon": False, "borderaxespad": 0.1}
+
+STYLES = (Style(BLACK, "-", "o"), Style(RED, "--", "s"), Style(BLUE, "-.", "^"), Style(GREEN, ":", "D"))
 
 
 @contextlib.contextmanager
@@ -44,11 +86,31 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Any:
-    """Make an empty matplotlib Figure of `width` x `height` inches whose parts make room for each other."""
+def new_figure(height: float) -> Any:
+    """Make an empty matplotlib Figure of `height` inches whose parts make room for each other."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def honest_limits(low: np.ndarray, high: np.ndarray, *reference: float, most: float = np.inf) -> tuple[float, float]:
+    """Choose the ends of an axis for intervals `low` to `high [N]` and the values `reference`.
+
+    Small differences stay small. Where nothing is below 0, or above `most`, the axis hardly goes there. Undefined is
+    left out.
+    """
+    shown = np.concatenate([low, high, reference])
+    shown = shown[np.isfinite(shown)]
+    if not len(shown) or not shown.any():
+        return -0.05, 1.05
+    start, end, widths = shown.min(), shown.max(), (high - low)[np.isfinite(high - low)]
+    missing = max(OF_LARGEST * np.abs(shown).max(), OF_INTERVAL * widths.max(initial=0.0), end - start) - (end - start)
+    # half of it on each side, unless a side has less room than that
+    below = missing / 2 if start < 0 else min(missing / 2, start)
+    above = missing - below if end > most else min(missing - below, most - end)
+    start, end = start - (missing - above), end + above
+    margin = 0.07 * (end - start)
+    return float(start - margin), float(end + margin)
 
 
 def save(figure: Any, path_stem: Path | str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,20 @@ def name_of(key: MetricKey) -> str:
     name = f"{row.title}@{key.k}" if row.kind == ACCURACY else row.title
     of_whom = f"{key.spread} by {key.group}" if key.spread else f"{key.group} {key.label}".strip()
     return f"{name}, {of_whom}" if of_whom else name
+
+
+def axis_name(key: MetricKey) -> str:
+    """Give the name of a picture's axis: the long name without remarks, whether it is the excess, and the unit."""
+    name = re.sub(r" \([^)]*\)", "", name_of(key))
+    return f"{name}{', above chance' * (key.part == EXCESS)}{' (%)' * (key.metric.scale == 100)}"
+
+
+def axis_reference(key: MetricKey) -> tuple[float, ...]:
+    """Give the value that a picture's axis shows in any case: of what depends on user groups, where they are alike."""
+    if key.part:
+        return (0.0,)
+    ideal = key.judged_by.ideal
+    return (key.metric.scale * float(ideal),) if key.by_groups and ideal.replace(".", "").isdigit() else ()
 
 
 def short_name(key: MetricKey) -> str:

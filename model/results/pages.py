@@ -30,8 +30,8 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The smallest of its files, to be put into a page."""
-        path = min(self.paths, key=lambda path: path.stat().st_size)
+        """Its SVG file, to be put into a page: sharp, and with text of one size, at any width of the window."""
+        path = next(path for path in self.paths if path.suffix == ".svg")
         return f"data:{MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

@@ -1,135 +1,287 @@
-"""Accuracy against fairness: many runs in one picture, and which of them others dominate."""
+"""Accuracy against fairness: many runs in one picture, and which of them others beat by more than noise."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.evaluation.keys import MetricKey
-from model.evaluation.metric_table import PARETO, shown_in
-from model.results.drawing import new_figure, own_style, save
-from model.results.metric_text import name_of
+from model.evaluation.keys import EXCESS, MetricKey
+from model.evaluation.metric_table import HEADLINE, PARETO, shown_in
+from model.results.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    WIDTH,
+    honest_limits,
+    new_figure,
+    own_style,
+    save,
+)
+from model.results.metric_text import RANGE, axis_name, axis_reference, chance_of
 
+# fewer points show nothing that a table does not show better
+FEWEST_POINTS = 3
 PANELS_IN_A_ROW = 3
+COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
+# of another length than the colours, so that the pairs repeat late
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+# letters of a run's name in the legend, and of a line below a panel
+MOST_LETTERS, LINE = 36, 30
+LETTER = 0.072  # inches, of an average name
+# half of the central 95 % of a normal distribution, in standard deviations
+CENTRAL = 1.96
 # where a number may stand beside its point, in points of type: nearest first
-OFFSETS = np.array([(r * math.cos(a), r * math.sin(a)) for r in (10, 17, 25) for a in np.arange(8) * math.pi / 4])
+OFFSETS = np.array([(r * math.cos(a), r * math.sin(a)) for r in (11, 19, 28) for a in np.arange(8) * math.pi / 4])
+
+Points = Mapping[str, Mapping[str, float | None]]
+Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The points on one axis, as drawn: `values`, and their intervals `low` to `high`, all `[N]`; the axis' `label`.
+
+    `sign` is 1 where higher is better and -1 where lower is. An interval that is not known has no length. `within [N]`
+    tells of an excess whether chance gives it too. `most` is 1 in the axis' unit. `reference` is a value that the axis
+    shows in any case, and `chance` how far from it labels permuted among the users reach.
+    """
+
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    sign: int
+    label: str
+    within: np.ndarray
+    most: float
+    reference: tuple[float, ...] = ()
+    chance: float = 0.0
+
+    @property
+    def goodness(self) -> np.ndarray:
+        """The ends of the intervals `[N, 2]`, turned so that higher is better; what is within chance counts as 0."""
+        ends = np.where(self.within[:, None], 0.0, np.stack([self.low, self.high], axis=1))
+        return ends if self.sign > 0 else -ends[:, ::-1]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The ends of the axis."""
+        band = [at + side * self.chance for at in self.reference for side in (-1, 1)]
+        return honest_limits(self.low, self.high, *band, most=self.most)
 
 
 @own_style()
 def accuracy_against_fairness(
-    points: Mapping[str, Mapping[str, float]],
+    points: Points,
     path_stem: Path | str,
     accuracy: str = "ndcg@10",
     fairness: Sequence[str] | None = None,
+    intervals: Intervals | None = None,
 ) -> list[Path]:
     """Draw each run of `points` (label -> metric, without a prefix such as test/ -> fraction), a panel per metric.
 
-    Panels are those of `fairness`, by default all of `fairness_metrics`. A step line is the Pareto front; a run that
-    another dominates is hollow. Numbers beside the points are those of the legend. ValueError without any panel.
+    Panels are those of `fairness`, by default all of `fairness_metrics`. `intervals` (label -> metric, named as it is
+    drawn -> low, high) are whiskers where they are known; a point is hollow where another one beats it beyond them
+    (`undominated`). `how_to_read` says the same to the reader. ValueError without any panel.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     metrics = fairness_metrics(points, accuracy) if fairness is None else list(fairness)
     if not metrics:
-        raise ValueError(f"no fairness metric beside {accuracy} is defined in two runs of {', '.join(points)}")
+        raise ValueError(
+            f"no fairness metric beside {accuracy} is defined in {FEWEST_POINTS} of the runs {', '.join(points)}"
+        )
+    many = len(points) > len(COLORS)
+    names = [f"{place} {name}" if many else name for place, name in enumerate(_short(points), 1)]
+    legend_columns = max(1, min(4, int((WIDTH - 0.2) / (LETTER * max(map(len, names)) + 0.5))))
     columns = min(PANELS_IN_A_ROW, len(metrics))
     rows = -(-len(metrics) // columns)
-    legend = -(-len(points) // 2)
-    figure = new_figure(3.3 * columns + 0.4, 3.1 * rows + 0.22 * legend + 0.2)
+    figure = new_figure(2.5 * rows + 0.19 * -(-(len(points) + 3) // legend_columns) + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    heights = 100 * np.array([_value(metrics_of, accuracy) for metrics_of in points.values()])
-    placed = []
-    for place, (panel, metric) in enumerate(zip(panels, metrics, strict=False)):
-        values, badness, label = _axis(metric, np.array([_value(metrics_of, metric) for metrics_of in points.values()]))
-        front = pareto_front(heights, badness)
-        _draw_front(panel, values[front], heights[front], badness[front])
-        for chosen, face in ((front, "black"), (~front, "white")):
-            panel.plot(
-                values[chosen], heights[chosen], "o", color="black", markerfacecolor=face, markersize=6, zorder=3
-            )
-        panel.set_xlabel(label, fontsize="small")
+    heights = _axis(points, accuracy, intervals)
+    axes = [_axis(points, metric, intervals) for metric in metrics]
+    for place, (panel, axis) in enumerate(zip(panels, axes, strict=False)):
+        _draw_panel(panel, axis, heights)
         if place % columns == 0:
-            panel.set_ylabel(f"{name_of(MetricKey.parse(accuracy))} (%)\nbetter \N{RIGHTWARDS ARROW}", fontsize="small")
-        panel.tick_params(labelsize="small")
-        panel.grid(alpha=0.3)
-        placed.append((panel, values))
+            panel.set_ylabel(heights.label)
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
     handles = [
-        Line2D([], [], color="black", marker=f"${number}$", linestyle="", markersize=4 + 3 * len(str(number)))
-        for number in range(1, len(points) + 1)
+        Line2D([], [], linestyle="", markersize=6, label=name, **_look(place)) for place, name in enumerate(names)
     ]
+    beaten = {"marker": "o", "color": "0.4", "markerfacecolor": "white", "linestyle": ""}
     handles += [
-        Line2D([], [], color="black", marker="o", linestyle="--", linewidth=1),
-        Line2D([], [], color="black", marker="o", linestyle="", markerfacecolor="white"),
+        Line2D([], [], color="0.45", linestyle="--", linewidth=1, label="Pareto front"),
+        Line2D([], [], label="hollow: dominated", **beaten),
     ]
-    names = [*points, "Pareto front", "dominated"]
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="small")
-    # numbers go where there is room, which is known only after the layout
-    figure.get_layout_engine().execute(figure)
-    for panel, values in placed:
-        _number(panel, values, heights)
+    if any(axis.chance for axis in axes):
+        handles.append(Patch(color="0.88", label="within chance"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns)
+    if many:
+        # numbers go where there is room, which is known only after the layout
+        figure.get_layout_engine().execute(figure)
+        for panel, axis in zip(panels, axes, strict=False):
+            _number(panel, axis.values, heights.values)
     return save(figure, path_stem)
 
 
-def fairness_metrics(points: Mapping[str, Mapping[str, float]], accuracy: str) -> list[str]:
-    """Choose the metrics to set against `accuracy`, by the metric table: those at its K that at least two runs have."""
+def fairness_metrics(points: Points, accuracy: str) -> list[str]:
+    """Choose the metrics to set against `accuracy`, by the metric table: those at its K that enough runs have.
+
+    A figure with a chance level is drawn as its excess where all runs that have it know its excess.
+    """
     against = MetricKey.parse(accuracy)
-    order = [row.name for row in shown_in(PARETO)]
+    order = list(dict.fromkeys(row.name for place in (HEADLINE, PARETO) for row in shown_in(place)))
     places = {}
     for text in dict.fromkeys(text for metrics in points.values() for text in metrics):
         key = MetricKey.parse(text)
         wanted = not key.part and key.judged_by.name in order and key.k in (None, against.k)
         if key.spread:
             wanted = wanted and key.name == against.name
-        if wanted and sum(math.isfinite(_value(metrics, text)) for metrics in points.values()) > 1:
-            places[text] = order.index(key.judged_by.name)
+        if not wanted:
+            continue
+        having = [metrics for metrics in points.values() if math.isfinite(_value(metrics, text))]
+        if len(having) >= FEWEST_POINTS:
+            excess = str(key.of(EXCESS))
+            drawn = excess if all(math.isfinite(_value(metrics, excess)) for metrics in having) else text
+            places[drawn] = order.index(key.judged_by.name)
     return sorted(places, key=places.get)
 
 
-def pareto_front(accuracy: np.ndarray, badness: np.ndarray) -> np.ndarray:
-    """Tell which points `[N]` no other point dominates, by being as good in both and better in one: `[N]` bool.
+def how_to_read(what: str, metrics: Sequence[str], intervals: Intervals | None = None) -> str:
+    """Say how to read the picture of `metrics`, in which a point is a `what`."""
+    if any((intervals or {}).values()):
+        noise = "better beyond the 95 % intervals (whiskers; what has none counts as exact)"
+    else:
+        noise = "better (how much of a difference is noise is not known here)"
+    text = (
+        f"Each point is a {what}; arrows point to the better side. A mark is hollow where another {what} is {noise} in "
+        f"one of the two and not worse in the other; the dashed line joins those of the rest that buy the one with the "
+        f"other."
+    )
+    if any(MetricKey.parse(metric).part for metric in metrics):
+        text += (
+            " Above chance: the figure less what it is when labels are shuffled among the users. In the grey band (of "
+            f"the {what} for which it is widest) are 95 % of such shuffles; what is within its own chance counts as 0."
+        )
+    return text
 
-    `accuracy` is better when higher, `badness` when lower; a point with a NaN is not in the front.
+
+def undominated(accuracy: np.ndarray, fairness: np.ndarray) -> np.ndarray:
+    """Tell which points no other one dominates: `[N]` bool.
+
+    `accuracy` and `fairness` are intervals `[N, 2]` (low, high) of which higher is better. A point dominates another
+    where it is better in one of them, the intervals apart, and not worse in the other, the intervals apart. A point
+    with a NaN is neither.
     """
-    defined = ~(np.isnan(accuracy) | np.isnan(badness))
-    front = np.zeros(len(accuracy), dtype=bool)
-    levels, level = np.unique(badness[defined], return_inverse=True)
-    best = np.full(len(levels), -np.inf)
-    np.maximum.at(best, level, accuracy[defined])
-    before = np.concatenate([[-np.inf], np.maximum.accumulate(best)[:-1]])
-    front[defined] = (accuracy[defined] == best[level]) & (accuracy[defined] > before[level])
+    front = ~(np.isnan(accuracy).any(axis=1) | np.isnan(fairness).any(axis=1))
+    first, second = (_better(ends[front]) for ends in (accuracy, fairness))  # [F, F]
+    front[front] = ~((first | second) & ~first.T & ~second.T).any(axis=0)
     return front
 
 
-def _value(metrics: Mapping[str, float], name: str) -> float:
+def front_line(accuracy: np.ndarray, fairness: np.ndarray) -> list[int]:
+    """Choose the undominated points that differ: from the fairest on, each less fair and more accurate than the last.
+
+    Intervals are those of `undominated`; those of two points that follow each other are apart in both.
+    """
+    line: list[int] = []
+    chosen = np.flatnonzero(undominated(accuracy, fairness))
+    for place in chosen[np.argsort(-fairness[chosen].sum(axis=1), kind="stable")].tolist():
+        if not line or (accuracy[place, 0] > accuracy[line[-1], 1] and fairness[place, 1] < fairness[line[-1], 0]):
+            line.append(place)
+    return line
+
+
+def _better(ends: np.ndarray) -> np.ndarray:
+    """Tell whether the interval `[F, 2]` of a row is above that of a column: `[F, F]`."""
+    return ends[:, None, 0] > ends[None, :, 1]
+
+
+def _value(metrics: Mapping[str, float | None], name: str) -> float:
     value = metrics.get(name)
     return math.nan if value is None else float(value)
 
 
-def _axis(metric: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-    """What is drawn of a metric's `values`, the same as something to be low, and the label with the better side."""
+def _axis(points: Points, metric: str, intervals: Intervals | None) -> Axis:
+    """Turn a metric of `points` into what is drawn: distances where values near 0, or near 1, are the better ones."""
     key = MetricKey.parse(metric)
-    direction, name = key.judged_by.better, name_of(key)
-    if direction == "zero":
-        values, name = np.abs(values), f"|{name}|"
-    elif direction == "one":
+    direction, label, scale = key.judged_by.better, axis_name(key), key.metric.scale
+    values = np.array([_value(metrics, metric) for metrics in points.values()])
+    known = [(intervals or {}).get(name, {}).get(metric, (math.nan, math.nan)) for name in points]
+    low, high = np.array(known, dtype=np.float64).T
+    unknown = ~np.isfinite(low + high)
+    low, high = np.where(unknown, values, low), np.where(unknown, values, high)
+    if direction == "one":
         with np.errstate(divide="ignore", invalid="ignore"):
-            logarithm = np.abs(np.log(values))
-        values, name = np.where(np.isfinite(logarithm), logarithm, np.nan), f"|ln({name})|"
-    if direction == "higher":
-        return values, -values, f"{name}\nbetter \N{RIGHTWARDS ARROW}"
-    return values, values, f"{name}\n\N{LEFTWARDS ARROW} better"
+            values, low, high = np.log(values), np.log(low), np.log(high)
+        values = np.where(np.isfinite(values), values, np.nan)
+        label = f"|ln({label})|"
+    elif direction == "zero":
+        label = f"|{label}|"
+    if direction in ("zero", "one"):
+        around = (low < 0) & (high > 0)
+        low, high = np.minimum(np.abs(low), np.abs(high)), np.maximum(np.abs(low), np.abs(high))
+        values, low = np.abs(values), np.where(around, 0.0, low)
+    undefined = np.isnan(values)
+    low, high = np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+    reference, chance, within = axis_reference(key), 0.0, np.zeros(len(values), dtype=bool)
+    if key.part:
+        levels = [chance_of(metrics, key.of("")) for metrics in points.values()]
+        within = np.array([level is not None and level.p > RANGE[0] for level in levels])
+        spreads = [level.std for level in levels if level is not None]
+        chance = CENTRAL * scale * max(spreads, default=0.0)
+    sides = {True: "better \N{RIGHTWARDS ARROW}", False: "\N{LEFTWARDS ARROW} better"}
+    higher = direction == "higher"
+    label = f"{textwrap.fill(label, LINE)}\n{sides[higher]}"
+    return Axis(scale * values, scale * low, scale * high, 1 if higher else -1, label, within, scale, reference, chance)
 
 
-def _draw_front(panel: Any, values: np.ndarray, heights: np.ndarray, badness: np.ndarray) -> None:
-    order = np.argsort(badness, kind="stable")
-    panel.step(values[order], heights[order], where="post", color="0.45", linestyle="--", linewidth=1, zorder=2)
-    panel.margins(0.16)
+def _draw_panel(panel: Any, axis: Axis, heights: Axis) -> None:
+    accuracy, fairness = heights.goodness, axis.goodness
+    best, line = undominated(accuracy, fairness), front_line(accuracy, fairness)
+    if axis.chance:
+        panel.axvspan(axis.reference[0] - axis.chance, axis.reference[0] + axis.chance, color="0.88", zorder=0)
+    for at in axis.reference:
+        panel.axvline(at, color="0.5", linestyle="-.", linewidth=0.9, zorder=1)
+    panel.step(
+        axis.values[line], heights.values[line], where="post", color="0.45", linestyle="--", linewidth=1, zorder=2
+    )
+    for ends, at, draw in ((axis, heights, panel.hlines), (heights, axis, panel.vlines)):
+        known = np.flatnonzero(ends.high > ends.low)
+        colors = [_look(place)["color"] for place in known]
+        draw(at.values[known], ends.low[known], ends.high[known], colors=colors, linewidth=1, zorder=2)
+    for place, (x, y) in enumerate(zip(axis.values, heights.values, strict=True)):
+        look = _look(place)
+        panel.plot(x, y, markersize=6, markerfacecolor=look["color"] if best[place] else "white", zorder=3, **look)
+    panel.set_xlim(*axis.limits)
+    panel.set_ylim(*heights.limits)
+    panel.set_xlabel(axis.label)
+    panel.locator_params(nbins=4)
+    panel.grid(alpha=0.3)
+
+
+def _look(place: int) -> dict[str, str]:
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Shorten long names in their middle, unless two of them would then be the same."""
+    # names of runs differ at their end more often
+    start = MOST_LETTERS // 3
+    end = MOST_LETTERS - start - 1
+    short = [name if len(name) <= MOST_LETTERS else f"{name[:start]}…{name[-end:]}" for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def _number(panel: Any, values: np.ndarray, heights: np.ndarray) -> None:
@@ -144,12 +296,11 @@ def _number(panel: Any, values: np.ndarray, heights: np.ndarray) -> None:
         room = np.linalg.norm(spots[:, None] - taken, axis=2).min(axis=1)
         inside = np.all((spots > box.min + 6 * scale) & (spots < box.max - 6 * scale), axis=1)
         # the first that is far enough, else the farthest
-        best = int(np.argmax(np.where(inside, np.minimum(room, 9.5 * scale), -1)))
+        best = int(np.argmax(np.where(inside, np.minimum(room, 10.5 * scale), -1)))
         taken = np.concatenate([taken, spots[best : best + 1]])
-        far = np.linalg.norm(OFFSETS[best]) > 11
+        far = np.linalg.norm(OFFSETS[best]) > 12
         panel.annotate(
             str(number + 1), (values[number], heights[number]), xytext=OFFSETS[best], textcoords="offset points",
-            ha="center", va="center", fontsize="small", zorder=4,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+            ha="center", va="center", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 3} if far else None,
         )  # fmt: skip

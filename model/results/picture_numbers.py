@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -20,11 +21,12 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import MetricKey
+from model.evaluation.keys import EXCESS, MetricKey, validation_metrics
+from model.evaluation.metric_table import ACCURACY, EPOCHS, HEADLINE
 from model.evaluation.metrics import per_user_accuracy
 from model.evaluation.questions import Answer
 from model.results import plots
-from model.results.metric_text import name_of
+from model.results.metric_text import columns, name_of, parsed
 
 BUCKETS = 10
 LEVEL = 0.95
@@ -59,6 +61,33 @@ def mean_interval(values: np.ndarray) -> np.ndarray:
         return np.array([mean, np.nan, np.nan])
     half = stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(count)
     return np.array([mean, max(mean - half, 0.0), min(mean + half, 1.0)])
+
+
+def user_intervals(
+    metrics: Mapping[str, float], per_user: Mapping[str, np.ndarray], names: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Compute 95 % intervals of those of `metrics` that `names` names, from the values `per_user [T]`: low, high.
+
+    A metric that is no mean of its users' defined values has none.
+    """
+    found = {name: mean_interval(np.asarray(per_user[name])) for name in names if name in per_user}
+    return {
+        name: (float(low), float(high))
+        for name, (mean, low, high) in found.items()
+        if math.isclose(mean, metrics[name], rel_tol=1e-9, abs_tol=1e-12)
+    }
+
+
+def metrics_by_epoch(rows: Sequence[Mapping], k: int, attribute: str) -> list[MetricKey]:
+    """Choose the fairness metrics at `k` whose validation is drawn by epoch: those of which two epochs have a value.
+
+    They are the metric table's for epochs and for claims about parity, these as excess over chance where that is known.
+    """
+    frame = pd.DataFrame([dict(row) for row in rows])
+    names = validation_metrics(frame.columns[frame.notna().sum() > 1])
+    shown = columns(EPOCHS, names, k, attribute) | columns(HEADLINE, names, k, attribute)
+    keys = [key for key in parsed(shown) if key.metric.kind != ACCURACY or key.group == "tail" or key.spread]
+    return [key.of(EXCESS) if str(key.of(EXCESS)) in names else key for key in keys]
 
 
 Estimates = tuple[dict[str, dict[str, np.ndarray]], dict[str, list[str]]]

@@ -16,25 +16,27 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name, validation_key
+from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name
 from model.evaluation.questions import Answer
-from model.results import plots
-from model.results.drawing import attempt
+from model.results import epoch_plots, plots
+from model.results.drawing import STYLES, attempt
 from model.results.metric_text import name_of
 from model.results.pages import Picture
-from model.results.pareto import accuracy_against_fairness, fairness_metrics
+from model.results.pareto import accuracy_against_fairness, fairness_metrics, how_to_read
 from model.results.picture_numbers import (
     bucket_shares,
     group_estimates,
+    metrics_by_epoch,
     popularity_buckets,
     popularity_estimates,
     sampled_histories,
     trade_off,
+    user_intervals,
 )
 from model.runs.run import Run
 from model.training.progress import Progress
 
-GROUPS_SHOWN = len(plots.STYLES)
+GROUPS_SHOWN = len(STYLES)
 INTERVALS = (
     "whiskers are 95 % intervals of the mean over users (Student's t, cut off at 0 and 100 %); a point without one has "
     "too few users, or users who all agree"
@@ -42,11 +44,11 @@ INTERVALS = (
 # picture -> its title and how to read it
 TEXTS = {
     "training": ("Training curves", "The dotted line is the epoch that {selector} selected{adversary}."),
-    "settings": (
-        "Accuracy against fairness of all tested lists",
-        "Each point is a list; the step line joins those that no other list beats in both at once, the others are "
-        "hollow. The other pictures show {first}.",
+    "fairness_by_epoch": (
+        "Fairness by epoch, beside accuracy",
+        "On validation, arrows point to the better side; the dotted line is the epoch that {selector} selected.{raw}",
     ),
+    "settings": ("Accuracy against fairness of all tested lists", "{reading} The other pictures show {first}."),
     "exposure": (
         "Exposure over the catalogue",
         "The further a curve hangs below the diagonal, the fewer items share the exposure; the Gini index is twice the "
@@ -54,8 +56,8 @@ TEXTS = {
     ),
     "exposure_by_popularity": (
         "Exposure by popularity",
-        "A bar above the dashed line gives that part of the catalogue more exposure in the top {k} than its number of "
-        "items is due, a bar above the wide mark more than its train interactions are.",
+        "Above 1 a part of the catalogue gets more exposure in the top {k} than its number of items is due, above the "
+        "wide line more than its train interactions are. The axis is logarithmic, and linear below {linear}.",
     ),
     "accuracy_by_group": (
         "Accuracy by user group",
@@ -83,6 +85,8 @@ ADVERSARY = (
     "attacker would be"
 )
 
+RAW = " What depends on user groups is drawn without its chance level, which is not measured by epoch."
+
 
 def draw_run(
     run: Run,
@@ -100,8 +104,8 @@ def draw_run(
     album = Album(directory)
     tested = [phase for phase in run.protocol.phases if phase.tests]
     phase, k, shown = (tested or run.protocol.phases)[-1], run.config.eval_k[0], shown_answers(answers)
-    _training(album, progress.rows, run.protocol.phases[-1], origin)
-    _all_lists(album, progress.results, k, shown)
+    _training(album, run, progress.rows, origin)
+    _all_lists(album, run, progress, answers, shown.get("this run"))
     if shown:
         _exposure(album, phase.split, k, shown)
         with album.picture("accuracy_by_group") as draw:
@@ -135,27 +139,39 @@ class Album:
             yield draw
 
 
-def _training(album: Album, rows: Sequence[Mapping], phase: Phase, origin: Mapping[str, Any]) -> None:
+def _training(album: Album, run: Run, rows: Sequence[Mapping], origin: Mapping[str, Any]) -> None:
     if not rows:
         return
+    phase, config = run.protocol.phases[-1], run.config
     adversary = ADVERSARY if any("train/adversary/user" in row for row in rows) else ""
     selector = "the protocol" if phase.valid is None else f"validation {phase.metric}"
     with album.picture("training", selector=selector, adversary=adversary) as draw:
-        metric = validation_key(phase.metric)
-        draw(plots.training_curves, rows, metric=metric, selected_epoch=origin["epoch"])
+        draw(epoch_plots.training_curves, rows, metric=phase.metric, selected_epoch=origin["epoch"])
+    metrics = metrics_by_epoch(rows, config.eval_k[0], config.attribute)
+    if metrics:
+        raw = RAW if any(key.by_groups and not key.part for key in metrics) else ""
+        with album.picture("fairness_by_epoch", selector=selector, raw=raw) as draw:
+            shown = [phase.metric, *map(str, metrics)]
+            draw(epoch_plots.fairness_by_epoch, rows, shown, selected_epoch=origin["epoch"])
 
 
-def _all_lists(album: Album, results: Mapping[str, Mapping[str, float]], k: int, shown: Mapping[str, Answer]) -> None:
+def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Answer], shown: Answer | None) -> None:
+    results = progress.results
     names = run_lists(results)
-    if is_one(names) or not shown:
+    if is_one(names) or shown is None:
         return
-    key, accuracy = shown["this run"].key, str(MetricKey("ndcg", k))
-    levels = {"phase": key.phase, "task": key.task, "control": key.control}
+    accuracy = str(MetricKey("ndcg", run.config.eval_k[0]))
+    levels = {"phase": shown.key.phase, "task": shown.key.task, "control": shown.key.control}
     first = ", ".join(f"{level} {name}" for level, name in levels.items() if name)
     points = {short_name(name): results[name] for name in names}
-    if fairness_metrics(points, accuracy):
-        with album.picture("settings", first=first) as draw:
-            draw(accuracy_against_fairness, points, accuracy=accuracy)
+    metrics = fairness_metrics(points, accuracy)
+    if metrics:
+        intervals = {
+            short_name(str(answer.key)): user_intervals(answer.metrics, answer.per_user, [accuracy, *metrics])
+            for answer in answers
+        }
+        with album.picture("settings", first=first, reading=how_to_read("list", metrics, intervals)) as draw:
+            draw(accuracy_against_fairness, points, accuracy=accuracy, fairness=metrics, intervals=intervals)
 
 
 def _exposure(album: Album, split: Split, k: int, shown: Mapping[str, Answer]) -> None:
@@ -166,7 +182,7 @@ def _exposure(album: Album, split: Split, k: int, shown: Mapping[str, Answer]) -
     }
     with album.picture("exposure") as draw:
         draw(plots.exposure_lorenz, exposures)
-    with album.picture("exposure_by_popularity", k=k) as draw:
+    with album.picture("exposure_by_popularity", k=k, linear=plots.LINEAR) as draw:
         buckets = popularity_buckets(split.degree)
         shares = {name: bucket_shares(values, buckets) for name, values in exposures.items()}
         due = [bucket_shares(values, buckets) for values in (np.ones(split.num_items), split.degree)]

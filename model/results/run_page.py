@@ -26,8 +26,9 @@ def run_sections(
     rows: Sequence[Mapping],
     trained: bool,
     summary: Sequence[str] = (),
+    cautions: Sequence[str] = (),
 ) -> list[Section]:
-    """Make the sections of a run's page: what it found (`summary`), then its parts.
+    """Make the sections of a run's page: what it found (`summary`) and the `cautions` about it, then its parts.
 
     `rows` are those of `metrics.jsonl`, which only a `trained` run has.
     """
@@ -36,7 +37,7 @@ def run_sections(
     names = [name for name, setting in declared(Config).items() if mode in setting.modes]
     settings = [[f"--{name}", "" if values[name] is None else shown(values[name])] for name in names]
     sections = [
-        *([Section("Summary", lines=summary)] if summary else []),
+        *([Section("Summary", lines=summary, warnings=cautions)] if summary or cautions else []),
         Section("Run", tables=[Table("", ["", ""], [[name, value] for name, value in header.items()], left=2)]),
         Section("Results", tables=tables),
         *([Section("Pictures", images=pictures)] if pictures else []),

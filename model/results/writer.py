@@ -21,7 +21,9 @@ from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import ListKey, flat, is_one, run_lists
 from model.evaluation.questions import Answer
+from model.results.cautions import caution_text, cautions_of
 from model.results.drawing import attempt
+from model.results.hidden import Hidden, as_json, hidden_attributes, hidden_text, masked_attributes
 from model.results.pages import typed_command, write_page
 from model.results.pictures import draw_run
 from model.results.run_page import run_sections
@@ -100,15 +102,20 @@ def write_results(
     answers: Sequence[Answer],
     evaluator: Evaluator | None = None,
     command: str | None = None,
+    epochs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Path]:
     """Write every result file and print the table of `progress.results`; give pictures and report by name.
 
     `origin` says what was judged (`origin_of`; its epoch is None where this program trained nothing), `answers` are
     those of the last phase, `evaluator` holds the selected weights, where there are any, and `command` is what the
-    report names as the call (default: this program's arguments). `result.json` is the last result file: a folder that
-    holds it is that of a finished run. Pictures and report come after it, and one that fails costs a warning.
+    report names as the call (default: this program's arguments). `epochs` are the rows of `metrics.jsonl` of weights
+    that were trained before. `result.json` is the last result file: a folder that holds it is that of a finished run.
+    Pictures and report come after it, and one that fails costs a warning.
     """
     commit = program_commit()
+    is_trained = origin["epoch"] is not None
+    cautions = cautions_of(run, progress.results, progress.rows or epochs, answers, is_trained)
+    hidden = hidden_attributes(evaluator.method) if evaluator is not None else None
     write_lists(run, directory, run.protocol.phases[-1], answers)
     progress.spend("write")
     _write_cost(run, directory, progress)
@@ -123,12 +130,17 @@ def write_results(
             "users": run.data.num_users,
             "commit": commit,
             **origin,
+            **({} if hidden is None else {"hidden_attributes": as_json(hidden)}),
+            "warnings": cautions,
             # keys of JSON are sorted; the order of the lists is the method's and the protocol's
             **({} if is_one(names) else {"lists": names}),
             "metrics": flat(progress.results),
         },
     )
     header, tables = _header(run, directory, progress.rows, origin), tables_of(run, progress.results)
+    if hidden is not None:
+        masked = masked_attributes(evaluator.method.config)
+        header["leakage"] = hidden_text(hidden, masked, run.groups)
     pictures = draw_run(run, directory, progress, origin, answers, evaluator) if run.draws else {}
     page = directory / "report.html"
     sections = run_sections(
@@ -137,13 +149,16 @@ def write_results(
         tables,
         list(pictures.values()),
         progress.rows,
-        trained=origin["epoch"] is not None,
-        summary=summary_of(run, progress.results),
+        trained=is_trained,
+        summary=summary_of(run, progress.results, hidden, cautions),
+        cautions=cautions,
     )
     title = f"{title_of(run, origin)}: {run.config.run_name}"
     with attempt("report.html"):
         write_page(page, title, typed_command() if command is None else command, sections)
-    print("\n" + result_text(header, tables), flush=True)
+    print(
+        "\n\n".join(part for part in ("\n" + result_text(header, tables), caution_text(cautions)) if part), flush=True
+    )
     made = {name: picture.paths[0] for name, picture in pictures.items()}
     return made | ({"report": page} if page.exists() else {})
 
@@ -159,10 +174,15 @@ def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Tabl
     return tables_of_several(results, lists, labels, k)
 
 
-def summary_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Say in a few sentences what a run's `results` at its first K are."""
+def summary_of(
+    run: Run, results: Mapping[str, Mapping[str, float]], hidden: Hidden | None, cautions: Sequence[str]
+) -> list[str]:
+    """Say in a few sentences what a run's `results` at its first K are; `hidden`: what each control was to hide."""
     lists = _lists(run, results)
-    return summary_lines(results, run.groups, run.config.eval_k[0], lists[0]) if lists else []
+    if not lists:
+        return []
+    of_first = None if hidden is None else hidden[lists[0].control]
+    return summary_lines(results, run.groups, run.config.eval_k[0], lists[0], of_first, cautions)
 
 
 def _lists(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[ListKey]:

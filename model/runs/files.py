@@ -61,6 +61,20 @@ def write_jsonl(path: Path | str, rows: Sequence[Mapping]) -> None:
         temporary.write_bytes(b"".join(map(_line, rows)))
 
 
+def read_jsonl(path: Path | str) -> list[dict]:
+    """Read the whole lines of what `append_jsonl` wrote; none where there is no such file.
+
+    A line that is no JSON is a ValueError.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or move the checkpoint away from it") from error
+
+
 def _line(row: Mapping) -> bytes:
     return (json.dumps(_plain(row, "$"), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from model.results.plots import STYLES, save
+from model.results.drawing import STYLES, save
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "results"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,9 @@ def test_a_metric_is_one_row(tmp_path, monkeypatch, capsys):
     for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
         monkeypatch.setattr(function, "__defaults__", (50,))
     unset = {name: main.FLAGS[name].default for name in TINY}
-    runs = [str(tmp_path / name / "run") for name in "ab"]
+    # the picture takes three runs
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    runs = [str(tmp_path / name / "run") for name in "abc"]
     values = {**unset, "mode": "compare", "runs": runs, "output_dir": str(tmp_path), "run_name": "both"}
     with flagsaver.flagsaver(**values):
         main.main(["main.py"])

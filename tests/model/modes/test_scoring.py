@@ -91,7 +91,12 @@ def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
     result = score(tmp_path, tmp_path / "run" / "recommendations.parquet", **values)
     assert judged(result["metrics"]) == judged(own["metrics"])
     assert judged(result["metrics"], "reference/") == judged(own["metrics"], "reference/")
-    assert result.keys() - own.keys() == {"rankings"}
+    assert result.keys() - own.keys() == {"rankings"} and own.keys() - result.keys() == {"hidden_attributes"}
+    of_lists, of_training = ("Small groups", "Within chance"), ("The batch", "Presets", "Leakage")
+    assert any(text.startswith(of_training) for text in own["warnings"])
+    assert not any(text.startswith(of_training) for text in result["warnings"])
+    before, after = ([text for text in one["warnings"] if text.startswith(of_lists)] for one in (own, result))
+    assert len(before) >= 2 and before == after
     assert (result["epoch"], result["method"]) == (None, "rankings of recommendations.parquet")
     assert result["fingerprint"] == own["fingerprint"]
     assert "test/leakage_auc/gender" in own["metrics"]

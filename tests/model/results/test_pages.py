@@ -24,7 +24,7 @@ def picture(folder, sizes):
     return Picture("A <title>", "One & all.", paths)
 
 
-def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
+def test_a_page_shows_text_tables_and_the_sharp_picture(tmp_path):
     sections = [
         Section("First <b>", "line 1\nline 2 & more", lines=["Found: 5 % of <b>"], warnings=["So few"], folded=True),
         Section(
@@ -34,7 +34,7 @@ def test_a_page_shows_text_tables_and_the_smaller_picture(tmp_path):
                 frame_table(pd.DataFrame({"epoch": [1, 2], "loss": [0.5, NAN]})),
             ],
         ),
-        Section("Pictures", images=[picture(tmp_path, (9000, 6000))]),
+        Section("Pictures", images=[picture(tmp_path, (6000, 9000))]),
     ]
     write_page(tmp_path / "page.html", "T & <t>", "main.py --x='<y>'", sections)
     page = read_page(tmp_path / "page.html")
@@ -95,10 +95,11 @@ def test_numbers_are_cut_at_their_point():
 
 
 def test_the_page_of_a_run_begins_with_what_it_found(tmp_path):
-    results = by_list(run_main(tmp_path, epochs=1)["metrics"])
-    lines = summary_lines(results, ["gender"], 5)
+    result = run_main(tmp_path, epochs=1)
+    lines = summary_lines(by_list(result["metrics"]), ["gender"], 5, warnings=result["warnings"])
     subjects = [line.partition(":")[0] for line in lines]
-    assert subjects == ["Accuracy", "Tail", "Parity"]
+    assert subjects == ["Accuracy", "Tail", "Parity", "Warnings"] and result["warnings"]
+    lines += result["warnings"]
     text = read_page(tmp_path / "run" / "report.html").text.replace("\N{NO-BREAK SPACE}", " ")
     places = [text.index(line) for line in lines]
     assert places == sorted(places) and places[-1] < text.index("data set")

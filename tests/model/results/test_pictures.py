@@ -27,7 +27,8 @@ from model.evaluation.metrics import evaluate, per_user_accuracy
 from model.evaluation.probes import held_out_users
 from model.evaluation.questions import Answer
 from model.modes.serving import evaluate_checkpoint
-from model.results import picture_numbers, pictures, plots, writer
+from model.results import epoch_plots, picture_numbers, pictures, plots, writer
+from model.results.epoch_plots import positions
 from model.results.picture_numbers import bucket_shares, expected_histories, mean_interval, popularity_buckets
 from model.runs.environment import Environment
 from model.runs.processes import ALONE
@@ -35,7 +36,7 @@ from model.runs.streams import stream_seeds
 from model.sparsenn import SparseNN
 from model.training.progress import Progress
 from tests.support.pages import read_page
-from tests.support.pictures import looks_drawn
+from tests.support.pictures import blank_pictures, looks_drawn
 from tests.support.runs import run_main
 
 pytestmark = [pytest.mark.pictures, pytest.mark.probes]
@@ -202,8 +203,8 @@ def test_training_curves_of_stages_come_one_after_the_other(tmp_path):
         for stage in ("backbone", "method")
         for epoch in (1, 2, 3)
     ]
-    assert plots._positions(rows)[0].tolist() == [1, 2, 3, 4, 5, 6] and plots._positions(rows)[1] == [0, 3]
-    png, svg = plots.training_curves(rows, tmp_path / "stages", selected_epoch=2)
+    assert positions(rows)[0].tolist() == [1, 2, 3, 4, 5, 6] and positions(rows)[1] == [0, 3]
+    png, svg = epoch_plots.training_curves(rows, tmp_path / "stages", selected_epoch=2)
     looks_drawn(png)
     assert "selected: epoch 2" in svg.read_text() and "counted over all stages" in svg.read_text()
 
@@ -217,11 +218,31 @@ def test_undefined_and_empty_numbers_are_drawn_too(tmp_path):
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def test_a_metric_has_an_interval_where_it_is_a_mean_over_users():
+    values = np.array([0.0, 0.5, 1.0, NAN])
+    per_user = dict.fromkeys(("ndcg@3", "hr@3", "arp@3"), values)
+    # the mean of hr@3 counts the user without a value as 0
+    metrics = {"ndcg@3": 0.5, "hr@3": 0.375, "arp@3": 0.5, "gini@3": 0.9}
+    found = picture_numbers.user_intervals(metrics, per_user, ["ndcg@3", "hr@3", "gini@3"])
+    assert found == {"ndcg@3": tuple(mean_interval(values)[1:])}
+
+
+def test_what_is_drawn_by_epoch_is_fairness_of_which_two_epochs_have_a_value():
+    rows = [
+        {"epoch": epoch, "valid/ndcg@5": 0.1, "valid/ndcg@5/tail": 0.1, "valid/ndcg@5/head": 0.1, "valid/hr@5": 0.1,
+         "valid/gini@5": 0.1, "valid/gini@10": 0.1, "valid/coverage@5": None if epoch > 1 else 0.1, "train/loss": 0.1}
+        for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    found = picture_numbers.metrics_by_epoch(rows, 5, "gender")
+    assert [str(key) for key in found] == ["ndcg@5/tail", "gini@5"]
+    assert not picture_numbers.metrics_by_epoch(rows[:1], 5, "gender")
+
+
 # --- Whole runs ---
 
 FAIR = {"enable_fairness": True, "fairness_sampling": True, "rerank_fair": True, "user_attribute": ["gender", "age"]}
 OF_EVERY_RUN = {"exposure", "exposure_by_popularity", "accuracy_by_group", "accuracy_by_popularity"}
-OF_THIS_RUN = OF_EVERY_RUN | {"training", "histories", "rerank_trade_off"}
+OF_THIS_RUN = OF_EVERY_RUN | {"training", "fairness_by_epoch", "histories", "rerank_trade_off"}
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +273,7 @@ def test_a_run_has_every_picture_in_both_formats(finished):
     assert (
         "most popular" in texts["exposure_by_popularity"]
         and "share of the catalogue" in texts["exposure_by_popularity"]
+        and "train interactions" in texts["exposure_by_popularity"]
     )
     assert re.search(r"gender F \(n = \d+\)", texts["accuracy_by_group"]) and "age 25-34" in texts["accuracy_by_group"]
     assert "95 % interval" in texts["accuracy_by_group"] and "random" in texts["accuracy_by_popularity"]
@@ -321,7 +343,7 @@ def test_an_evaluated_checkpoint_has_its_pictures_too(finished, tmp_path):
         evaluate_checkpoint(main.settings_from_flags(), 0.0, ALONE)
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     assert again["metrics"]["test/ndcg@5"] == result["metrics"]["test/ndcg@5"]
-    assert {path.stem for path in (tmp_path / "again").glob("*.png")} == OF_THIS_RUN - {"training"}
+    assert {path.stem for path in (tmp_path / "again").glob("*.png")} == OF_THIS_RUN - {"training", "fairness_by_epoch"}
     page = read_page(tmp_path / "again" / "report.html")
     assert "Metrics by epoch" not in page.text and "drawn for the 4 largest of 21 groups" in page.text
     histories = (tmp_path / "again" / "histories.svg").read_text()
@@ -349,13 +371,6 @@ def test_rankings_from_elsewhere_have_what_needs_no_weights(finished, tmp_path, 
 # --- The outside world ---
 
 
-def blank(*arguments, **options):
-    """Stand for a picture that takes long to draw."""
-    path = arguments[-1].with_suffix(".png")
-    path.write_bytes(b"\x89PNG")
-    return [path]
-
-
 @pytest.mark.parametrize("broken", ["picture", "page", "font"])
 def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, capsys, broken):
     def fail(*arguments, **options):
@@ -363,8 +378,7 @@ def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     if broken != "font":
-        for name in ("exposure_by_popularity", "accuracy_intervals", "training_curves", "exposure_lorenz"):
-            monkeypatch.setattr(plots, name, blank)
+        blank_pictures(monkeypatch)
     if broken == "picture":
         monkeypatch.setattr(plots, "exposure_lorenz", fail)
     elif broken == "page":

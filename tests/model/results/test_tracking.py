@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from model.results import tracking
+from model.results.epoch_plots import training_curves
 from model.results.pages import write_page
-from model.results.plots import training_curves
 from model.results.text_table import Table
 from model.results.tracking import Tracker
 from tests.support.runs import TINY

@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
+from data import datareader
 from data.datareader import READERS
 from data.messages import WIDTH
 from data.protocols import PROTOCOLS
@@ -184,6 +185,18 @@ def test_presets_name_settings_that_are_left_open():
                 for protocol in PROTOCOLS:
                     named = presets.preset(dataset, recipe, backbone, protocol)
                     assert named.keys() <= {name for name, one in ALL.items() if one.default_from is not None}
+
+
+def test_presets_say_which_data_they_are_made_for():
+    assert datareader.PRESETS.keys() == datareader.MADE_FOR.keys()
+    assert {name for backbone in BACKBONES for name in BACKBONES[backbone].defaults_on} <= datareader.MADE_FOR.keys()
+    values = {"dataset": "synthetic", "recipe": "upstream", "backbone": "bprmf", "protocol": "fda"}
+    values |= {"batch_size": 512, "epochs": 30, "lr": 0.2}
+    layers = presets.in_effect(values)
+    assert layers.keys() == {"batch_size", "epochs"}, "another value is no preset"
+    assert {(layer.dataset, layer.of_protocol) for layer in layers.values()} == {("synthetic", False)}
+    (layer,) = presets.in_effect(values | {"dataset": "bx", "batch_size": 40_960}).values()
+    assert (layer.dataset, layer.of_protocol) == ("ml", True)
 
 
 def test_a_dry_run_says_where_each_setting_comes_from(capsys):

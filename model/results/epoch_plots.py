@@ -1,0 +1,137 @@
+"""Pictures by epoch: losses and validation accuracy, and fairness beside that accuracy."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.evaluation.keys import MetricKey, validation_key
+from model.results.drawing import (
+    LEGEND_ABOVE,
+    MOST_POINTS,
+    SMALL_PANEL,
+    STYLES,
+    Style,
+    honest_limits,
+    new_figure,
+    own_style,
+    save,
+)
+from model.results.metric_text import arrow, axis_name, axis_reference
+
+MARKERS_OF_A_CURVE = 25
+# letters of a line above a panel
+LINE = 42
+
+
+@own_style()
+def training_curves(
+    rows: Sequence[Mapping],
+    path_stem: Path | str,
+    loss: str = "train/loss",
+    metric: str = "ndcg@10",
+    selected_epoch: int | None = None,
+) -> list[Path]:
+    """Draw `loss`, the other values that training reports and the validation `metric` by epoch; mark the selected one.
+
+    `rows` are those of metrics.jsonl. A value that is missing or undefined (None or NaN) has no point. Stages and
+    phases, whose epochs start again from 1, are drawn one after the other; `selected_epoch` is an epoch of the last
+    one (None: the one with the best `metric`).
+    """
+    others = dict.fromkeys(key for row in rows for key in row if key.startswith("train/") and key != loss)
+    parts = {"training loss": [loss], "adversaries and\nother losses": list(others)}
+    parts = {title: keys for title, keys in parts.items() if keys}
+    figure = new_figure(SMALL_PANEL * (len(parts) + 1) + 0.5)
+    *panels, last = figure.subplots(len(parts) + 1, 1, sharex=True)
+    for panel, (title, keys) in zip(panels, parts.items(), strict=True):
+        for place, key in enumerate(keys):
+            _draw_curve(panel, *_curve(rows, key), STYLES[place % len(STYLES)], label=key)
+        panel.set_ylabel(title if len(keys) > 1 else f"{title}\n({keys[0]})")
+        if len(keys) > 1:
+            panel.legend(**LEGEND_ABOVE)
+    _draw_metric(last, rows, metric)
+    last.set_ylabel(f"validation\n{axis_name(MetricKey.parse(metric))}")
+    last.set_xlabel(_epoch_axis(rows, [*panels, last], metric, selected_epoch))
+    return save(figure, path_stem)
+
+
+@own_style()
+def fairness_by_epoch(
+    rows: Sequence[Mapping], metrics: Sequence[str], path_stem: Path | str, selected_epoch: int | None = None
+) -> list[Path]:
+    """Draw validation `metrics` by epoch, a panel each, accuracy first, as `training_curves` does."""
+    height = -(-len(metrics) // 2)
+    figure = new_figure((SMALL_PANEL + 0.2) * height + 0.4)
+    panels = figure.subplots(height, 2, sharex=True, squeeze=False)
+    for panel, metric in zip(panels.flat, metrics, strict=False):
+        _draw_metric(panel, rows, metric)
+        key = MetricKey.parse(metric)
+        panel.set_title(textwrap.fill(f"{axis_name(key)} {arrow(key)}", LINE))
+    for panel in panels.flat[len(metrics) :]:
+        panel.remove()
+    used = list(panels.flat[: len(metrics)])
+    figure.supxlabel(_epoch_axis(rows, used, metrics[0], selected_epoch))
+    for panel in used[-2:]:
+        # the last of an odd number leaves the one beside it without a panel below
+        panel.tick_params(labelbottom=True)
+    return save(figure, path_stem)
+
+
+def _draw_metric(panel: Any, rows: Sequence[Mapping], metric: str) -> None:
+    at, values = _curve(rows, validation_key(metric))
+    key = MetricKey.parse(metric)
+    values = key.metric.scale * values
+    _draw_curve(panel, at, values, STYLES[0])
+    for reference in axis_reference(key):
+        panel.axhline(reference, color="0.5", linestyle="-.", linewidth=0.9, zorder=1)
+    panel.set_ylim(*honest_limits(values, values, *axis_reference(key), most=key.metric.scale))
+
+
+def _draw_curve(panel: Any, at: np.ndarray, values: np.ndarray, style: Style, **more: Any) -> None:
+    look = {"color": style.color, "linestyle": style.line, "marker": style.marker, "markersize": 3.5}
+    every = max(1, -(-len(at) // MARKERS_OF_A_CURVE))
+    panel.plot(at, values, markevery=every, rasterized=len(at) > MOST_POINTS, **look, **more)
+
+
+def _epoch_axis(rows: Sequence[Mapping], panels: Sequence[Any], metric: str, selected_epoch: int | None) -> str:
+    """Mark the stages and the selected epoch in `panels`, and give the name of their common axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs, starts = positions(rows)
+    at, values = _curve(rows, validation_key(metric))
+    if selected_epoch is not None:
+        selected = starts[-1] + selected_epoch
+    else:
+        selected = at[np.argmax(values)] if len(values) else None
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        for start in starts[1:]:
+            panel.axvline(start + 0.5, color="0.8", linewidth=0.8)
+        if selected is not None:
+            mark = panel.axvline(selected, color="0.4", linestyle=":", zorder=1)
+    if selected is not None:
+        label = f"selected: epoch {selected - starts[-1]:.0f}"
+        panels[0].figure.legend([mark], [label], loc="outside upper right", frameon=False)
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(rows) == 1:
+        panels[0].set_xlim(epochs[0] - 1, epochs[0] + 1)
+    return "epoch" if len(starts) == 1 else "epoch, counted over all stages"
+
+
+def positions(rows: Sequence[Mapping]) -> tuple[np.ndarray, list[int]]:
+    """Compute where each row lies on the axis of epochs `[N]`, and how many epochs come before each stage."""
+    epochs = np.array([row["epoch"] for row in rows], dtype=np.int64)
+    anew = np.flatnonzero(np.diff(epochs) <= 0) + 1
+    if not len(anew):
+        return epochs, [0]
+    return np.arange(1, len(epochs) + 1), [0, *anew.tolist()]
+
+
+def _curve(rows: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
+    values = np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=np.float64)
+    defined = np.isfinite(values)
+    return positions(rows)[0][defined], values[defined]
