@@ -446,8 +446,8 @@ def relative_difference(counts: np.ndarray, sizes: np.ndarray | None = None) -> 
     """Average |n0 - n1| / (n0 + n1) over the items shown to either group: 0 (parity) to 1, `[...]`.
 
     `counts [..., G, I]` are how often each group is shown each item, leading axes alternatives such as permutations of
-    the groups; `sizes [G]` divides them (None: raw counts). More than two groups: the mean over pairs, a pair shown
-    nothing being undefined and left out. NaN where no pair is defined.
+    the groups; `sizes [..., G]` divides them (None: raw counts). More than two groups: the mean over pairs, a pair
+    shown nothing being undefined and left out. NaN where no pair is defined.
     """
 
     def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -458,7 +458,7 @@ def relative_difference(counts: np.ndarray, sizes: np.ndarray | None = None) -> 
         part /= np.maximum(both, np.finfo(np.float64).tiny)
         return _over(part.sum(axis=-1), shown)
 
-    return _mean_over_pairs(counts if sizes is None else counts / sizes[:, None], distance)
+    return _mean_over_pairs(counts if sizes is None else counts / sizes[..., None], distance)
 
 
 # a Jensen-Shannon divergence below this is rounding

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from model.comparison.finished import Finished
-from model.comparison.parity_statistics import compare_excess, debiased_change_interval
+from model.comparison.parity_statistics import change_interval, compare_excess, debiased_change_interval, signed_square
 from model.comparison.run_parity import PERMUTATIONS, RunParity, shift
 from model.comparison.statistics import (
     CONFIDENCE,
@@ -153,12 +153,17 @@ def _parity_rows(
         for name in (name for name in first.permuted if name in second.permuted):
             key = MetricKey(name, k, attribute)
             values = [run.metrics[str(key)] for run in (baseline, other)]
-            found = compare_excess(*values, first.permuted[name], second.permuted[name])
-            ends = (np.nan, np.nan)
-            if name in first.jackknives:
+            permuted = [run.permuted[name] for run in (first, second)]
+            found = compare_excess(*values, *permuted)
+            p = found.p
+            if key.metric.debiased:
                 left_out = [run.jackknives[name] for run in (first, second)]
                 shifts = [shift(value, run) for value, run in zip(values, left_out, strict=True)]
                 ends = np.array(debiased_change_interval(*left_out)) + shifts[1] - shifts[0]
+                # near 0, where permutations are, the root is so steep that its differences tell nothing
+                p = compare_excess(*map(signed_square, values), *map(signed_square, permuted)).p
+            else:
+                ends = change_interval(values[1] - values[0], first.parts[name], second.parts[name])
             levels = (found.baseline_chance, found.chance)
             excesses = [value - level for value, level in zip(values, levels, strict=True)]
             rows.append(
@@ -166,7 +171,7 @@ def _parity_rows(
                 | dict(zip(NUMBERS, (*values, values[1] - values[0]), strict=True))
                 | dict(zip(EXCESSES, (*levels, *excesses, found.difference), strict=True))
                 | dict(zip(INTERVAL, map(float, ends), strict=True))
-                | {"p": found.p}
+                | {"p": p}
             )
     return rows
 
@@ -209,11 +214,11 @@ def _excesses(baseline: Finished, other: Finished, key: MetricKey) -> dict[str, 
 def _differs(row: Mapping) -> bool | None:
     """Tell whether the runs of a tested row differ beyond noise; None where that cannot be told.
 
-    What has an interval differs where it does not hold 0 (of gaps: the interval of the excess), and what has a p where
-    that is below .05 after Holm's correction; what has both, where both say so.
+    What has an interval differs where it does not hold 0 (of figures by groups: the interval of the excess), and what
+    has a p where that is below .05 after Holm's correction; what has both, where both say so.
     """
     difference = row["difference"]
-    offset = row.get("excess_difference", difference) - difference if row["kind"] == "gap" else 0.0
+    offset = row.get("excess_difference", difference) - difference
     says = []
     if not np.isnan(row["low"]):
         says.append(not row["low"] + offset <= 0 <= row["high"] + offset)
@@ -282,6 +287,7 @@ def caption_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
         "user groups), p by Wilcoxon's signed-rank test (users without a difference left out), Holm-corrected over the "
         f"{len(tested)} metrics of a pair of runs at this K; user groups are a family of their own. The test ranks "
         "differences, so it need not agree with the interval of their mean. Excess is a figure less its mean under "
-        f"labels permuted among the users. p of parity: {PERMUTATIONS:,} permutations, the same for both runs, of the "
-        "difference; its null is that labels matter in neither run. Intervals of debiased parity: jackknife over users."
+        f"labels permuted among the users. p of parity: {PERMUTATIONS:,} permutations, the same for both runs; the null "
+        "is that labels matter in neither run. Intervals of parity: jackknife over users. Parity differs beyond noise "
+        "where p and interval both say so."
     )

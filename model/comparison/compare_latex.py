@@ -17,18 +17,18 @@ ONE_COLUMN, BOTH_COLUMNS = 44, 100
 MATH = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\to$", "±": r"$\pm$"}
 
 
-def latex_report(overview: Overview, name: str, what: str, details: str) -> str:
+def latex_report(overview: Overview, name: str, data: str, details: str) -> str:
     """Make booktabs tables of an overview, runs as rows, and yardsticks below a rule.
 
     The best run and those within noise of it are bold; stars are at what is better than in the first run, daggers at
-    what is worse. `name` is that of the comparison, which labels begin with, `what` a line that says what the numbers
-    are of, and `details` stand in a comment.
+    what is worse. `name` is that of the comparison, which labels begin with, `data` a few words on the data, and
+    `details` stand in a comment.
     """
     comment = "\n".join(f"% {line}" for line in textwrap.wrap(details, 110))
     tables = []
     for block in overview.blocks:
         for part in _parts(block, overview):
-            tables.append(_table(overview, block, part, f"tab:{label_of(name)}-{len(tables) + 1}", what))
+            tables.append(_table(overview, block, part, f"tab:{label_of(name)}-{len(tables) + 1}", data))
     return "\n".join([f"% needs booktabs\n{comment}\n", *tables])
 
 
@@ -59,13 +59,13 @@ def _width(columns: Sequence[Column], overview: Overview) -> int:
     return names + sum(3 + max(map(len, (column.header, *column.cells))) for column in columns)
 
 
-def _table(overview: Overview, block: Block, columns: Sequence[Column], label: str, what: str) -> str:
+def _table(overview: Overview, block: Block, columns: Sequence[Column], label: str, data: str) -> str:
     by_column = [
         [_cell(column, place) for place in range(len(overview.names) + len(overview.yardsticks))] for column in columns
     ]
     names = [*overview.names, *overview.yardsticks]
     rows = [[text(name), *(cells[place] for cells in by_column)] for place, name in enumerate(names)]
-    caption = f"{text(block.title)}. {text(what)} {_signs(columns)}".strip()
+    caption = f"{text(block.title)} ({text(data)}). {_signs(columns)}".strip()
     headers = ["", *(text(column.header) for column in columns)]
     ruled = len(overview.names) if overview.yardsticks else None
     return latex_table(headers, rows, caption, label, wide=_width(columns, overview) > ONE_COLUMN, ruled=ruled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,20 @@ from typing import Any
 
 import pandas as pd
 
-from data.messages import wrapped
+from data.messages import WIDTH, wrapped
 from model.comparison.compare_summary import summary_lines
 from model.comparison.finished import Finished
 from model.comparison.overview import Overview, overview_tables
 from model.evaluation.keys import EXCESS, MetricKey
 from model.results.drawing import attempt
-from model.results.metric_text import UNDEFINED, arrow, cell, interval, main_metrics, name_of
+from model.results.metric_text import UNDEFINED, arrow, cell, interval, main_metrics, name_of, short_name
 from model.results.pages import Picture, Section, write_page
-from model.results.pareto import accuracy_against_fairness, fairness_metrics
+from model.results.pareto import accuracy_against_fairness, fairness_metrics, how_to_read
 from model.results.text_table import BEST, Table, fitted
 
-VALUE_HEADERS = ["baseline", "run", "difference"]
+VALUE_HEADERS = ["baseline", "run", "change"]
 BEYOND_NOISE = f"{BEST} (bold on the page) differs beyond noise."
+OF_THE_EXCESS = "Change: of the excess, what the figure is above its mean under permuted labels."
 
 
 @dataclass(frozen=True)
@@ -55,43 +57,40 @@ def tables_against(comparison: Comparison, baseline: Finished, other: Finished) 
         rows = table[(table["kind"] == kind) & table["k"].isin([k, None])].itertuples()
         return [row for row in rows if chosen(row)]
 
-    ndcg = MetricKey("ndcg", k)
-    tests, effects = ["95 % interval", "p (Holm)"], ["d_z", "r"]
+    ndcg, tested, effects = MetricKey("ndcg", k), ["95 % interval", "p (Holm)"], ["d_z", "r"]
     parts = [
         _table(
-            "All users; accuracy in percent", [*tests, *effects], of("paired", lambda row: pd.isna(row.attribute)),
-            _named, _interval, _p_holm, _effect("d_z"), _effect("rank_biserial"),
+            "All users; accuracy in percent", [*tested, *effects], of("paired", lambda row: pd.isna(row.attribute)),
+            _short, _interval, _p_holm, _effect("d_z"), _effect("rank_biserial"),
             note="d_z: mean difference over its standard deviation. r: rank-biserial correlation.",
         ),
         _table(
-            f"{name_of(ndcg)} by user group, in percent", [*tests, *effects],
+            f"{name_of(ndcg)} by user group, in percent", [*tested, *effects],
             of("paired", lambda row: not pd.isna(row.attribute) and MetricKey.parse(row.metric).name == ndcg.name),
             lambda row: f"{row.attribute} {row.group}", _interval, _p_holm, _effect("d_z"), _effect("rank_biserial"),
         ),
         _table(
-            "Parity between user groups", ["95 % interval", "difference in excess", "p (Holm)"],
-            of("parity"), _named, _interval, _excess, _p_holm,
-            note="Excess: the figure less its mean under permuted labels. p: permutations.",
+            "Parity between user groups", tested, of("parity"), _short, _interval, _p_holm, note=OF_THE_EXCESS,
         ),
         _table(
-            "Gap between user groups, largest less smallest mean; accuracy in percent",
-            ["95 % interval", "difference in excess"], of("gap"), _named, _interval, _excess,
+            "Gap between user groups, largest less smallest mean; accuracy in percent", tested[:1],
+            of("gap", lambda row: row.metric in shown), _short, _interval, note=OF_THE_EXCESS,
         ),
         _table(
-            "Numbers of the whole list, which have no test; accuracy in percent", ["difference in excess"],
-            of("untested", lambda row: row.metric in shown), _named, _excess,
+            "Numbers of the whole list, which have no test; accuracy in percent", [],
+            of("untested", lambda row: row.metric in shown), _named,
             present=({*baseline.metrics}, {*other.metrics}),
         ),
         _table(
-            "Over seeds, paired; Student's interval of the mean; accuracy in percent", ["95 % interval", "seeds"],
-            of("seeds", lambda row: str(MetricKey.parse(row.metric).of("")) in shown), _named, _interval, _seeds,
+            f"Over the seeds {', '.join(map(str, other.seeds))}, paired, with Student's interval; accuracy in percent",
+            tested[:1], of("seeds", lambda row: str(MetricKey.parse(row.metric).of("")) in shown), _named, _interval,
         ),
         _table(
-            "Over users within seeds; both are drawn again; accuracy in percent", ["95 % interval", "seeds"],
-            of("users within seeds"), _named, _interval, _seeds,
+            "Over users within seeds, both drawn again; accuracy in percent", tested[:1],
+            of("users within seeds"), _short, _interval,
         ),
     ]  # fmt: skip
-    return [part for made in parts if made.rows for part in fitted(made, [1] * (len(made.headers) - 1))]
+    return [part for part in parts if part.rows]
 
 
 def _table(
@@ -112,17 +111,9 @@ def _table(
         measured = [row.metric in metrics for metrics in present] or [True, True]
         values = zip(_values(row), [*measured, all(measured)], strict=True)
         body.append([name(row), *(text if there else "" for text, there in values), *(made(row) for made in cells)])
-    best = frozenset((place, 3) for place, row in enumerate(rows) if row.differs is True)
+    best = frozenset((place, len(VALUE_HEADERS)) for place, row in enumerate(rows) if row.differs is True)
     note = f"{note} {BEYOND_NOISE * bool(best)}".strip()
-    filled = [True, *(any(row[place] for row in body) for place in range(1, len(headers) + 4))]
-    heads = ["", *VALUE_HEADERS, *headers]
-    return Table(
-        title,
-        [head for head, there in zip(heads, filled, strict=True) if there],
-        [[text for text, there in zip(row, filled, strict=True) if there] for row in body],
-        note=note,
-        best=best,
-    )
+    return Table(title, ["", *VALUE_HEADERS, *headers], body, note=note, best=best)
 
 
 def _named(row: Any) -> str:
@@ -132,17 +123,27 @@ def _named(row: Any) -> str:
     return f"{name}{', excess' * (key.part == EXCESS)} {arrow(key)}"
 
 
+def _short(row: Any) -> str:
+    """The metric's short name, whose groups it is of, and its better side."""
+    key = MetricKey.parse(row.metric)
+    return f"{short_name(key)}{', ' * bool(key.group)}{key.group} {arrow(key)}"
+
+
 def _values(row: Any) -> list[str]:
     key = MetricKey.parse(row.metric)
-    return [cell(key, row.baseline_value), cell(key, row.value), cell(key, row.difference, signed=True)]
+    change = row.difference + _offset(row)
+    return [cell(key, row.baseline_value), cell(key, row.value), cell(key, change, signed=True)]
+
+
+def _offset(row: Any) -> float:
+    """What turns a difference of figures by groups into that of their excesses."""
+    of_excess = row.kind in ("parity", "gap") and not pd.isna(row.excess_difference)
+    return row.excess_difference - row.difference if of_excess else 0.0
 
 
 def _interval(row: Any) -> str:
-    return "" if pd.isna(row.low) else interval(MetricKey.parse(row.metric), row.low, row.high, signed=True)
-
-
-def _excess(row: Any) -> str:
-    return "" if pd.isna(row.excess_difference) else cell(MetricKey.parse(row.metric), row.excess_difference, True)
+    low, high = row.low + _offset(row), row.high + _offset(row)
+    return interval(MetricKey.parse(row.metric), low, high, signed=True)
 
 
 def _p_holm(row: Any) -> str:
@@ -157,21 +158,22 @@ def _effect(name: str) -> Callable[[Any], str]:
     return effect
 
 
-def _seeds(row: Any) -> str:
-    return str(int(row.seeds))
+def console(table: Table, sizes: Sequence[int] = ()) -> list[str]:
+    """Write a table as the console shows it, cut where it is too wide; `sizes` as in `fitted` (none: anywhere)."""
+    return [part.text() for part in fitted(table, sizes or [1] * (len(table.headers) - 1))]
 
 
 def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
     """Write the comparison at the primary K as text: all runs first, then each against the first one."""
     overview = comparison.overview
-    blocks = [wrapped(comparison.caption)]
+    blocks = [textwrap.fill(comparison.caption, WIDTH)]
     blocks += ["\n".join(["Runs:", *overview.legend])] if overview.legend else []
-    blocks += [table.text() for table in overview_tables(overview)]
+    blocks += [text for table, sizes in overview_tables(overview) for text in console(table, sizes)]
     for name, warnings in warnings_of(runs).items():
         blocks.append("\n".join([f"Warnings of {name}:", *(wrapped(f"- {text}") for text in warnings)]))
     for other in runs[1:]:
         blocks.append(wrapped(f"=== {other.name} against {runs[0].name} (baseline)"))
-        blocks += [table.text() for table in tables_against(comparison, runs[0], other)]
+        blocks += [text for table in tables_against(comparison, runs[0], other) for text in console(table)]
     return "\n" + "\n\n".join(blocks)
 
 
@@ -189,17 +191,27 @@ def write_report(comparison: Comparison, runs: Sequence[Finished], command: str)
     sections = [
         Section("Summary", lines=summary_lines(comparison.table, runs, comparison.k)),
         *([Section("Warnings", warnings=warnings)] if warnings else []),
-        Section("All runs", text, tables=overview_tables(overview)),
+        Section("All runs", text, tables=[table for table, _ in overview_tables(overview)]),
     ]
-    if fairness_metrics(points, accuracy):
+    metrics = fairness_metrics(points, accuracy)
+    if metrics:
         with attempt("the picture accuracy_against_fairness"):
-            paths = accuracy_against_fairness(points, comparison.directory / "accuracy_against_fairness", accuracy)
-            sections.append(
-                Section("Accuracy against fairness", images=[Picture("Accuracy against fairness", "", tuple(paths))])
-            )
+            stem, intervals = comparison.directory / "accuracy_against_fairness", _as_drawn(overview, metrics)
+            paths = accuracy_against_fairness(points, stem, accuracy, metrics, intervals)
+            picture = Picture("Accuracy against fairness", how_to_read("run", metrics, intervals), tuple(paths))
+            sections.append(Section("Accuracy against fairness", images=[picture]))
     for other in runs[1:]:
         sections.append(
             Section(f"{other.name} against {runs[0].name}", tables=tables_against(comparison, runs[0], other))
         )
     with attempt("report.html"):
         write_page(comparison.directory / "report.html", title, command, sections)
+
+
+def _as_drawn(overview: Overview, metrics: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    """The intervals of an overview; a debiased figure's excess, where it is what is drawn, has that of the figure."""
+    drawn = {str(key.of("")): str(key) for key in map(MetricKey.parse, metrics) if key.metric.debiased}
+    return {
+        name: {drawn.get(text, text): ends for text, ends in intervals.items()}
+        for name, intervals in overview.intervals.items()
+    }

@@ -13,10 +13,20 @@ from model.comparison.finished import Finished
 from model.comparison.run_parity import intervals_of
 from model.comparison.statistics import LEVEL, mean_interval
 from model.evaluation.keys import CHANCE_STD, EXCESS, YARDSTICKS, MetricKey
-from model.evaluation.metric_table import ACCURACY, COLUMNS, EXPOSURE, HEADLINE, LEAKAGE, PARITY, SPREAD, shown_in
+from model.evaluation.metric_table import (
+    ACCURACY,
+    COLUMNS,
+    EPOCHS,
+    EXPOSURE,
+    HEADLINE,
+    LEAKAGE,
+    PARITY,
+    SPREAD,
+    shown_in,
+)
 from model.results.metric_text import LEGEND, WITHIN, arrow, cell_of, excess_cell, figure, interval
 from model.results.metric_text import short_name as short_metric
-from model.results.text_table import BEST, Table, fitted
+from model.results.text_table import BEST, Table
 
 # longer names of runs are numbers in tables, and stand in a legend
 LONGEST_NAME = 14
@@ -99,9 +109,10 @@ def overview_of(runs: Sequence[Finished], table: pd.DataFrame, k: int, parity: M
         return Column(key, header, cells, **more)
 
     def with_interval(key: MetricKey, header: str) -> Column:
+        """The figure, with its interval where it is one of the main ones."""
         found = column(key, f"{header} {arrow(key)}", figure)
         for place, run in enumerate(runs):
-            if str(key) in intervals[run.name]:
+            if str(key) in intervals[run.name] and (key.by_groups or EPOCHS in key.metric.places):
                 found.cells[place] += f" {interval(key, *intervals[run.name][str(key)])}"
         return _judged(found, runs, row_of)
 
@@ -109,12 +120,10 @@ def overview_of(runs: Sequence[Finished], table: pd.DataFrame, k: int, parity: M
         """The figure; with its spread by chance and its excess, which is judged, unless it is its own excess."""
         if key.metric.debiased or not any(str(key.of(EXCESS)) in run.metrics for run in runs):
             return [with_interval(key, short_metric(key))]
+        if key.metric.kind == LEAKAGE:
+            return [_judged(column(key, f"{short_metric(key)} {arrow(key)}", _with_spread), runs, row_of)]
         excess = column(key, f"excess {arrow(key)}", excess_cell, belongs=True)
-        return [
-            column(key, short_metric(key), figure),
-            column(key, "± chance", lambda metrics, key: cell_of(metrics, key.of(CHANCE_STD)), belongs=True),
-            _judged(excess, runs, row_of),
-        ]
+        return [column(key, short_metric(key), _with_spread), _judged(excess, runs, row_of)]
 
     shown = [MetricKey(row.name, k) for row in shown_in(COLUMNS) if row.kind in (ACCURACY, EXPOSURE)]
     accuracy = [with_interval(key, key.metric.head) for key in shown if key.metric.kind == ACCURACY]
@@ -130,7 +139,7 @@ def overview_of(runs: Sequence[Finished], table: pd.DataFrame, k: int, parity: M
     ]
     for attribute in runs[0].groups:
         columns = [column for key in figures_by_groups(attribute, k) for column in beside_chance(key)]
-        note = f"{WITHIN} labels permuted among the users reach it as well. ± chance: the spread that these have."
+        note = f"±: spread when labels are permuted among the users; {WITHIN} these reach the value as well."
         blocks.append(Block(f"Parity and leakage by {attribute} at K = {k}; gaps in percent", columns, note))
     blocks = [replace(block, columns=[one for one in block.columns if any(one.cells[: len(runs)])]) for block in blocks]
     return Overview([run.name for run in runs], list(yardsticks), [one for one in blocks if one.columns], intervals)
@@ -146,6 +155,12 @@ def figures_by_groups(attribute: str, k: int) -> list[MetricKey]:
         elif row.kind in (PARITY, LEAKAGE):
             keys.append(MetricKey(row.name, k if row.at_k else None, attribute))
     return keys
+
+
+def _with_spread(metrics: Mapping[str, float], key: MetricKey) -> str:
+    """A figure with the standard deviation of its chance level, where it has one."""
+    std = cell_of(metrics, key.of(CHANCE_STD))
+    return f"{figure(metrics, key)} ± {std}" if std else figure(metrics, key)
 
 
 def _intervals(run: Finished, k: int, parity: Parity) -> dict[str, tuple[float, float]]:
@@ -194,31 +209,30 @@ def _goodness(metrics: Mapping[str, float], key: MetricKey) -> float:
     return value if key.judged_by.better == "higher" else -value
 
 
-def overview_tables(overview: Overview) -> list[Table]:
-    """Make the tables of an overview, none wider than the console."""
+def overview_tables(overview: Overview) -> list[tuple[Table, list[int]]]:
+    """Make the tables of an overview, each with the numbers of its columns that stay together."""
     tables = []
     for block in overview.blocks:
         rows = [[head, *(column.cells[place] for column in block.columns)] for place, head in enumerate(overview.heads)]
-        best = frozenset((place, at) for at, column in enumerate(block.columns, 1) for place in column.best)
         table = Table(
             block.title,
             ["", *(column.header for column in block.columns)],
             rows,
             note=block.note,
-            best=best,
+            best=frozenset((place, at) for at, column in enumerate(block.columns, 1) for place in column.best),
             ruled=len(overview.names) if overview.yardsticks else None,
         )
-        tables += fitted(table, _sizes(block.columns))
-    note = f"{tables[-1].note}\n{how_to_read()}".strip()
-    return [*tables[:-1], replace(tables[-1], note=note)]
+        tables.append((table, _sizes(block.columns)))
+    last, sizes = tables[-1]
+    return [*tables[:-1], (replace(last, note=f"{last.note}\n{how_to_read()}".strip()), sizes)]
 
 
 def how_to_read() -> str:
     """Say what marks the best, and what is known of noise."""
     return (
-        f"{BEST} (bold on the page): the best run and those that do not differ from it beyond noise; none where all do "
-        "not. Figures by groups are judged by their excess over chance. Without a test (head, tail, Gini, coverage) it "
-        f"is the best as shown.\n{LEGEND}."
+        f"{BEST} (bold on the page): the best run and those within noise of it, none where these are all. Figures by "
+        "groups are judged by their excess over chance. Head, tail, Gini and coverage have no test: the best as shown."
+        f"\n{LEGEND}."
     )
 
 

@@ -10,15 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fairness_utils import count_by_group, mean_contrast, signed_root
-from model.comparison.statistics import NORMAL
-from model.evaluation.chance import TOLERANCE
+from model.comparison.statistics import CONFIDENCE, NORMAL, SEED
+from model.evaluation.chance import CELLS, TOLERANCE
+from model.evaluation.metric_table import Metric
+from model.evaluation.parity import ByGroup
 
 # directions in which an ellipse is searched for its ends
 DIRECTIONS = np.linspace(0, 2 * np.pi, 721)
 # an interval needs so many users of each group: pairs of the others are left when one is left out
 FEWEST_USERS = 3
+# parts that the users are cut into, of which each is left out once
+PARTS = 100
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ def compare_excess(baseline: float, other: float, permuted_baseline: np.ndarray,
         difference=float(observed - mean),
         p=float((1 + reached) / (1 + len(changes))),
     )
+
+
+def signed_square(values: np.ndarray | float) -> np.ndarray | float:
+    """Square, with the sign of `values`: undoes `signed_root`."""
+    return values * np.abs(values)
 
 
 @dataclass(frozen=True)
@@ -130,3 +140,57 @@ def debiased_change_interval(baseline: Jackknife, other: Jackknife) -> tuple[flo
     )
     before, after = signed_root(points)
     return float((after - before).min()), float((after - before).max())
+
+
+def leave_parts_out(
+    topk: np.ndarray, hits: np.ndarray, codes: np.ndarray, rows: Sequence[Metric]
+) -> dict[str, np.ndarray]:
+    """Compute parity metrics `rows` without each of `PARTS` parts of the users: name -> deviations `[PARTS]`.
+
+    Their squares sum up to the variance (delete-a-group jackknife, Kott 2001). Parts are drawn at random, with equal
+    shares of each group of `codes [T]` (-1: unknown, left out), the same for the same codes. `topk`, `hits` `[T, K]`
+    are the users' lists (-1: padding, no hit).
+    """
+    known = codes >= 0
+    _, codes = np.unique(codes[known], return_inverse=True)
+    topk, hits = topk[known], hits[known]
+    generator, part, num_groups = np.random.default_rng(SEED), np.empty_like(codes), int(codes.max(initial=-1)) + 1
+    part[np.lexsort((generator.random(len(codes)), codes))] = np.arange(len(codes)) % PARTS
+    items, column = np.unique(topk[topk >= 0], return_inverse=True)
+    columns = np.full(topk.shape, -1)
+    columns[topk >= 0] = column
+
+    def counted(present: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """How often each item is in the lists of each group, without each part in turn: `[stop - start, G, I]`."""
+        shown = np.where(present, columns, -1)
+        whole, _ = count_by_group(shown, codes, len(items))  # [G, I]
+        chosen = (part >= start) & (part < stop)
+        cells = ((part[chosen] - start) * num_groups + codes[chosen])[:, None] * len(items) + shown[chosen]
+        size = (stop - start) * num_groups * len(items)
+        own = np.bincount(cells[shown[chosen] >= 0], minlength=size).reshape(-1, num_groups, len(items))
+        return whole - own
+
+    sizes = np.bincount(codes) - np.bincount(part * num_groups + codes, minlength=PARTS * num_groups).reshape(PARTS, -1)
+    values: dict[str, list[np.ndarray]] = {row.name: [] for row in rows}
+    at_once = max(1, CELLS // max(1, num_groups * len(items)))
+    for start in range(0, PARTS, at_once):
+        stop = min(start + at_once, PARTS)
+        seen = ByGroup(
+            counted(topk >= 0, start, stop).astype(np.float64),
+            counted(hits >= 0, start, stop).astype(np.float64),
+            sizes[start:stop],
+            items,
+        )
+        for row in rows:
+            values[row.name].append(row.function(seen))
+    left_out = {name: np.concatenate(blocks) for name, blocks in values.items()}
+    return {name: np.sqrt(1 - 1 / PARTS) * (found - found.mean()) for name, found in left_out.items()}
+
+
+def change_interval(difference: float, baseline: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Compute the 95 % interval of the difference of a figure of two runs from their deviations by `leave_parts_out`.
+
+    Chance levels are taken as known, so the interval of the difference in excess is as long.
+    """
+    half = stdtrit(PARTS - 1, (1 + CONFIDENCE) / 2) * np.sqrt(np.sum((other - baseline) ** 2))
+    return float(difference - half), float(difference + half)

@@ -12,7 +12,7 @@ from data.messages import warn
 from fairness_utils import signed_root
 from model.comparison.finished import Finished
 from model.comparison.finished_lists import FinishedLists, read_lists
-from model.comparison.parity_statistics import Jackknife, averaged, debiased_interval, jackknife
+from model.comparison.parity_statistics import Jackknife, averaged, debiased_interval, jackknife, leave_parts_out
 from model.evaluation.chance import permuted_parity
 from model.evaluation.keys import MetricKey
 from model.evaluation.metric_table import PARITY, of_kind
@@ -23,11 +23,14 @@ PERMUTATIONS = 1_000
 
 @dataclass(frozen=True)
 class RunParity:
-    """Parity figures of one run by one attribute at one cut-off, means over seeds: `permuted` by metric, `[P]` each,
-    and what leaving users out tells of the debiased ones."""
+    """Parity figures of one run by one attribute at one cut-off, means over seeds: `permuted` by metric, `[P]` each.
+
+    What leaving users out tells is in `jackknives` of the debiased ones, and in `parts` of the others (deviations).
+    """
 
     permuted: dict[str, np.ndarray]
     jackknives: dict[str, Jackknife]
+    parts: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class _Cut:
 
     @property
     def debiased(self) -> dict[str, np.ndarray]:
-        """The parity metrics that have an interval -> the lists that they are of."""
+        """The debiased parity metrics -> the lists that they are of."""
         return {"dp_debiased": self.topk, "eo_debiased": self.hits}
 
 
@@ -74,14 +77,14 @@ def _rows_of(lists: FinishedLists, run: Finished) -> np.ndarray:
 def _parity(run: Finished, cuts: Sequence[_Cut], attribute: str, k: int) -> RunParity:
     codes, _ = run.codes(attribute)
     metrics = [row for row in of_kind(PARITY) if str(MetricKey(row.name, k, attribute)) in run.metrics]
+    debiased = [row.name for row in metrics if row.debiased]
+    others = [row for row in metrics if not row.debiased]
     permuted = [permuted_parity(cut, codes, metrics, PERMUTATIONS) for cut in cuts]
+    parts = [leave_parts_out(cut.topk, cut.hits, codes, others) for cut in cuts]
     return RunParity(
         {row.name: np.mean([of_seed[row.name] for of_seed in permuted], axis=0) for row in metrics},
-        {
-            row.name: averaged([jackknife(cut.debiased[row.name], codes, cut.num_items) for cut in cuts])
-            for row in metrics
-            if row.name in cuts[0].debiased
-        },
+        {name: averaged([jackknife(cut.debiased[name], codes, cut.num_items) for cut in cuts]) for name in debiased},
+        {row.name: np.mean([of_seed[row.name] for of_seed in parts], axis=0) for row in others},
     )
 
 

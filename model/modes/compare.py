@@ -17,7 +17,6 @@ from model.comparison.compare import (
     common_cutoffs,
     comparison_rows,
     label_of,
-    what_of,
 )
 from model.comparison.compare_latex import latex_report
 from model.comparison.compare_report import Comparison, terminal_report, write_report
@@ -81,7 +80,8 @@ def _write(comparison: Comparison, runs: Sequence[Finished], ks: Sequence[int]) 
     table, directory = comparison.table, comparison.directory
     write_frame(directory / "comparison.csv", table)
     with atomic_path(directory / "comparison.tex") as temporary:
-        latex = latex_report(comparison.overview, directory.name, what_of(runs, comparison.k), comparison.caption)
+        data = f"{runs[0].facts['dataset']}, {len(runs[0].values):,} users"
+        latex = latex_report(comparison.overview, directory.name, data, comparison.caption)
         temporary.write_text(latex, encoding="utf-8")
     content = {
         "caption": comparison.caption,
