@@ -287,7 +287,7 @@ def caption_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
         "user groups), p by Wilcoxon's signed-rank test (users without a difference left out), Holm-corrected over the "
         f"{len(tested)} metrics of a pair of runs at this K; user groups are a family of their own. The test ranks "
         "differences, so it need not agree with the interval of their mean. Excess is a figure less its mean under "
-        f"labels permuted among the users. p of parity: {PERMUTATIONS:,} permutations, the same for both runs; the null "
-        "is that labels matter in neither run. Intervals of parity: jackknife over users. Parity differs beyond noise "
-        "where p and interval both say so."
+        f"labels permuted among the users. p of parity: {PERMUTATIONS:,} permutations, the same for both runs; its "
+        "null is that labels matter in neither run. Intervals of parity: jackknife over users. Parity differs beyond "
+        "noise where p and interval both say so."
     )

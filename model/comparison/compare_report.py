@@ -51,7 +51,7 @@ def tables_against(comparison: Comparison, baseline: Finished, other: Finished) 
     the same seeds, differences over these.
     """
     k, table = comparison.k, comparison.table[comparison.table["run"] == other.name]
-    shown = {str(key) for key in main_metrics({*baseline.metrics, *other.metrics}, k)}
+    shown = {str(key): None for key in main_metrics([*baseline.metrics, *other.metrics], k)}
 
     def of(kind: str, chosen: Callable[[Any], bool] = lambda row: True) -> list[Any]:
         rows = table[(table["kind"] == kind) & table["k"].isin([k, None])].itertuples()
@@ -83,7 +83,7 @@ def tables_against(comparison: Comparison, baseline: Finished, other: Finished) 
         ),
         _table(
             f"Over the seeds {', '.join(map(str, other.seeds))}, paired, with Student's interval; accuracy in percent",
-            tested[:1], of("seeds", lambda row: str(MetricKey.parse(row.metric).of("")) in shown), _named, _interval,
+            tested[:1], _over_seeds(of("seeds"), list(shown)), _short, _interval,
         ),
         _table(
             "Over users within seeds, both drawn again; accuracy in percent", tested[:1],
@@ -120,13 +120,23 @@ def _named(row: Any) -> str:
     """The metric's name, without what stands in brackets, and its better side."""
     key = MetricKey.parse(row.metric)
     name = re.sub(r" \([^)]*\)", "", name_of(key))
-    return f"{name}{', excess' * (key.part == EXCESS)} {arrow(key)}"
+    return f"{name} {arrow(key)}"
 
 
 def _short(row: Any) -> str:
     """The metric's short name, whose groups it is of, and its better side."""
     key = MetricKey.parse(row.metric)
-    return f"{short_name(key)}{', ' * bool(key.group)}{key.group} {arrow(key)}"
+    of_whom = "".join(f", {text}" for text in (key.group, key.part) if text)
+    return f"{short_name(key)}{of_whom} {arrow(key)}"
+
+
+def _over_seeds(rows: Sequence[Any], shown: Sequence[str]) -> list[Any]:
+    """The rows of the metrics `shown`, in that order; of a figure that has a chance level, that of the excess."""
+    by_metric, chosen = {row.metric: row for row in rows}, []
+    for key in map(MetricKey.parse, shown):
+        excess = key if key.metric.debiased else key.of(EXCESS)
+        chosen += [by_metric[text] for text in (str(excess), str(key)) if text in by_metric][:1]
+    return chosen
 
 
 def _values(row: Any) -> list[str]:

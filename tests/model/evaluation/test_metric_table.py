@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import main
 from model.comparison import statistics
 from model.evaluation import metric_table
 from model.evaluation.evaluator import Evaluator
+from model.evaluation.keys import MetricKey
 from model.evaluation.metric_table import BETTER, COLUMNS, EXPOSURE, METRICS, PARETO, RUN, Metric, markdown
 from model.results.metric_text import ARROWS
 from tests.support.pages import read_page
@@ -30,7 +32,7 @@ NOVELTY = Metric(
     head="novelty",
     kind=EXPOSURE,
     better="higher",
-    range="0 upwards",
+    bounds=(0.0, math.inf),
     ideal="none",
     definition="Mean id of a list's items (a toy).",
     compute=lambda lists: np.where(lists.topk >= 0, lists.topk, np.nan).mean(axis=1),
@@ -46,7 +48,21 @@ def test_every_row_is_whole():
         assert row.compute is None or callable(row.function)
     assert set(BETTER) == set(ARROWS)
     with pytest.raises(ValueError, match="kind 'taste'"):
-        Metric("x", "x", "x", "taste", "lower", "0", "0", "x.")
+        Metric("x", "x", "x", "taste", "lower", (0.0, 1.0), "0", "x.")
+
+
+def test_bounds_are_numbers_and_their_words_follow():
+    assert {row.range for row in METRICS.values()} == {
+        "0 to 1", "-1 to 1", "0 to 0.5", "0 upwards", "0 to (I - 1)/I", "0 to the largest degree",
+        "0 to 0.8326, sqrt(ln 2)",
+    }  # fmt: skip
+    expected = {
+        "dp_js@10/gender": (0, math.sqrt(math.log(2))), "dp_rate@10/excess/gender": (-1, 1),
+        "dp_debiased@5/chance_std/age": (0, 2), "ndcg@10/gap/p/gender": (0, 1), "ndcg@10/std/chance/gender": (0, 0.5),
+        "arp@10": (0, math.inf), "leakage_auc/excess/gender": (-1, 1),
+    }  # fmt: skip
+    assert {text: MetricKey.parse(text).bounds for text in expected} == expected
+    assert [name for name, row in METRICS.items() if row.debiased] == ["dp_debiased", "eo_debiased"]
 
 
 def test_the_page_of_metrics_is_current():
