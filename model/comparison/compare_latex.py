@@ -24,12 +24,16 @@ def latex_report(overview: Overview, name: str, data: str, details: str) -> str:
     what is worse. `name` is that of the comparison, which labels begin with, `data` a few words on the data, and
     `details` stand in a comment.
     """
-    comment = "\n".join(f"% {line}" for line in textwrap.wrap(details, 110))
     tables = []
     for block in overview.blocks:
         for part in _parts(block, overview):
             tables.append(_table(overview, block, part, f"tab:{label_of(name)}-{len(tables) + 1}", data))
-    return "\n".join([f"% needs booktabs\n{comment}\n", *tables])
+    return "\n".join([f"% needs booktabs\n{comment(details)}\n", *tables])
+
+
+def comment(content: str) -> str:
+    """Write a text as lines of a LaTeX comment."""
+    return "\n".join(f"% {line}" for line in textwrap.wrap(content, 110))
 
 
 def label_of(name: str) -> str:
