@@ -47,14 +47,26 @@ class _Cut:
         return {"dp_debiased": self.topk, "eo_debiased": self.hits}
 
 
-def parity_of(run: Finished, ks: Sequence[int]) -> dict[tuple[int, str], RunParity]:
-    """Count parity of a run again at each of `ks`, for each user attribute; nothing, and a warning, without lists."""
-    try:
-        lists = [read_lists(single.folder, run.root, max(ks)) for single in run.singles]
-        rows = [_rows_of(one, run) for one in lists]
-    except ValueError as error:
-        warn(f"differences in parity of {run.name} are not tested: {error}")
-        return {}
+def parity_of_runs(runs: Sequence[Finished], ks: Sequence[int]) -> dict[str, dict[tuple[int, str], RunParity]]:
+    """Count parity of `runs` again at each of `ks`, for each user attribute, by the run's name.
+
+    A run without lists has none, and one warning names all of these.
+    """
+    found, lacking = {}, {}
+    for run in runs:
+        try:
+            found[run.name] = _parity_of(run, ks)
+        except ValueError as error:
+            found[run.name], lacking[run.name] = {}, str(error)
+    if lacking:
+        reason = next(iter(lacking.values()))
+        warn(f"differences in parity are not tested for {', '.join(lacking)}: {reason}")
+    return found
+
+
+def _parity_of(run: Finished, ks: Sequence[int]) -> dict[tuple[int, str], RunParity]:
+    lists = [read_lists(single.folder, run.root, max(ks)) for single in run.singles]
+    rows = [_rows_of(one, run) for one in lists]
     found = {}
     for k in ks:
         cuts = [

@@ -141,12 +141,12 @@ def summary_tables(seeds: Seeds) -> list[Table]:
     for name in seeds.lists:
         metrics = seeds.by_list[name]
         keys = main_metrics(metrics, seeds.k)
-        of_list = "" if is_one(seeds.lists) and len(seeds.lists) == 1 else f"{name}: "
+        of_list = f", {name}" if len(seeds.lists) > 1 else ""
         plain = [[name_of(key), *_cells(key, metrics[str(key)])] for key in keys if not key.by_groups]
-        caption = f"{of_list}accuracy in percent, the rest as fractions unless a unit is given"
+        caption = f"Over seeds{of_list}; accuracy in percent, the rest as fractions"
         tables.append(Table(caption, [*HEADERS], plain))
         groups = [[f"{short_metric(key)}, {key.group}", *_chance_cells(key, metrics)] for key in keys if key.by_groups]
-        caption = f"{of_list}figures by user groups beside chance; gaps of accuracy in percent"
+        caption = f"By user groups, beside chance{of_list}; gaps of accuracy in percent"
         tables.append(Table(caption, [*HEADERS_BY_GROUP], groups, note=BY_GROUP_NOTE))
     if not is_one(seeds.lists):
         tables.append(_side_by_side(seeds))
@@ -166,7 +166,7 @@ def _side_by_side(seeds: Seeds) -> Table:
             key, summary = MetricKey.parse(key_text), metrics_of[name].get(key_text)
             cells.append(f"{cell(key, summary.mean)} ± {cell(key, summary.std)}" if summary else "")
         lines.append([short_name(name) or name, *cells])
-    return Table("All lists: mean ± standard deviation, accuracy in percent", ["", *headers.values()], lines)
+    return Table("All lists, mean ± standard deviation; accuracy in percent", ["", *headers.values()], lines)
 
 
 def _cells(key: MetricKey, summary: Summary) -> list[str]:
@@ -199,7 +199,7 @@ def latex_summary(seeds: Seeds, name: str) -> str:
     parts = [f"% booktabs; the last table is every metric and needs longtable\n{comment(seeds.caption)}\n"]
     what = text(f" ({seeds.first['method']} on {seeds.first['dataset']}, {len(seeds.results)} seeds).")
     for number, table in enumerate(summary_tables(seeds), 1):
-        title = text(table.caption[0].upper() + table.caption[1:]) + what
+        title = text(table.caption) + what
         rows = [[text(cell_text) for cell_text in row] for row in table.rows]
         headers = [text(header) for header in table.headers]
         parts.append(latex_table(headers, rows, title, f"tab:{label_of(name)}-{number}", wide=len(headers) > 5))

@@ -22,7 +22,7 @@ from model.comparison.compare_latex import latex_report
 from model.comparison.compare_report import Comparison, terminal_report, write_report
 from model.comparison.finished import Finished, check_comparable, find, load
 from model.comparison.overview import overview_of
-from model.comparison.run_parity import PERMUTATIONS, parity_of
+from model.comparison.run_parity import PERMUTATIONS, parity_of_runs
 from model.comparison.statistics import CONFIDENCE, RESAMPLES
 from model.results.pages import typed_command
 from model.runs.files import own_run_dir, write_frame, write_json
@@ -38,7 +38,7 @@ def compare_runs(settings: Settings, started: float, processes: Processes) -> Co
     runs = load_runs(settings.request.runs, config.output_dir)
     ks = common_cutoffs(runs, requested)
     with own_run_dir(config.output_dir, config.run_name) as directory:
-        parity = {run.name: parity_of(run, ks) for run in runs}
+        parity = parity_of_runs(runs, ks)
         rows = [row for other in runs[1:] for row in comparison_rows(runs[0], other, ks, parity)]
         table = pd.DataFrame(rows, columns=FIELDS).astype({"k": "Int64", "users": "Int64", "seeds": "Int64"})
         comparison = Comparison(

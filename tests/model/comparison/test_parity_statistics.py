@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from fairness_utils import count_by_group, debiased_difference, signed_root
+from fairness_utils import count_by_group, debiased_difference, js_between, relative_difference, signed_root
+from model.comparison import parity_statistics
 from model.comparison.parity_statistics import (
     averaged,
+    change_interval,
     compare_excess,
     debiased_change_interval,
     debiased_interval,
     jackknife,
+    leave_parts_out,
 )
-from model.evaluation.chance import permutations
+from model.evaluation.chance import permutations, permuted_parity
+from model.evaluation.parity import ByGroup, parity_rows
 
 ITEMS, K = 60, 5
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Lists of which every item is a hit."""
+
+    topk: np.ndarray
+
+    @property
+    def hits(self):
+        return self.topk
 
 
 def drawn(generator, codes, weights):
@@ -148,3 +164,59 @@ def test_p_of_a_difference_in_excess_is_uniform_where_labels_do_not_matter():
         permuted = [np.array([debiased(run, shuffled) for shuffled in labels]) for run in runs]
         found.append(compare_excess(*(debiased(run, codes) for run in runs), *permuted).p)
     assert stats.kstest(found, "uniform").pvalue > 0.001
+
+
+def test_parts_of_users_left_out_equal_a_literal_loop(monkeypatch):
+    monkeypatch.setattr(parity_statistics, "PARTS", 7)
+    generator = np.random.default_rng(2)
+    codes = generator.permutation(np.repeat([-1, 0, 1, 2], [3, 20, 17, 9]))
+    topk = drawn(generator, np.maximum(codes, 0), leaning(3.0, 3))
+    topk[::6, 2:] = -1
+    hits = np.where(generator.random(topk.shape) < 0.3, topk, -1)
+    rows = [row for row in parity_rows() if not row.debiased]
+    found = leave_parts_out(topk, hits, codes, rows)
+    monkeypatch.setattr(parity_statistics, "CELLS", 1)
+    blocks = leave_parts_out(topk, hits, codes, rows)
+    known = codes >= 0
+    topk, hits, codes = topk[known], hits[known], codes[known]
+    order = np.lexsort((np.random.default_rng(parity_statistics.SEED).random(len(codes)), codes))
+    names = {"dp_rate": (topk, relative_difference, True), "dp_js": (topk, js_between, False)}
+    names |= {"eo": (hits, relative_difference, False), "eo_js": (hits, js_between, False)}
+    for name, (lists, function, by_rate) in names.items():
+        left = []
+        for part in range(7):
+            kept = np.ones(len(codes), dtype=bool)
+            kept[order[part::7]] = False
+            counts, sizes = count_by_group(lists[kept], codes[kept], ITEMS)
+            left.append(float(function(counts, sizes) if by_rate else function(counts)))
+        expected = math.sqrt(6 / 7) * (np.array(left) - np.mean(left))
+        assert found[name] == pytest.approx(expected, abs=1e-12)
+        assert blocks[name] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_interval_of_a_change_by_parts_in_closed_form():
+    first, second = np.zeros(100), np.full(100, 0.01)
+    half = stats.t(99).ppf(0.975) * 0.1
+    assert change_interval(0.5, first, second) == pytest.approx((0.5 - half, 0.5 + half))
+    assert change_interval(0.0, second, second) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dp_rate", "dp_js"])
+def test_the_interval_by_parts_of_a_difference_in_excess_holds_the_truth_as_often_as_it_says(name):
+    generator, codes = np.random.default_rng(3), np.repeat([0, 1], [300, 500])
+    row = next(row for row in parity_rows() if row.name == name)
+    weights = [leaning(strength) for strength in (3.0, 1.5)]
+    excesses, intervals = [], []
+    for _ in range(250):
+        noise = generator.gumbel(size=(len(codes), ITEMS))
+        runs = [np.argsort(-(np.log(one)[codes] + noise), axis=1)[:, :K] for one in weights]
+        counts = [count_by_group(run, codes, ITEMS)[0] for run in runs]
+        values = [float(row.function(ByGroup(one, one, np.bincount(codes), np.arange(ITEMS)))) for one in counts]
+        permuted = [permuted_parity(Shown(run), codes, [row], 40)[name] for run in runs]
+        excess = compare_excess(*values, *permuted).difference
+        parts = [leave_parts_out(run, run, codes, [row])[name] for run in runs]
+        excesses.append(excess)
+        intervals.append(change_interval(excess, *parts))
+    held = np.mean([low <= np.mean(excesses) <= high for low, high in intervals])
+    assert held >= 0.92

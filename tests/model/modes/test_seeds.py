@@ -24,6 +24,7 @@ import main
 from model.modes import seeds, setup
 from model.runs.files import write_json
 from model.runs.processes import Processes
+from tests.support.pages import read_page
 from tests.support.runs import TINY, refused, without_commit
 
 FLAGS = flags.FLAGS
@@ -150,13 +151,22 @@ def test_on_a_gpu_seeds_take_turns(monkeypatch):
 def test_the_mean_over_seeds_is_written_and_printed(tmp_path, stub, capsys):
     run_seeds(stub(), seeds=["1", "2", "4"])
     folder = tmp_path / "runs" / "run"
-    names = {"seeds.json", "seeds.csv", "seeds.tex", *(f"seed{s}{end}" for s in (1, 2, 4) for end in ("", ".log"))}
+    names = {
+        "seeds.json",
+        "seeds.csv",
+        "seeds.tex",
+        "report.html",
+        *(f"seed{s}{end}" for s in (1, 2, 4) for end in ("", ".log")),
+    }
     assert {path.name for path in folder.iterdir()} == names
     content = json.loads((folder / "seeds.json").read_text())
     assert content["seeds"] == [1, 2, 4] and content["failed"] == {} and not content["drawn_by_seed"]
     found = content["metrics"]["test/ndcg@5"]
-    interval = stats.ttest_1samp([0.1, 0.2, 0.4], 0).confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    # Student's t on the logit: HR, NDCG and MRR are between 0 and 1
+    mean = 0.7 / 3
+    half = stats.t(2).ppf(0.975) * 0.1527525 / math.sqrt(3) / (mean * (1 - mean))
+    expected = [1 / (1 + math.exp(-(math.log(mean / (1 - mean)) + side * half))) for side in (-1, 1)]
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), rel=1e-5)
     assert (found["count"], found["mean"], found["std"]) == pytest.approx((3, 0.7 / 3, 0.152752), abs=1e-6)
     assert content["metrics"]["test/dtr@5"] == {
         "count": 0, "mean": None, "std": None, "low": None, "high": None, "values": [None] * 3,
@@ -164,9 +174,13 @@ def test_the_mean_over_seeds_is_written_and_printed(tmp_path, stub, capsys):
     frame = pd.read_csv(folder / "seeds.csv").set_index("metric")
     assert frame.loc["test/ndcg@5", ["seed1", "seed2", "seed4"]].tolist() == pytest.approx([0.1, 0.2, 0.4])
     latex = (folder / "seeds.tex").read_text()
-    assert r"NDCG@5 & 23.33 & 15.28 & [-14.61, 61.28] & 3 \\" in latex and "test/dtr@5 & -- & -- & -- & 0" in latex
+    assert rf"NDCG@5 & 23.33 & 15.28 & [{100 * expected[0]:.2f}, {100 * expected[1]:.2f}] & 3 \\" in latex
+    assert r"\label{tab:run-1}" in latex and "test/dtr@5 & -- & -- & -- & 0" in latex
+    page = read_page(folder / "report.html")
+    assert str(folder / "seed2" / "report.html") in page.text
+    assert "NDCG@5 is 23.33 % [" in page.text.replace("\N{NO-BREAK SPACE}", " ")
     text = capsys.readouterr().out
-    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 120
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
     assert "seed 2  epoch 1/2: loss 0.5, resume None, threads 1" in text and "reading" not in text
     assert "fingerprint f" in text and "seeds 1, 2, 4" in text
     assert (folder / "seed1.log").read_text().startswith("reading\nepoch 1/2")
