@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from scipy import stats
 
 import main
-from model.comparison import compare, finished, statistics
+from model.comparison import compare, finished, run_parity, statistics
 from model.modes import compare as compare_mode
 from model.runs.files import write_frame, write_json
 from model.runs.processes import ALONE
@@ -34,6 +34,7 @@ def few_resamples(monkeypatch):
         statistics.compare_users_within_seeds,
     ):  # fmt: skip
         monkeypatch.setattr(function, "__defaults__", (200,))
+    monkeypatch.setattr(run_parity, "PERMUTATIONS", 50)
 
 
 def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None, facts=None, attributes=None):
