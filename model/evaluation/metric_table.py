@@ -122,10 +122,16 @@ def _exposure(
     )
 
 
-def _parity(name: str, title: str, head: str, bounds: tuple[float, float], definition: str, **more: Any) -> Metric:
-    return Metric(
-        name, title, head, PARITY, "lower", bounds, "0", definition, f"model.evaluation.parity:{name}", **more
-    )
+def _parity(
+    name: str,
+    title: str,
+    head: str,
+    bounds: tuple[float, float],
+    definition: str,
+    better: str = "lower",
+    **more: Any,
+) -> Metric:
+    return Metric(name, title, head, PARITY, better, bounds, "0", definition, f"model.evaluation.parity:{name}", **more)
 
 
 def _leakage(name: str, title: str, head: str, definition: str, places: tuple[str, ...]) -> Metric:
@@ -189,11 +195,12 @@ _ROWS = (
         "Signed root of (W - B)/(W + B), W the mean number of items that the lists of two users of one group share, B "
         "of two users of different groups: |r0 - r1|/(r0 + r1) where the rates r of all items differ alike, and 0 in "
         "expectation where lists do not depend on the group, however concentrated they are (ours).",
-        places=(HEADLINE, RUN, COLUMNS, PARETO),
+        better="zero", places=(HEADLINE, RUN, COLUMNS, PARETO),
     ),
     _parity(
         "eo_debiased", "Equal opportunity, debiased", "EO debiased", SIGNED,
         "As DP debiased, of the items of a list that are hits.",
+        better="zero",
     ),
     _parity(
         "dp_code", "DP as FDA's code computes it", "DP, code", SHARE,
@@ -218,7 +225,7 @@ _ROWS = (
     _parity(
         "dp_rate", "Demographic parity, rates", "DP rate", SHARE,
         "As DP on raw counts, n_g divided by the size of the group: 0 in the limit for a blind recommender.",
-        places=(RUN, COLUMNS, PARETO),
+        places=(RUN, COLUMNS),
     ),
     _parity(
         "eo_rate", "Equal opportunity, rates", "EO rate", SHARE,
@@ -228,7 +235,7 @@ _ROWS = (
         "dp_js", "Demographic parity, JS distance", "DP JS", JS_DISTANCE,
         "Jensen-Shannon distance (natural logarithm) between the groups' distributions over shown items (Cofair, "
         "DP@K).",
-        places=(RUN, COLUMNS, PARETO), most=JS_MOST,
+        places=(RUN, COLUMNS), most=JS_MOST,
     ),
     _parity(
         "eo_js", "Equal opportunity, JS distance", "EO JS", JS_DISTANCE,

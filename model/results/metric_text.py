@@ -16,6 +16,7 @@ ARROWS = {"lower": "↓", "higher": "↑", "zero": "→0", "one": "→1"}
 WITHIN = "~"
 # a one-sided p between these two is one of a value inside the central 95 % of the permutations
 RANGE = (0.025, 0.975)
+ROUNDING = 1e-9
 LEGEND = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED} undefined"
 
 
@@ -31,7 +32,8 @@ class Chance:
     @property
     def within(self) -> bool:
         """Whether the figure is in the central 95 % of the permutations."""
-        return RANGE[0] < self.p < RANGE[1]
+        # permutations that all give the figure itself have p = 1
+        return RANGE[0] < self.p < RANGE[1] or abs(self.excess) < ROUNDING
 
 
 def chance_of(metrics: Mapping[str, float | None], key: MetricKey) -> Chance | None:

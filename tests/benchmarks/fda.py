@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from model.evaluation.keys import CHANCE, EXCESS, MetricKey
 from model.results.drawing import STYLES, save
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,7 @@ PAPER = FDA.replace("code", "paper")
 PARITY = "--enable_fairness=True --fairness_method=parity --method_option=weight=0.01"
 SEEDS = (0, 1, 2)
 MEASURES = ("hr", "ndcg", "dp_code", "eo_code")
+CHANCE_FIGURES = ("dp_code", "dp_rate", "dp_js", "dp_debiased")
 # row -> its flags and the seeds that it runs with
 ROWS: dict[str, tuple[str, tuple[int, ...]]] = {
     "BPR": ("--backbone=bprmf", SEEDS),
@@ -157,6 +159,27 @@ def table() -> str:
     return tabulate(lines, ["", *headers], "github", disable_numparse=True)
 
 
+def above_chance(k: int = 10) -> str:
+    """Make a table of parity at k above its chance level, of the rows whose runs were judged so."""
+    lines = []
+    for row in ROWS:
+        runs = [
+            kept["metrics"] for kept in read_kept() if kept["row"] == row and f"dp_rate@{k}/p/gender" in kept["metrics"]
+        ]
+        if not runs:
+            continue
+        cells = [f"{row} ({len(runs)})"]
+        for name in CHANCE_FIGURES:
+            key = MetricKey(name, k, "gender")
+            parts = [key] if name.endswith("_debiased") else [key, key.of(CHANCE), key.of(EXCESS)]
+            cells += [shown(np.array([metrics[str(part)] for metrics in runs])) for part in parts]
+        lines.append(cells)
+    headers = ["(seeds)"]
+    for name in CHANCE_FIGURES:
+        headers += [name] if name.endswith("_debiased") else [name, "chance", "excess"]
+    return tabulate(lines, headers, "github", disable_numparse=True)
+
+
 def draw_ablation(k: int = 20) -> list[Path]:
     """Draw NDCG, DP and EO against the share of fakes, and under both hypotheses and each alone, of one seed each."""
     kept = {run["row"]: run["metrics"] for run in read_kept() if run["seed"] == SEEDS[0]}
@@ -200,6 +223,7 @@ def main() -> None:
             folders = arguments.dataset_dir.absolute(), arguments.output_dir.absolute()
             list(pool.map(lambda pair: execute(*pair, *folders), asked))
     print(table())
+    print(f"\n{above_chance()}")
     if any(run["row"] in ABLATION for run in read_kept()):
         print(*draw_ablation())
 

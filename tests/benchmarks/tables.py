@@ -32,8 +32,11 @@ FAIRNESS = {
     "coverage": "coverage@10",
     "tail share": "aplt@10",
     "exposure gap": "exposure_gap@10",
+    "DP debiased": "dp_debiased@10/{group}",
     "DP rate": "dp_rate@10/{group}",
+    "excess": "dp_rate@10/excess/{group}",
     "DP JS": "dp_js@10/{group}",
+    "excess ": "dp_js@10/excess/{group}",
     "AUC": "leakage_auc/{group}",
     "erased": "leakage_auc_erased/{group}",
 }
