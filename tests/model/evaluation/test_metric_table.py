@@ -15,7 +15,7 @@ import pytest
 from absl.testing import flagsaver
 
 import main
-from model.comparison import statistics
+from model.comparison import run_parity, statistics
 from model.evaluation import metric_table
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import MetricKey
@@ -93,8 +93,9 @@ def test_a_metric_is_one_row(tmp_path, monkeypatch, capsys):
         row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         assert "valid/novelty@5" in row
         assert f"{metrics['test/novelty@5']:.1f}" in read_page(folder / "report.html").text
-    for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
+    for function in (statistics.compare_paired, statistics.compare_gaps, statistics.mean_interval):
         monkeypatch.setattr(function, "__defaults__", (50,))
+    monkeypatch.setattr(run_parity, "PERMUTATIONS", 20)
     unset = {name: main.FLAGS[name].default for name in TINY}
     # the picture takes three runs
     shutil.copytree(tmp_path / "b", tmp_path / "c")
@@ -102,7 +103,7 @@ def test_a_metric_is_one_row(tmp_path, monkeypatch, capsys):
     values = {**unset, "mode": "compare", "runs": runs, "output_dir": str(tmp_path), "run_name": "both"}
     with flagsaver.flagsaver(**values):
         main.main(["main.py"])
-    assert "Mean item number ↑" in capsys.readouterr().out
+    assert "novelty ↑" in capsys.readouterr().out
     kinds = {row["kind"] for row in json.loads((tmp_path / "both/comparison.json").read_text())["rows"]
              if row["metric"].startswith("novelty@5")}  # fmt: skip
     assert kinds == {"paired", "gap"}
