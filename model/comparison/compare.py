@@ -267,27 +267,35 @@ def what_of(runs: Sequence[Finished], k: int) -> str:
 
 def sample_of(runs: Sequence[Finished]) -> str:
     """Say what is drawn in thought: users, seeds, or both."""
-    if have_same_seeds(runs):
-        return (
-            f"Both runs have the seeds {_listed(runs[0].seeds)}: differences are tested over users (values of a user "
-            "are means over seeds), over seeds, and over users within seeds."
-        )
     if all(len(run.seeds) <= 1 for run in runs):
         return "One seed each: what is tested is users, and nothing is said about other seeds."
-    return "The runs have different seeds: values of a user are means over seeds, and what is tested is users alone."
-
-
-def caption_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
-    """Say what the numbers are and how they were computed."""
-    tested = table[(table["family"] == f"all users @{k}") & (table["run"] == runs[1].name)]
-    labels = "; ".join(f"{run.name} = {label_of(run)}" for run in runs)
+    users = "Values of a user are means over seeds."
+    same = [run.name for run in runs[1:] if have_same_seeds((runs[0], run))]
+    if not same:
+        return f"{users} The seeds are not the same: what is tested is users, not seeds."
+    others = "" if len(same) == len(runs) - 1 else " (the others over users alone)"
     return (
-        f"{what_of(runs, k)} {labels}. {sample_of(runs)} Differences are to {runs[0].name}, paired by user: "
-        f"{100 * CONFIDENCE:.0f} % percentile bootstrap intervals over users ({RESAMPLES:,} resamples; of gaps within "
-        "user groups), p by Wilcoxon's signed-rank test (users without a difference left out), Holm-corrected over the "
-        f"{len(tested)} metrics of a pair of runs at this K; user groups are a family of their own. The test ranks "
-        "differences, so it need not agree with the interval of their mean. Excess is a figure less its mean under "
-        f"labels permuted among the users. p of parity: {PERMUTATIONS:,} permutations, the same for both runs; its "
-        "null is that labels matter in neither run. Intervals of parity: jackknife over users. Parity differs beyond "
-        "noise where p and interval both say so."
+        f"{users} {', '.join(same)}: the same seeds as {runs[0].name}, so compared over users, over seeds, and over "
+        f"users within seeds{others}."
+    )
+
+
+def caption_of(runs: Sequence[Finished], k: int) -> str:
+    """Say what the numbers are of: data, task, runs, and what is drawn in thought."""
+    labels = "; ".join(f"{run.name} = {label_of(run)}" for run in runs)
+    return f"{what_of(runs, k)} {labels}. {sample_of(runs)}"
+
+
+def method_of(runs: Sequence[Finished], table: pd.DataFrame, k: int) -> str:
+    """Say how the numbers were computed."""
+    tested = table[(table["family"] == f"all users @{k}") & (table["run"] == runs[1].name)]
+    return (
+        f"Differences are to {runs[0].name}, paired by user: {100 * CONFIDENCE:.0f} % percentile bootstrap intervals "
+        f"over users ({RESAMPLES:,} resamples; of gaps within user groups), p by Wilcoxon's signed-rank test (users "
+        f"without a difference left out), Holm-corrected over the {len(tested)} metrics of a pair of runs at this K; "
+        "user groups and parity are families of their own. The test ranks differences, so it need not agree with the "
+        "interval of their mean; beyond noise is what both call a difference. Excess is a figure less its mean under "
+        f"labels permuted among the users. p of parity: {PERMUTATIONS:,} permutations, the same for both runs; the "
+        "null is that labels matter in neither run. Intervals of parity: jackknife over users. AUC differs beyond "
+        "noise where its excesses differ by more than the spread of both chance levels."
     )

@@ -17,8 +17,9 @@ from model.comparison.compare_summary import summary_lines
 from model.comparison.finished import Finished
 from model.comparison.overview import Overview, overview_tables
 from model.evaluation.keys import EXCESS, MetricKey
+from model.evaluation.metric_table import COLUMNS
 from model.results.drawing import attempt
-from model.results.metric_text import UNDEFINED, arrow, cell, interval, main_metrics, name_of, short_name
+from model.results.metric_text import UNDEFINED, arrow, cell, columns, interval, main_metrics, name_of, short_name
 from model.results.pages import Picture, Section, write_page
 from model.results.pareto import accuracy_against_fairness, fairness_metrics, how_to_read
 from model.results.text_table import BEST, Table, fitted
@@ -31,8 +32,8 @@ OF_THE_EXCESS = "Change: of the excess, what the figure is above its mean under 
 @dataclass(frozen=True)
 class Comparison:
     """What a comparison found: runs' `names` (the first is the baseline) and `labels`, their `metrics` (name -> key ->
-    number), the primary `k`, the long `table` of `comparison.csv`, the `overview` of all runs, the `caption` and the
-    folder of its files."""
+    number), the primary `k`, the long `table` of `comparison.csv`, the `overview` of all runs, a `caption` that says
+    what it is of, the `method` by which it was computed, and the folder of its files."""
 
     names: tuple[str, ...]
     labels: tuple[str, ...]
@@ -41,6 +42,7 @@ class Comparison:
     table: pd.DataFrame
     overview: Overview
     caption: str
+    method: str
     directory: Path
 
 
@@ -54,8 +56,8 @@ def tables_against(comparison: Comparison, baseline: Finished, other: Finished) 
     shown = {str(key): None for key in main_metrics([*baseline.metrics, *other.metrics], k)}
 
     def of(kind: str, chosen: Callable[[Any], bool] = lambda row: True) -> list[Any]:
-        rows = table[(table["kind"] == kind) & table["k"].isin([k, None])].itertuples()
-        return [row for row in rows if chosen(row)]
+        rows = table[(table["kind"] == kind) & (table["k"].isna() | (table["k"] == k).fillna(value=False))]
+        return [row for row in rows.itertuples() if chosen(row)]
 
     ndcg, tested, effects = MetricKey("ndcg", k), ["95 % interval", "p (Holm)"], ["d_z", "r"]
     parts = [
@@ -79,11 +81,12 @@ def tables_against(comparison: Comparison, baseline: Finished, other: Finished) 
         _table(
             "Numbers of the whole list, which have no test; accuracy in percent", [],
             of("untested", lambda row: row.metric in shown), _named,
+            note="The change of an AUC is that of its excess over chance.",
             present=({*baseline.metrics}, {*other.metrics}),
         ),
         _table(
             f"Over the seeds {', '.join(map(str, other.seeds))}, paired, with Student's interval; accuracy in percent",
-            tested[:1], _over_seeds(of("seeds"), list(shown)), _short, _interval,
+            tested[:1], _over_seeds(of("seeds"), baseline, k), _short, _interval,
         ),
         _table(
             "Over users within seeds, both drawn again; accuracy in percent", tested[:1],
@@ -130,13 +133,15 @@ def _short(row: Any) -> str:
     return f"{short_name(key)}{of_whom} {arrow(key)}"
 
 
-def _over_seeds(rows: Sequence[Any], shown: Sequence[str]) -> list[Any]:
-    """The rows of the metrics `shown`, in that order; of a figure that has a chance level, that of the excess."""
-    by_metric, chosen = {row.metric: row for row in rows}, []
-    for key in map(MetricKey.parse, shown):
-        excess = key if key.metric.debiased else key.of(EXCESS)
-        chosen += [by_metric[text] for text in (str(excess), str(key)) if text in by_metric][:1]
-    return chosen
+def _over_seeds(rows: Sequence[Any], baseline: Finished, k: int) -> list[Any]:
+    """The rows of an overview's figures, in its order; of a figure that has a chance level, that of the excess."""
+    by_metric, chosen = {row.metric: row for row in rows}, {}
+    for attribute in ("", *baseline.groups):
+        for key in map(MetricKey.parse, columns(COLUMNS, baseline.metrics, k, attribute)):
+            excess = key if key.metric.debiased else key.of(EXCESS)
+            found = [text for text in (str(excess), str(key)) if text in by_metric]
+            chosen |= {text: by_metric[text] for text in found[:1]}
+    return list(chosen.values())
 
 
 def _values(row: Any) -> list[str]:
@@ -147,7 +152,7 @@ def _values(row: Any) -> list[str]:
 
 def _offset(row: Any) -> float:
     """What turns a difference of figures by groups into that of their excesses."""
-    of_excess = row.kind in ("parity", "gap") and not pd.isna(row.excess_difference)
+    of_excess = row.kind in ("parity", "gap", "untested") and not pd.isna(row.excess_difference)
     return row.excess_difference - row.difference if of_excess else 0.0
 
 
@@ -184,7 +189,7 @@ def terminal_report(comparison: Comparison, runs: Sequence[Finished]) -> str:
     for other in runs[1:]:
         blocks.append(wrapped(f"=== {other.name} against {runs[0].name} (baseline)"))
         blocks += [text for table in tables_against(comparison, runs[0], other) for text in console(table)]
-    return "\n" + "\n\n".join(blocks)
+    return "\n" + "\n\n".join([*blocks, textwrap.fill(comparison.method, WIDTH)])
 
 
 def warnings_of(runs: Sequence[Finished]) -> Mapping[str, Sequence[str]]:
@@ -214,6 +219,7 @@ def write_report(comparison: Comparison, runs: Sequence[Finished], command: str)
         sections.append(
             Section(f"{other.name} against {runs[0].name}", tables=tables_against(comparison, runs[0], other))
         )
+    sections.append(Section("How it was computed", comparison.method))
     with attempt("report.html"):
         write_page(comparison.directory / "report.html", title, command, sections)
 

@@ -14,6 +14,7 @@ import pandas as pd
 from data.messages import suggestion
 from fairness_utils import mean_defined
 from model.evaluation.keys import (
+    REFERENCE,
     ListKey,
     MetricKey,
     by_list,
@@ -65,6 +66,11 @@ class Finished:
     def singles(self) -> tuple[Finished, ...]:
         """The run itself, or each seed of it."""
         return self.parts or (self,)
+
+    @property
+    def is_yardstick(self) -> bool:
+        """Whether the list is a yardstick, and none that the run recommends."""
+        return ListKey.parse(self.root).source == REFERENCE
 
     def codes(self, attribute: str) -> tuple[np.ndarray, list[str]]:
         """Give the users' groups as codes `[T]` (-1: unknown) and their labels, in alphabetical order."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from model.comparison.compare import Parity, comparison_rows, shared_metrics
+from model.comparison.compare import USED, Parity, comparison_rows, shared_metrics
 from model.comparison.finished import Finished
 from model.comparison.run_parity import intervals_of
 from model.comparison.statistics import LEVEL, mean_interval
@@ -91,7 +91,7 @@ def overview_of(runs: Sequence[Finished], table: pd.DataFrame, k: int, parity: M
     """Set all `runs` side by side at cut-off `k`; `table` are the rows of each against the first."""
     intervals = {run.name: _intervals(run, k, parity[run.name]) for run in runs}
     yardsticks = {title: runs[0].yardsticks[name] for name, title in YARDSTICKS.items() if name in runs[0].yardsticks}
-    rows = {(row["baseline"], row["run"], row["metric"]): row for row in table.to_dict("records") if "differs" in row}
+    rows = _by_pair(table.to_dict("records"))
     pairs = {(runs[0].name, run.name) for run in runs[1:]}
 
     def row_of(first: Finished, other: Finished, key: MetricKey) -> Mapping:
@@ -101,7 +101,7 @@ def overview_of(runs: Sequence[Finished], table: pd.DataFrame, k: int, parity: M
         if (first.name, other.name) not in pairs:
             pairs.add((first.name, other.name))
             new = comparison_rows(first, other, [k], parity, by_group=False)
-            rows.update({(row["baseline"], row["run"], row["metric"]): row for row in new if "differs" in row})
+            rows.update(_by_pair(new))
         return rows.get((first.name, other.name, str(key)), {})
 
     def column(key: MetricKey, header: str, text: Callable[[Mapping, MetricKey], str], **more: bool) -> Column:
@@ -145,6 +145,11 @@ def overview_of(runs: Sequence[Finished], table: pd.DataFrame, k: int, parity: M
     return Overview([run.name for run in runs], list(yardsticks), [one for one in blocks if one.columns], intervals)
 
 
+def _by_pair(rows: Iterable[Mapping]) -> dict[tuple[str, str, str], Mapping]:
+    """Rows that say whether two runs differ, by the names of these and the metric; those over seeds are left out."""
+    return {(row["baseline"], row["run"], row["metric"]): row for row in rows if "differs" in USED[row["kind"]]}
+
+
 def figures_by_groups(attribute: str, k: int) -> list[MetricKey]:
     """List the figures by groups of an attribute that are compared, those that claims are made on first."""
     rows = {row.name: row for place in (HEADLINE, COLUMNS) for row in shown_in(place)}
@@ -175,10 +180,12 @@ def _judged(column: Column, runs: Sequence[Finished], row_of: Callable) -> Colum
     key = column.key
     goodness = [_goodness(run.metrics, key) for run in runs]
     defined = [place for place, value in enumerate(goodness) if not math.isnan(value)]
-    if not defined:
+    # a yardstick that is compared as a run is no candidate
+    able = [place for place in defined if not runs[place].is_yardstick]
+    if not able:
         return column
-    top = max(defined, key=lambda place: goodness[place])
-    best = {place for place in defined if _within(row_of, runs, top, place, column)}
+    top = max(able, key=lambda place: goodness[place])
+    best = {place for place in able if _within(row_of, runs, top, place, column)}
     better, worse = {}, {}
     for place in defined[1:] if defined[0] == 0 else []:
         row = row_of(runs[0], runs[place], key)
@@ -187,7 +194,7 @@ def _judged(column: Column, runs: Sequence[Finished], row_of: Callable) -> Colum
             # what has an interval alone is known at its level
             p = LEVEL if p is None or math.isnan(p) else p
             (better if goodness[place] > goodness[0] else worse)[place] = p
-    return replace(column, best=frozenset(best if len(best) < len(defined) else ()), better=better, worse=worse)
+    return replace(column, best=frozenset(best if len(best) < len(able) else ()), better=better, worse=worse)
 
 
 def _within(row_of: Callable, runs: Sequence[Finished], top: int, place: int, column: Column) -> bool:

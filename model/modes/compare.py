@@ -17,6 +17,7 @@ from model.comparison.compare import (
     common_cutoffs,
     comparison_rows,
     label_of,
+    method_of,
 )
 from model.comparison.compare_latex import latex_report
 from model.comparison.compare_report import Comparison, terminal_report, write_report
@@ -48,7 +49,8 @@ def compare_runs(settings: Settings, started: float, processes: Processes) -> Co
             k=ks[0],
             table=table,
             overview=overview_of(runs, table, ks[0], parity),
-            caption=caption_of(runs, table, ks[0]),
+            caption=caption_of(runs, ks[0]),
+            method=method_of(runs, table, ks[0]),
             directory=directory,
         )
         _write(comparison, runs, ks)
@@ -81,10 +83,11 @@ def _write(comparison: Comparison, runs: Sequence[Finished], ks: Sequence[int]) 
     write_frame(directory / "comparison.csv", table)
     with atomic_path(directory / "comparison.tex") as temporary:
         data = f"{runs[0].facts['dataset']}, {len(runs[0].values):,} users"
-        latex = latex_report(comparison.overview, directory.name, data, comparison.caption)
+        latex = latex_report(comparison.overview, directory.name, data, f"{comparison.caption} {comparison.method}")
         temporary.write_text(latex, encoding="utf-8")
     content = {
         "caption": comparison.caption,
+        "method": comparison.method,
         "facts": runs[0].facts,
         "k": comparison.k,
         "ks": list(ks),

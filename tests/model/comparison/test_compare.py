@@ -223,7 +223,7 @@ def test_only_common_cutoffs_and_metrics_are_compared(tmp_path, capsys):
     write_frame(tmp_path / "b" / "per_user.parquet", frame[[name for name in frame if "arp" not in name]])
     comparison = compared(tmp_path, ["a", "b"])
     assert row_of(comparison, "arp@10")["kind"] == "untested"
-    assert "over the 4 metrics" in comparison.caption
+    assert "over the 4 metrics" in comparison.method
 
 
 def test_attributes_that_one_run_did_not_report_are_left_out(tmp_path):
