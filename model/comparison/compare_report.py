@@ -201,12 +201,11 @@ def write_report(comparison: Comparison, runs: Sequence[Finished], command: str)
     """Draw accuracy against fairness for all runs, and write `report.html` with that picture and the tables."""
     accuracy, points = str(MetricKey("ndcg", comparison.k)), {run.name: run.metrics for run in runs}
     overview, title = comparison.overview, f"Comparison with {runs[0].name}"
-    text = "\n".join([comparison.caption, "", *overview.legend]).strip()
     warnings = [f"{name}: {line}" for name, lines in warnings_of(runs).items() for line in lines]
     sections = [
         Section("Summary", lines=summary_lines(comparison.table, runs, comparison.k)),
         *([Section("Warnings", warnings=warnings)] if warnings else []),
-        Section("All runs", text, tables=[table for table, _ in overview_tables(overview)]),
+        Section("All runs", comparison.caption, [table for table, _ in overview_tables(overview, full_names=True)]),
     ]
     metrics = fairness_metrics(points, accuracy)
     if metrics:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from model.comparison.compare import USED
 from model.comparison.finished import Finished
 from model.evaluation.keys import MetricKey
 from model.evaluation.metric_table import ACCURACY, HEADLINE, PARITY, shown_in
@@ -18,7 +19,10 @@ NAMED = 3
 
 def summary_lines(table: pd.DataFrame, runs: Sequence[Finished], k: int) -> list[str]:
     """Say how the runs differ from the first at cut-off `k`: accuracy, tail, parity, leakage, warnings."""
-    rows = {(row["run"], row["metric"]): row for row in table.to_dict("records") if not _is_over_seeds(row)}
+    rows, over_seeds = {}, {}
+    for row in table.to_dict("records"):
+        # what draws users and seeds again comes after what draws seeds alone, and takes its place
+        (rows if "differs" in USED[row["kind"]] else over_seeds)[row["run"], row["metric"]] = row
     attributes = [name for name in runs[0].groups if all(name in run.groups for run in runs)]
     parity = [
         MetricKey(row.name, k, attribute)
@@ -28,27 +32,26 @@ def summary_lines(table: pd.DataFrame, runs: Sequence[Finished], k: int) -> list
     ]
     leakage = [MetricKey("leakage_auc", None, attribute) for attribute in attributes]
     lines = [
-        _line("Accuracy", [MetricKey("ndcg", k)], rows, runs),
-        _line("Tail", [MetricKey("ndcg", k, "tail"), MetricKey("aplt", k)], rows, runs),
-        _line("Parity", parity, rows, runs),
-        _line("Leakage", leakage, rows, runs),
+        _line("Accuracy", [MetricKey("ndcg", k)], rows, over_seeds, runs),
+        _line("Tail", [MetricKey("ndcg", k, "tail"), MetricKey("aplt", k)], rows, over_seeds, runs),
+        _line("Parity", parity, rows, over_seeds, runs),
+        _line("Leakage", leakage, rows, over_seeds, runs),
         _warnings(runs),
     ]
     return [line for line in lines if line]
 
 
-def _is_over_seeds(row: Mapping) -> bool:
-    return not pd.isna(row["seeds"])
-
-
-def _line(subject: str, keys: Sequence[MetricKey], rows: Mapping, runs: Sequence[Finished]) -> str:
+def _line(subject: str, keys: Sequence[MetricKey], rows: Mapping, over_seeds: Mapping, runs: Sequence[Finished]) -> str:
     """A sentence on `keys`: the first run's values, and how the others differ; nothing where it has none of them."""
     baseline, others = runs[0], runs[1 : 1 + NAMED]
     parts = []
     for key in keys:
         if math.isnan(baseline.metrics.get(str(key), math.nan)):
             continue
-        told = [f"{run.name} {_change(rows.get((run.name, str(key))), key)}" for run in others]
+        told = [
+            f"{run.name} {_change(rows.get((run.name, str(key))), over_seeds.get((run.name, str(key))), key)}"
+            for run in others
+        ]
         what = _what(key)
         parts.append(f"{what} is {_amount(baseline, key)} in {baseline.name}; {', '.join(told)}")
     more = len(runs) - 1 - len(others)
@@ -68,14 +71,16 @@ def _amount(run: Finished, key: MetricKey) -> str:
     return f"{cell(key, run.metrics[str(key)])}{unit}{within}"
 
 
-def _change(row: Mapping | None, key: MetricKey) -> str:
-    """The difference with its interval and whether it is beyond noise, where that is known."""
+def _change(row: Mapping | None, over_seeds: Mapping | None, key: MetricKey) -> str:
+    """The difference with its interval and whether it is beyond noise, where that is known, and that over seeds."""
     if row is None or math.isnan(row["difference"]):
         return "has none"
     text = cell(key, row["difference"], signed=True)
     if not math.isnan(row["low"]):
         text += f" {interval(key, row['low'], row['high'], signed=True)}"
     verdict = {True: "beyond noise", False: "within noise"}.get(row["differs"], "not tested")
+    if over_seeds is not None and not math.isnan(over_seeds["low"]):
+        verdict += f"; with seeds {interval(key, over_seeds['low'], over_seeds['high'], signed=True)}"
     return f"{text} ({verdict})"
 
 

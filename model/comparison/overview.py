@@ -75,10 +75,9 @@ class Overview:
         """Whether names are too long for a table, so that numbers stand for them."""
         return max(map(len, self.names)) > LONGEST_NAME
 
-    @property
-    def heads(self) -> list[str]:
-        """What stands at the beginning of each row."""
-        names = [str(place) for place in range(1, len(self.names) + 1)] if self.numbered else self.names
+    def heads(self, full: bool) -> list[str]:
+        """Give what stands at the beginning of each row: names, or where these are too long and not `full`, numbers."""
+        names = self.names if full or not self.numbered else map(str, range(1, len(self.names) + 1))
         return [*names, *self.yardsticks]
 
     @property
@@ -216,11 +215,14 @@ def _goodness(metrics: Mapping[str, float], key: MetricKey) -> float:
     return value if key.judged_by.better == "higher" else -value
 
 
-def overview_tables(overview: Overview) -> list[tuple[Table, list[int]]]:
+def overview_tables(overview: Overview, full_names: bool = False) -> list[tuple[Table, list[int]]]:
     """Make the tables of an overview, each with the numbers of its columns that stay together."""
     tables = []
     for block in overview.blocks:
-        rows = [[head, *(column.cells[place] for column in block.columns)] for place, head in enumerate(overview.heads)]
+        rows = [
+            [head, *(column.cells[place] for column in block.columns)]
+            for place, head in enumerate(overview.heads(full_names))
+        ]
         table = Table(
             block.title,
             ["", *(column.header for column in block.columns)],

@@ -15,9 +15,11 @@ from scipy import stats
 
 import main
 from model.comparison import compare, finished, run_parity, statistics
+from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.modes import compare as compare_mode
 from model.runs.files import write_frame, write_json
 from model.runs.processes import ALONE
+from tests.support.pages import read_page
 from tests.support.runs import TINY
 
 USERS = 30
@@ -37,9 +39,9 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(run_parity, "PERMUTATIONS", 50)
 
 
-def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None, facts=None, attributes=None):
+def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None, facts=None, attributes=None, draw=0):
     """A finished run's files with random per-user values, higher by `shift`."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed + draw)
     users = np.arange(1, USERS + 1) if users is None else users
     frame = {"user": users, "gender": np.where(np.arange(len(users)) % 3 == 0, "F", "M").astype(object)}
     frame |= attributes or {}
@@ -193,6 +195,67 @@ def test_seeds_are_averaged_user_by_user(tmp_path):
     differences = np.mean(values, axis=0) - pd.read_parquet(tmp_path / "a" / "per_user.parquet")["test/hr@5"]
     assert row["p"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
     assert "mean of 3 seeds: 1, 2, 5" in comparison.labels[1] and "means over seeds" in comparison.caption
+
+
+def test_runs_of_the_same_seeds_are_compared_over_seeds_and_users_within_seeds(tmp_path, capsys):
+    write_seeds(tmp_path / "a", (1, 2, 5))
+    write_seeds(tmp_path / "b", (1, 2, 5), shift=0.1, draw=100)
+    write_seeds(tmp_path / "c", (1, 2))
+    comparison = compared(tmp_path, ["a", "b", "c"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "b: the same seeds as a, so compared over users, over seeds, and over users within seeds" in text
+    assert "Over the seeds 1, 2, 5, paired" in text and "Over users within seeds" in text
+    table = comparison.table
+    assert set(table[table["run"] == "c"]["kind"]) == {"paired", "gap", "untested"}
+    results = [
+        [json.loads((tmp_path / name / f"seed{seed}" / "result.json").read_text())["metrics"] for seed in (1, 2, 5)]
+        for name in "ab"
+    ]
+    for metric in ("hr@5", "arp@10"):
+        values = [[result[f"test/{metric}"] for result in of_run] for of_run in results]
+        expected = stats.ttest_rel(values[1], values[0]).confidence_interval(0.95)
+        (row,) = table[(table["kind"] == "seeds") & (table["metric"] == metric)].to_dict("records")
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-6)
+        assert row["seeds"] == 3 and row["value"] - row["baseline_value"] == pytest.approx(row["difference"])
+    (row,) = table[(table["kind"] == "users within seeds") & (table["metric"] == "hr@5")].to_dict("records")
+    assert row["low"] < row["difference"] < row["high"] and (row["seeds"], row["users"]) == (3, USERS)
+    rows = json.loads((comparison.directory / "comparison.json").read_text())["rows"]
+    kept = next(row for row in rows if row["kind"] == "users within seeds")
+    assert set(kept) == {"baseline", "run", "kind", "k", "metric", *compare.USED["users within seeds"]}
+    page = read_page(comparison.directory / "report.html").text
+    assert "; with seeds [" in page
+
+
+def test_one_seed_says_nothing_about_others(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", seed=1)
+    comparison = compared(tmp_path, ["a", "b"])
+    assert "One seed each" in comparison.caption
+    error = capsys.readouterr().err
+    assert error.count("warning") == 1 and "differences in parity are not tested for a, b: " in error
+
+
+def test_figures_without_lists_show_their_excess(tmp_path):
+    for name, shift in (("a", 0.0), ("b", 0.2)):
+        write_run(tmp_path / name, shift=shift)
+        path = tmp_path / name / "result.json"
+        result = json.loads(path.read_text())
+        for key, value in (("leakage_auc/gender", 0.75 + shift), ("ndcg@10/gap/gender", 0.1 + shift)):
+            parts = {"": value, CHANCE: 0.1, CHANCE_STD: 0.02, EXCESS: value - 0.1, P: 0.5}
+            result["metrics"] |= {f"test/{MetricKey.parse(key).of(part)}": number for part, number in parts.items()}
+        write_json(path, result)
+    comparison = compared(tmp_path, ["a", "b"])
+    row = row_of(comparison, "leakage_auc/gender")
+    assert (row["chance"], row["baseline_excess"], row["excess"]) == pytest.approx((0.1, 0.65, 0.85))
+    # 0.2 is more than 1.96 times the root of twice 0.02 squared
+    assert row["excess_difference"] == pytest.approx(0.2) and row["differs"] is True
+    assert row_of(comparison, "ndcg@10/gap/gender")["excess_difference"] == pytest.approx(0.2)
+    assert not any("chance" in metric or "excess" in metric for metric in comparison.table["metric"])
+    parity = next(block for block in comparison.overview.blocks if block.title.startswith("Parity"))
+    columns = {column.header: column for column in parity.columns}
+    assert columns["NDCG gap"].cells[:2] == ["10.00~ ± 2.00", "30.00~ ± 2.00"]
+    assert columns["excess ↓"].cells[:2] == ["+0.00", "+20.00"]
+    assert columns["AUC ↓"].best == {0} and set(columns["AUC ↓"].worse) == {1}
 
 
 def test_equal_runs_differ_in_nothing(tmp_path):

@@ -91,7 +91,7 @@ def test_all_runs_come_first_and_yardsticks_below_a_rule(compared):
     comparison, text = compared
     assert max(len(line) for line in text.splitlines() if "Every metric" not in line) <= WIDTH
     head, _, rest = text.partition("=== under_score against plain")
-    assert rest and "NDCG ↑" in head and "DP debiased ↓" in head
+    assert rest and "NDCG ↑" in head and "DP debiased →0" in head
     accuracy, _ = overview_tables(comparison.overview)[0]
     assert [row[0] for row in accuracy.rows] == ["plain", "under_score", "most popular", "random"]
     assert accuracy.ruled == 2 and all(row < 2 for row, _ in accuracy.best)
