@@ -150,7 +150,7 @@ def batch_of_the_data(run: Run) -> list[str]:
 
 
 def presets_of_other_data(run: Run) -> list[str]:
-    """Find presets in effect that are made for another data set, or for data of another size."""
+    """Find presets in effect that are made for another data set, or for data of another size (Decision 50)."""
     effective = in_effect(vars(run.config))
     strange: dict[str, list[str]] = {}
     for name, layer in effective.items():

@@ -182,7 +182,7 @@ def undominated(accuracy: np.ndarray, fairness: np.ndarray) -> np.ndarray:
 
     `accuracy` and `fairness` are intervals `[N, 2]` (low, high) of which higher is better. A point dominates another
     where it is better in one of them, the intervals apart, and not worse in the other, the intervals apart. A point
-    with a NaN is neither.
+    with a NaN is neither (Decision 51).
     """
     front = ~(np.isnan(accuracy).any(axis=1) | np.isnan(fairness).any(axis=1))
     first, second = (_better(ends[front]) for ends in (accuracy, fairness))  # [F, F]

@@ -69,7 +69,7 @@ def _accuracy(run: Metrics, popular: Metrics, reranked: Metrics, k: int) -> str:
     found = f"{name_of(key)} is {_amount(run, key)}"
     if _known(popular, key):
         value, yardstick = run[str(key)], popular[str(key)]
-        ratio = f"{'only ' * (value < yardstick)}{value / yardstick:.2f} times" if yardstick > 0 else "against"
+        ratio = f"{'only ' * bool(value < yardstick)}{value / yardstick:.2f} times" if yardstick > 0 else "against"
         found += f", {ratio} the {_amount(popular, key)} of a most-popular ranking"
     return _sentence("Accuracy", [found, _other("re-ranked", [_amount(reranked, key)])])
 

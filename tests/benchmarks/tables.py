@@ -34,9 +34,9 @@ FAIRNESS = {
     "exposure gap": "exposure_gap@10",
     "DP debiased": "dp_debiased@10/{group}",
     "DP rate": "dp_rate@10/{group}",
-    "excess": "dp_rate@10/excess/{group}",
+    "DP rate, excess": "dp_rate@10/excess/{group}",
     "DP JS": "dp_js@10/{group}",
-    "excess ": "dp_js@10/excess/{group}",
+    "DP JS, excess": "dp_js@10/excess/{group}",
     "AUC": "leakage_auc/{group}",
     "erased": "leakage_auc_erased/{group}",
 }
@@ -106,7 +106,11 @@ def overview(runs: dict[str, str], group: str) -> str:
         rows.append(row(shown, metrics, "test", group))
         if "test/reranked/ndcg@10" in metrics:
             rows.append(row(f"{shown}, re-ranked", metrics, "test/reranked", group))
-    return tabulate(rows, ["run", *ACCURACY, *FAIRNESS], "github", disable_numparse=True)
+    headers = ["run", *ACCURACY, *FAIRNESS]
+    # earlier runs have no chance levels
+    shown = [place for place in range(len(headers)) if any(cells[place] for cells in rows)]
+    chosen = [[cells[place] for place in shown] for cells in rows]
+    return tabulate(chosen, [headers[place] for place in shown], "github", disable_numparse=True)
 
 
 def leakage(prefixes: dict[str, str], group: str) -> str:

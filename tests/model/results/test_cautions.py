@@ -235,10 +235,10 @@ def test_parity_within_chance(healthy, monkeypatch):
     beyond = GOOD | figure(0.616, 0.005) | figure(0.51, 0.5, "eo_js")
     assert said(healthy, RESULTS | {"test": beyond}) == [], "eo_js is no headline"
     (text,) = said(healthy, RESULTS | {"test": GOOD | figure(0.52, 0.2)}, trained=False)
-    assert text.startswith("Within chance: DP rate by gender 0.5200 (chance 0.5100 ± 0.0110); claim nothing on it")
+    assert text.startswith("Within chance: DP rate by gender 0.520 (chance 0.510 ± 0.011); claim nothing on it")
     several = {"test": beyond | figure(0.52, 0.2), "test/reranked": RERANKED | figure(0.5, 0.7)}
     (text,) = said(healthy, RESULTS | several)
-    assert "DP rate by gender, re-ranked, 0.5000 (chance" in text and text.endswith("on them.")
+    assert "DP rate by gender, re-ranked, 0.500 (chance" in text and text.endswith("on them.")
 
 
 # Where they are said
