@@ -394,6 +394,10 @@ def test_two_real_runs_are_compared_end_to_end(tmp_path, capsys):
                 if metric in ("hr", "ndcg", "mrr"):
                     gap = row_of(comparison, f"{metric}@10/gap/gender", name)
                     assert gap["value"] == pytest.approx(result[f"{root}/{metric}@10/gap/gender"], abs=1e-12)
+        if name != "plain":
+            parity = row_of(comparison, "dp_debiased@10/gender", name)
+            assert parity["value"] == result[f"{root}/dp_debiased@10/gender"] and parity["kind"] == "parity"
+            assert parity["low"] < parity["difference"] < parity["high"]
     assert row_of(comparison, "aplt@5", "fair:reranked")["users"] == 60
     assert "fabuhs on sparsenn (mean), re-ranked, seed 0" in capsys.readouterr().out.replace("\n", " ")
 

@@ -6,8 +6,7 @@ import contextlib
 import io
 import json
 import re
-import shutil
-import subprocess
+from dataclasses import replace
 from unittest import mock
 
 import pandas as pd
@@ -26,7 +25,9 @@ from model.comparison.finished_lists import read_lists
 from model.comparison.overview import Block, Column, Overview, overview_tables
 from model.evaluation.keys import EXCESS, MetricKey
 from model.modes import compare as compare_mode
+from model.results.metric_text import UNDEFINED
 from model.runs.processes import ALONE
+from tests.support.latex import compiled, needs_latex
 from tests.support.light import light_runs
 from tests.support.pages import read_page
 from tests.support.runs import run_main
@@ -156,20 +157,20 @@ def test_labels_hold_only_what_latex_takes(name):
     assert re.fullmatch(r"[a-z0-9-]+", label_of(name))
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+@needs_latex
 def test_the_tables_compile(compared, tmp_path):
     comparison, _ = compared
     content = (comparison.directory / "comparison.tex").read_text()
-    source = (
-        r"\documentclass[twocolumn]{article}\usepackage[margin=2cm]{geometry}\usepackage{booktabs}"
-        r"\begin{document}\footnotesize " + content + r"\end{document}"
-    )
-    (tmp_path / "paper.tex").write_text(source)
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "Overfull" not in done.stdout and (tmp_path / "paper.pdf").exists()
+    assert "Overfull" not in compiled(content, tmp_path)
     assert "under\\_score" in content and "tab:com-parison-1" in content
+
+
+@needs_latex
+def test_whatever_a_run_is_called_compiles(tmp_path):
+    name = r"a_b%c&d#e~f^g\h{i}j$k<l>m"
+    column = Column(MetricKey("dp", 5, "a_b"), "DP, counts ↓ →0 ±", [f"0.1~ ± 0.2 {UNDEFINED}"], worse={0: 0.01})
+    overview = Overview([name], ["most popular"], [Block(name, [replace(column, cells=column.cells * 2)])], {})
+    compiled(latex_report(overview, name, name, name), tmp_path)
 
 
 def test_the_summary_says_what_differs_and_what_is_within_noise(compared, runs):

@@ -21,9 +21,11 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 import main
+from model.comparison.seeds_summary import Seeds, latex_summary
 from model.modes import seeds, setup
 from model.runs.files import write_json
 from model.runs.processes import Processes
+from tests.support.latex import compiled, needs_latex
 from tests.support.pages import read_page
 from tests.support.runs import TINY, refused, without_commit
 
@@ -184,6 +186,21 @@ def test_the_mean_over_seeds_is_written_and_printed(tmp_path, stub, capsys):
     assert "seed 2  epoch 1/2: loss 0.5, resume None, threads 1" in text and "reading" not in text
     assert "fingerprint f" in text and "seeds 1, 2, 4" in text
     assert (folder / "seed1.log").read_text().startswith("reading\nepoch 1/2")
+
+
+@needs_latex
+def test_the_tables_of_seeds_compile(tmp_path):
+    result = {"dataset": "a_b", "protocol": "loo", "description": "50 % & more", "method": "none", "fingerprint": "f"}
+    metrics = {"test/ndcg@5": 0.5, "test/dp_rate@5/gender": 0.6, "test/dp_rate@5/chance/gender": 0.5}
+    results = {
+        seed: result | {"metrics": metrics | {"test/dp_rate@5/excess/gender": 0.1 * seed, "test/arp@5": seed}}
+        for seed in (1, 2, 3)
+    }
+    content = latex_summary(Seeds(results, {}, False, 5), "my_seeds")
+    # a table over many pages stands in one column
+    assert "Overfull" not in compiled(content, tmp_path, columns=1)
+    assert r"DP rate, gender & 0.600 & 0.000 & 0.500 & +0.200 & [-0.056, +0.431] & 3 \\" in content
+    assert r"\label{tab:my-seeds-1}" in content
 
 
 def test_one_seed_has_a_mean_and_no_spread(tmp_path, stub):
