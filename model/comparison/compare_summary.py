@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from data.messages import counted
 from model.comparison.compare import USED
 from model.comparison.finished import Finished
 from model.evaluation.keys import MetricKey
@@ -54,8 +55,11 @@ def _line(subject: str, keys: Sequence[MetricKey], rows: Mapping, over_seeds: Ma
         ]
         what = _what(key)
         parts.append(f"{what} is {_amount(baseline, key)} in {baseline.name}; {', '.join(told)}")
+    if not parts:
+        return ""
     more = len(runs) - 1 - len(others)
-    return f"{subject}: {'. '.join(parts)}{f'; {more} more runs are below' if more else ''}." if parts else ""
+    rest = f"; {counted(more, 'more run')} below" if more else ""
+    return f"{subject}: {'. '.join(parts)}{rest}."
 
 
 def _what(key: MetricKey) -> str:

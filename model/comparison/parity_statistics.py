@@ -171,6 +171,8 @@ def leave_parts_out(
         return whole - own
 
     sizes = np.bincount(codes) - np.bincount(part * num_groups + codes, minlength=PARTS * num_groups).reshape(PARTS, -1)
+    # a group of whom nobody is left has no rates
+    sizes = np.where(sizes > 0, sizes, np.nan)
     values: dict[str, list[np.ndarray]] = {row.name: [] for row in rows}
     at_once = max(1, CELLS // max(1, num_groups * len(items)))
     for start in range(0, PARTS, at_once):

@@ -194,6 +194,19 @@ def test_parts_of_users_left_out_equal_a_literal_loop(monkeypatch):
         assert blocks[name] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_group_that_is_left_out_whole_has_no_pairs():
+    codes = np.repeat([0, 1, 2], [30, 20, 1])
+    topk = drawn(np.random.default_rng(0), codes, leaning(2.0, 3))
+    found = leave_parts_out(topk, topk, codes, [row for row in parity_rows() if row.name == "dp_rate"])["dp_rate"]
+    counts, sizes = count_by_group(topk[:50], codes[:50], ITEMS)
+    without = float(relative_difference(counts, sizes))
+    # the part of the lonely user is the one that moves the mean over pairs most
+    whole = [float(relative_difference(*count_by_group(np.delete(topk, one, 0), np.delete(codes, one), ITEMS)))
+             for one in range(50)]  # fmt: skip
+    assert np.isfinite(found).all()
+    assert found.max() - found.min() == pytest.approx(abs(without - np.mean(whole)), rel=0.2)
+
+
 def test_the_interval_of_a_change_by_parts_in_closed_form():
     first, second = np.zeros(100), np.full(100, 0.01)
     half = stats.t(99).ppf(0.975) * 0.1
