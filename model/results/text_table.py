@@ -121,7 +121,8 @@ def fitted(table: Table, blocks: Sequence[int]) -> list[Table]:
         Table(
             f"{head} ({number}){comma}{rest}",
             [table.headers[0], *(table.headers[place] for place in part)],
-            [[row[0], *(row[place] for place in part)] for row in table.rows],
+            # what was measured in other parts alone has no row here
+            [[row[0], *(row[place] for place in part)] for row in table.rows if any(row[place] for place in part)],
             note=table.note if number == len(parts) else "",
             best=frozenset(
                 (row, column) for column, place in enumerate(part, 1) for row, old in table.best if old == place
