@@ -16,10 +16,10 @@ from absl.testing import flagsaver
 
 import main
 from model.comparison import run_parity, statistics
-from model.evaluation import metric_table
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import MetricKey
-from model.evaluation.metric_table import BETTER, COLUMNS, EXPOSURE, METRICS, PARETO, RUN, Metric, markdown
+from model.evaluation.metric_table import BETTER, COLUMNS, EXPOSURE, METRICS, PARETO, RUN, Metric
+from model.evaluation.metrics_page import markdown
 from model.results.metric_text import ARROWS
 from tests.support.pages import read_page
 from tests.support.runs import TINY, refused, run_main
@@ -67,7 +67,7 @@ def test_bounds_are_numbers_and_their_words_follow():
 
 def test_the_page_of_metrics_is_current():
     text = (ROOT / "model/results/METRICS.md").read_text(encoding="utf-8")
-    assert text == markdown(), "run python -m model.evaluation.metric_table > model/results/METRICS.md"
+    assert text == markdown(), "run python -m model.evaluation.metrics_page > model/results/METRICS.md"
 
 
 def test_the_table_is_light():
@@ -109,7 +109,7 @@ def test_a_metric_is_one_row(tmp_path, monkeypatch, capsys):
     assert kinds == {"paired", "gap"}
     assert "& novelty" in (tmp_path / "both/comparison.tex").read_text()
     assert "Mean item number" in (tmp_path / "both/accuracy_against_fairness.svg").read_text()
-    assert "| `novelty@K` |" in metric_table.markdown()
+    assert "| `novelty@K` |" in markdown()
 
 
 def test_a_metric_without_a_row_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):
