@@ -446,8 +446,8 @@ def relative_difference(counts: np.ndarray, sizes: np.ndarray | None = None) -> 
     """Average |n0 - n1| / (n0 + n1) over the items shown to either group: 0 (parity) to 1, `[...]`.
 
     `counts [..., G, I]` are how often each group is shown each item, leading axes alternatives such as permutations of
-    the groups; `sizes [G]` divides them (None: raw counts). More than two groups: the mean over pairs, a pair shown
-    nothing being undefined and left out. NaN where no pair is defined.
+    the groups; `sizes [..., G]` divides them (None: raw counts). More than two groups: the mean over pairs, a pair
+    shown nothing being undefined and left out. NaN where no pair is defined.
     """
 
     def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -458,7 +458,7 @@ def relative_difference(counts: np.ndarray, sizes: np.ndarray | None = None) -> 
         part /= np.maximum(both, np.finfo(np.float64).tiny)
         return _over(part.sum(axis=-1), shown)
 
-    return _mean_over_pairs(counts if sizes is None else counts / sizes[:, None], distance)
+    return _mean_over_pairs(counts if sizes is None else counts / sizes[..., None], distance)
 
 
 # a Jensen-Shannon divergence below this is rounding
@@ -502,14 +502,28 @@ def debiased_difference(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """
     shared = counts @ np.swapaxes(counts, -1, -2)  # [..., G, G]: pairs of shows of the same item
     own = np.diagonal(shared, axis1=-2, axis2=-1) - counts.sum(axis=-1)  # [..., G]: without a user's pair with itself
+    return signed_root(mean_contrast(own, shared, sizes))
+
+
+def mean_contrast(own: np.ndarray, shared: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Average (W - B) / (W + B) over pairs of groups, `[...]`; undefined ones are left out.
+
+    `own [..., G]` counts the items that ordered pairs of different users of a group share, `shared [..., G, G]` those
+    of users of two groups (its diagonal is not read), and `sizes [..., G]` the groups' users. See
+    `debiased_difference`.
+    """
     within = _over(own, np.broadcast_to(sizes * (sizes - 1.0), own.shape))
     values = []
-    for first, second in combinations(range(len(sizes)), 2):
-        mean = (within[..., first] + within[..., second]) / 2
-        between = shared[..., first, second] / (sizes[first] * sizes[second])
+    for first, second in combinations(range(own.shape[-1]), 2):
+        pairs = np.broadcast_to(sizes[..., first] * sizes[..., second], own.shape[:-1])
+        mean, between = (within[..., first] + within[..., second]) / 2, _over(shared[..., first, second], pairs)
         values.append(_over(mean - between, mean + between))
-    value = _mean_of_defined(values, counts.shape[:-2])
-    return np.sign(value) * np.sqrt(np.abs(value))
+    return _mean_of_defined(values, own.shape[:-1])
+
+
+def signed_root(values: np.ndarray) -> np.ndarray:
+    """Take the root of the sizes of `values`, with their signs."""
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def demographic_parity(topk: np.ndarray, codes: np.ndarray, num_items: int, by_rate: bool = False) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,22 @@ import pandas as pd
 
 from data.messages import suggestion
 from fairness_utils import mean_defined
-from model.evaluation.keys import ListKey, MetricKey, by_list, choose_list, is_result, short_name, split_key
+from model.evaluation.keys import (
+    REFERENCE,
+    ListKey,
+    MetricKey,
+    by_list,
+    choose_list,
+    is_result,
+    short_name,
+    split_key,
+    yardsticks_of,
+)
 from model.runs.config import shown_network
 
 USER = "user"
 FOLDER_OF_SEEDS = "seeds.json"
+NUMBER = re.compile(r"\d[\d.,]*")
 # what must be the same for numbers of two runs to be comparable: name in the files -> what it is called
 FACTS = {
     "dataset": "data set",
@@ -33,7 +45,8 @@ class Finished:
 
     `facts` are by the names of `FACTS`; `metrics` by key without the root; `values` have one row per user (sorted by
     the data set's own id, the index) and a column per metric ("ndcg@10"), means over seeds; `groups` are the same
-    users' labels.
+    users' labels. `yardsticks` are metrics by the name of a yardstick of the list's task, and `warnings` what the run
+    warned of (None: it is older than warnings). `folder` holds its files; of seeds, `parts` are the single ones.
     """
 
     name: str
@@ -44,6 +57,25 @@ class Finished:
     metrics: dict[str, float]
     values: pd.DataFrame
     groups: pd.DataFrame
+    folder: Path
+    yardsticks: dict[str, dict[str, float]]
+    warnings: tuple[str, ...] | None
+    parts: tuple[Finished, ...] = ()
+
+    @property
+    def singles(self) -> tuple[Finished, ...]:
+        """The run itself, or each seed of it."""
+        return self.parts or (self,)
+
+    @property
+    def is_yardstick(self) -> bool:
+        """Whether the list is a yardstick, and none that the run recommends."""
+        return ListKey.parse(self.root).source == REFERENCE
+
+    def codes(self, attribute: str) -> tuple[np.ndarray, list[str]]:
+        """Give the users' groups as codes `[T]` (-1: unknown) and their labels, in alphabetical order."""
+        codes, labels = pd.factorize(self.groups[attribute], sort=True)
+        return codes, list(map(str, labels))
 
     @property
     def ks(self) -> list[int]:
@@ -105,7 +137,7 @@ def load(spec: str, output_dir: Path) -> Finished:
         return _load_one(spec, folder, chosen)
     content = read_json(folder / FOLDER_OF_SEEDS)
     parts = [_load_one(f"{spec}, seed {seed}", folder / f"seed{seed}", chosen) for seed in content["seeds"]]
-    return _mean(spec, parts)
+    return _mean(spec, folder, parts)
 
 
 def _load_one(name: str, folder: Path, chosen: str) -> Finished:
@@ -118,6 +150,7 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
     measured = {column: split_key(column) for column in frame if is_result(column)}
     root = _chosen_list(name, list(dict.fromkeys(owner for owner, _ in measured.values())), chosen)
     columns = {column: metric for column, (owner, metric) in measured.items() if owner == root}
+    results = by_list(result["metrics"])
     # with several tasks a row may be of a user whom this task does not ask
     frame = frame[frame[list(columns)].notna().any(axis=1)]
     parts = [result["method"], "re-ranked" if ListKey.parse(root) == ListKey(reranked=True) else chosen]
@@ -129,9 +162,12 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
         root=root,
         seeds=() if result.get("seed") is None else (result["seed"],),
         facts={fact: result.get(fact, config.get(fact)) for fact in FACTS},
-        metrics=by_list(result["metrics"]).get(root, {}),
+        metrics=results.get(root, {}),
         values=frame[list(columns)].rename(columns=columns).astype(np.float64),
         groups=frame[[column for column in frame if column not in measured]],
+        folder=folder,
+        yardsticks={yardstick: results[text] for yardstick, text in yardsticks_of(root, results).items()},
+        warnings=tuple(result["warnings"]) if "warnings" in result else None,
     )
 
 
@@ -174,7 +210,7 @@ def check_comparable(runs: Iterable[Finished], remedy: str) -> None:
             raise ValueError(f"{first.name} and {other.name} differ in {reason}; {remedy}")
 
 
-def _mean(name: str, parts: list[Finished]) -> Finished:
+def _mean(name: str, folder: Path, parts: list[Finished]) -> Finished:
     """The mean over seeds: of each user's values (undefined where one seed's is) and of each metric's defined ones."""
     check_comparable(parts, "seeds of one run are averaged only over the same data and users")
     first = parts[0]
@@ -191,7 +227,25 @@ def _mean(name: str, parts: list[Finished]) -> Finished:
         metrics=metrics,
         values=pd.DataFrame(total / len(parts), first.values.index, columns),
         groups=first.groups,
+        folder=folder,
+        yardsticks=first.yardsticks,
+        warnings=counted_warnings([part.warnings for part in parts]),
+        parts=tuple(parts),
     )
+
+
+def counted_warnings(of_seeds: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
+    """List what seeds warned of, each with how many of them did; what differs in its numbers alone is one warning.
+
+    None where no seed knows of warnings.
+    """
+    if all(warnings is None for warnings in of_seeds):
+        return None
+    kinds: dict[str, list[str]] = {}
+    for warnings in of_seeds:
+        for kind, text in {NUMBER.sub("0", text): text for text in warnings or ()}.items():
+            kinds.setdefault(kind, []).append(text)
+    return tuple(f"{len(texts)} of {len(of_seeds)} seeds: {texts[0]}" for texts in kinds.values())
 
 
 def _mean_of(key: str, parts: list[Finished]) -> float:

@@ -1,7 +1,7 @@
-"""Statistics of finished runs: a mean over seeds, and paired comparisons of two runs over the same users.
+"""Statistics of finished runs: a mean over seeds, and paired comparisons of two runs over the same users or seeds.
 
-Arrays in, numbers out. Users are the sample: an interval says what other users of the same kind might have given, not
-what other seeds might.
+Arrays in, numbers out. Where users are the sample an interval says what other users of the same kind might have given;
+where seeds are, what other seeds might; and where both are, what either might.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import expit, logit, ndtri, stdtrit
 
 from fairness_utils import mean_defined
 
-CONFIDENCE = 0.95
+LEVEL = 0.05
+CONFIDENCE = 1 - LEVEL
 RESAMPLES = 5_000
+# so many standard errors to each side hold the middle of a normal distribution
+NORMAL = float(ndtri((1 + CONFIDENCE) / 2))
 SEED = 20_260_101
 # differences are rounded to this many decimals: what is left of equal values after averaging is no difference, and a
 # test on ranks would take it for one
@@ -68,9 +71,25 @@ class GapChange:
     high: np.ndarray
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Summarise the defined `values [S]` over seeds: mean, spread and Student's 95 % interval of the mean.
+@dataclass(frozen=True)
+class Change:
+    """Changes of M figures, each field `[M]`: means of `baseline` and `other`, and `difference`, other less baseline,
+    with its interval from `low` to `high`, over `seeds` and, where these are a sample too, `users`."""
 
+    baseline: np.ndarray
+    other: np.ndarray
+    difference: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: np.ndarray
+    users: np.ndarray
+
+
+def summarise(values: Sequence[float], bounds: tuple[float, float] = (-np.inf, np.inf)) -> Summary:
+    """Summarise the defined `values [S]` over seeds: mean, spread and 95 % interval of the mean.
+
+    The interval is Student's on a scale without ends, the mean's standard error taken there by the delta method: the
+    logit between two `bounds`, the logarithm above one, the values themselves without any. So it stays between them.
     Spread and interval of fewer than two values are NaN, and so is everything of none.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -79,8 +98,26 @@ def summarise(values: Sequence[float]) -> Summary:
     if count < 2:
         return Summary(count, mean, np.nan, np.nan, np.nan)
     std = float(defined.std(ddof=1))
-    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * std / np.sqrt(count)
-    return Summary(count, mean, std, mean - half, mean + half)
+    low, high = _within(bounds, mean, _student(count) * std / np.sqrt(count))
+    return Summary(count, mean, std, float(low), float(high))
+
+
+def _student(count: int) -> float:
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+
+
+def _within(bounds: tuple[float, float], mean: float, half: float) -> np.ndarray:
+    """The ends of an interval of `half` to each side of the mean, turned so that they stay within `bounds`: `[2]`."""
+    low, high = bounds
+    steps = np.array([-half, half])
+    # values that are all at a bound do not spread
+    if half == 0 or np.isinf(low):
+        return mean + steps
+    if np.isinf(high):
+        return low + (mean - low) * np.exp(steps / (mean - low))
+    share = (mean - low) / (high - low)
+    slope = 1 / (share * (1 - share) * (high - low))
+    return low + (high - low) * expit(logit(share) + slope * steps)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -230,3 +267,73 @@ def _gaps(means: list[np.ndarray]) -> np.ndarray:
 def _gap_changes(means: list[np.ndarray]) -> np.ndarray:
     before, after = np.split(_gaps(means), 2)
     return after - before
+
+
+def compare_seeds(baseline: np.ndarray, other: np.ndarray) -> Change:
+    """Compare M figures `[M, S]` of two runs over the same seeds: Student's interval of the mean paired difference.
+
+    Seeds without a value in both are left out; with fewer than two there is no interval.
+    """
+    columns = {name: np.full(len(baseline), np.nan) for name in Change.__dataclass_fields__}
+    defined = ~(np.isnan(baseline) | np.isnan(other))
+    columns["seeds"], columns["users"] = defined.sum(axis=1), np.zeros(len(baseline), dtype=np.int64)
+    for rows, mask in _families(defined):
+        pair, count = [run[np.ix_(rows, mask)] for run in (baseline, other)], int(mask.sum())
+        if count:
+            columns["baseline"][rows], columns["other"][rows] = (run.mean(axis=1) for run in pair)
+            columns["difference"][rows] = (pair[1] - pair[0]).mean(axis=1)
+        if count > 1:
+            half = _student(count) * (pair[1] - pair[0]).std(axis=1, ddof=1) / np.sqrt(count)
+            columns["low"][rows] = columns["difference"][rows] - half
+            columns["high"][rows] = columns["difference"][rows] + half
+    return Change(**columns)
+
+
+def compare_users_within_seeds(baseline: np.ndarray, other: np.ndarray, resamples: int = RESAMPLES) -> Change:
+    """Compare per-user values `[M, S, T]` of two runs with the same seeds, where seeds and users are both a sample.
+
+    The interval is that of a percentile bootstrap that draws users and, independently, seeds (the pigeonhole bootstrap,
+    Owen 2007), of the S seeds S - 1 (Rao and Wu 1988: S would give too little spread where S is small). Users without a
+    value in all of both runs are left out; fewer than two users or seeds have no interval.
+    """
+    differences = other - baseline
+    metrics, seeds, _ = differences.shape
+    columns = {name: np.full(metrics, np.nan) for name in Change.__dataclass_fields__}
+    defined = ~np.isnan(differences).any(axis=1)  # [M, T]
+    columns["seeds"], columns["users"] = np.full(metrics, seeds), defined.sum(axis=1)
+    for rows, mask in _families(defined):
+        users = int(mask.sum())
+        if not users:
+            continue
+        columns["baseline"][rows], columns["other"][rows] = (
+            run[rows][..., mask].mean(axis=(1, 2)) for run in (baseline, other)
+        )
+        of_users = differences[rows][..., mask]  # [m, S, N]
+        columns["difference"][rows] = of_users.mean(axis=(1, 2))
+        if users > 1 and seeds > 1:
+            ends = _drawn(of_users.reshape(-1, users).T, len(rows), resamples)
+            columns["low"][rows], columns["high"][rows] = ends
+    return Change(**columns)
+
+
+def _drawn(values: np.ndarray, metrics: int, resamples: int) -> np.ndarray:
+    """The ends of the interval of the means of `values [N, M * S]`, users and seeds drawn again: `[2, M]`."""
+    generator = np.random.default_rng(SEED)
+    seeds, block = values.shape[1] // metrics, max(1, INDICES // len(values))
+    means = []
+    for start in range(0, resamples, block):
+        count = min(block, resamples - start)
+        of_seeds = _means(values, generator.integers(len(values), size=(count, len(values))))  # [M * S, B]
+        shares = generator.multinomial(seeds - 1, np.full(seeds, 1 / seeds), count) / (seeds - 1)  # [B, S]
+        means.append(np.einsum("msb,bs->mb", of_seeds.reshape(metrics, seeds, count), shares))
+    tail = (1 - CONFIDENCE) / 2
+    return np.quantile(np.concatenate(means, axis=1), [tail, 1 - tail], axis=1)
+
+
+def mean_interval(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the percentile bootstrap interval over users of the mean of per-user values `[M, T]`: its ends, `[M]`."""
+    low, high = np.full((2, len(values)), np.nan)
+    for rows, mask in _families(~np.isnan(values)):
+        if mask.sum() > 1:
+            low[rows], high[rows] = bootstrap([values[np.ix_(rows, mask)]], lambda means: means[0], resamples)
+    return low, high

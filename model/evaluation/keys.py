@@ -60,6 +60,13 @@ class MetricKey:
         """Whether the value depends on which users are in which group, so that it has a chance level."""
         return bool(self.spread) or self.metric.of_attribute
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value that there can be (inf: none)."""
+        low, high = self.judged_by.bounds
+        of_parts = {CHANCE_STD: (0.0, high - low), EXCESS: (low - high, high - low), P: (0.0, 1.0)}
+        return of_parts.get(self.part, (low, high))
+
     def of(self, part: str) -> MetricKey:
         """Name a part of this figure's chance level."""
         return replace(self, part=part)
@@ -168,6 +175,17 @@ def is_result(column: str) -> bool:
 def run_lists(results: Mapping[str, Any]) -> list[str]:
     """List the run's own lists among those of `results`, in order; the others are yardsticks."""
     return [name for name in results if ListKey.parse(name).source == TEST]
+
+
+def yardsticks_of(list_name: str, names: Iterable[str]) -> dict[str, str]:
+    """Find the lists among `names` that a list stands beside, those of its phase and task: yardstick -> name."""
+    # read as if there were one phase and task, so that these are at the beginning of the control
+    own, found = ListKey.parse(list_name), {}
+    for name in names:
+        other = ListKey.parse(name)
+        if other.source == REFERENCE and (not other.control or f"{own.control}/".startswith(f"{other.control}/")):
+            found[other.yardstick] = name
+    return found
 
 
 def choose_list(names: Iterable[str], chosen: str = "") -> str | None:

@@ -1,11 +1,12 @@
 """The metric table: every metric of the program, described once; tables, pictures and METRICS.md are derived from it.
 
-To add a metric, add a row to `METRICS`. `python -m model.evaluation.metric_table > model/results/METRICS.md` prints it.
+To add a metric, add a row to `METRICS`. `python -m model.evaluation.metrics_page > model/results/METRICS.md` prints it.
 The module stays light (no torch, no matplotlib): what computes a metric is named as "module:name" and loaded on use.
 """
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ PARETO = "pareto"  # a panel of accuracy against fairness
 EPOCHS = "epochs"  # the report's table of epochs
 HEADLINE = "headline"  # what a claim about parity is made on: the summary, and the first table of a comparison
 
+SHARE, SIGNED, UPWARDS = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
+JS_DISTANCE = (0.0, math.sqrt(math.log(2)))
+JS_MOST = f"{JS_DISTANCE[1]:.4f}, sqrt(ln 2)"
+
 BETTER = {
     "higher": "higher is better",
     "lower": "lower is better",
@@ -47,8 +52,9 @@ class Metric:
     """A row of the table.
 
     `name` is how keys begin (`ndcg` of `ndcg@10/tail`), `title` its long name, `head` its name as a column. `better` is
-    a key of `BETTER`. `definition` is one sentence with its source, `range` and `ideal` are texts. Tables show `scale`
-    times the value with `digits` decimals. `compute` is a function or "module:name" (None: another part measures it).
+    a key of `BETTER`. `definition` is one sentence with its source. Values are between `bounds` (inf: none above), of
+    which `most` says the upper one in words where it has some, and `ideal` is a text. Tables show `scale` times the
+    value with `digits` decimals. `compute` is a function or "module:name" (None: another part measures it).
     `at_k`: it depends on the cut-off K; `per_user`: it also has one value per user; `further`: it is computed only
     where a protocol's `Definitions` name it; `places`: where it is shown.
     """
@@ -58,7 +64,7 @@ class Metric:
     head: str
     kind: str
     better: str
-    range: str
+    bounds: tuple[float, float]
     ideal: str
     definition: str
     compute: str | Callable | None = None
@@ -68,6 +74,7 @@ class Metric:
     places: tuple[str, ...] = (RUN,)
     scale: float = 1
     digits: int = 3
+    most: str = ""
 
     def __post_init__(self):
         if self.kind not in KINDS or self.better not in BETTER:
@@ -82,6 +89,19 @@ class Metric:
         return self.kind in (PARITY, LEAKAGE)
 
     @property
+    def debiased(self) -> bool:
+        """Whether chance adds nothing to a parity metric, so that its excess is the value itself."""
+        return self.kind == PARITY and self.bounds[0] < 0
+
+    @property
+    def range(self) -> str:
+        """The bounds in words."""
+        low, high = self.bounds
+        if math.isinf(high) and not self.most:
+            return f"{low:g} upwards"
+        return f"{low:g} to {self.most or f'{high:g}'}"
+
+    @property
     def function(self) -> Callable:
         """What computes it."""
         return pkgutil.resolve_name(self.compute) if isinstance(self.compute, str) else self.compute
@@ -89,13 +109,13 @@ class Metric:
 
 def _accuracy(name: str, title: str, definition: str, compute: str, places: tuple[str, ...]) -> Metric:
     return Metric(
-        name, title, title, ACCURACY, "higher", "0 to 1", "1", definition, f"model.evaluation.metrics:{compute}",
+        name, title, title, ACCURACY, "higher", SHARE, "1", definition, f"model.evaluation.metrics:{compute}",
         per_user=True, places=places, scale=100, digits=2,
     )  # fmt: skip
 
 
 def _exposure(
-    name: str, title: str, head: str, better: str, bounds: str, ideal: str, definition: str, **more: Any
+    name: str, title: str, head: str, better: str, bounds: tuple[float, float], ideal: str, definition: str, **more: Any
 ) -> Metric:
     return Metric(
         name, title, head, EXPOSURE, better, bounds, ideal, definition, f"model.evaluation.metrics:{name}", **more
@@ -103,13 +123,19 @@ def _exposure(
 
 
 def _parity(
-    name: str, title: str, head: str, bounds: str, definition: str, better: str = "lower", **more: Any
+    name: str,
+    title: str,
+    head: str,
+    bounds: tuple[float, float],
+    definition: str,
+    better: str = "lower",
+    **more: Any,
 ) -> Metric:
     return Metric(name, title, head, PARITY, better, bounds, "0", definition, f"model.evaluation.parity:{name}", **more)
 
 
 def _leakage(name: str, title: str, head: str, definition: str, places: tuple[str, ...]) -> Metric:
-    return Metric(name, title, head, LEAKAGE, "lower", "0 to 1", "0.5", definition, at_k=False, places=places)
+    return Metric(name, title, head, LEAKAGE, "lower", SHARE, "0.5", definition, at_k=False, places=places)
 
 
 _ROWS = (
@@ -130,97 +156,99 @@ _ROWS = (
         "mrr", (RUN, COLUMNS),
     ),
     _exposure(
-        "gini", "Gini of exposure", "Gini", "lower", "0 to (I - 1)/I", "0",
+        "gini", "Gini of exposure", "Gini", "lower", SHARE, "0",
         "Gini index of the exposure (sum of 1/log2(position + 1)) that each of the I items gets, zeros included.",
-        places=(RUN, COLUMNS, PARETO, EPOCHS),
+        places=(RUN, COLUMNS, PARETO, EPOCHS), most="(I - 1)/I",
     ),
     _exposure(
-        "gini_count", "Gini of counts", "Gini, counts", "lower", "0 to (I - 1)/I", "0",
+        "gini_count", "Gini of counts", "Gini, counts", "lower", SHARE, "0",
         "Gini index of how often each of the I items is in a list, zeros included.",
+        most="(I - 1)/I",
     ),
     _exposure(
-        "coverage", "Catalogue coverage", "coverage", "higher", "0 to 1", "1",
+        "coverage", "Catalogue coverage", "coverage", "higher", SHARE, "1",
         "Share of the catalogue that is in at least one list.",
         places=(RUN, COLUMNS, PARETO, EPOCHS),
     ),
     _exposure(
-        "arp", "Average popularity (interactions)", "ARP", "lower", "0 to the largest degree", "no fixed value",
+        "arp", "Average popularity (interactions)", "ARP", "lower", UPWARDS, "no fixed value",
         "Mean number of train interactions of a list's items, mean over users.",
-        per_user=True, places=(RUN, COLUMNS), digits=1,
+        per_user=True, places=(RUN, COLUMNS), digits=1, most="the largest degree",
     ),
     _exposure(
-        "aplt", "Tail share of the list", "APLT", "higher", "0 to 1", "no fixed value",
+        "aplt", "Tail share of the list", "APLT", "higher", SHARE, "no fixed value",
         "Share of tail items in a list, mean over users.",
         per_user=True, places=(RUN, COLUMNS, PARETO, EPOCHS),
     ),
     _exposure(
-        "exposure_gap", "Tail's exposure less catalogue share", "exposure gap", "zero", "-1 to 1", "0",
+        "exposure_gap", "Tail's exposure less catalogue share", "exposure gap", "zero", SIGNED, "0",
         "The tail's share of exposure minus its share of the catalogue.",
         places=(RUN, PARETO),
     ),
     _exposure(
-        "dtr", "Exposure per interaction, tail/head", "DTR", "one", "0 upwards", "1",
+        "dtr", "Exposure per interaction, tail/head", "DTR", "one", UPWARDS, "1",
         "Disparate treatment ratio: the tail's exposure per train interaction over the head's (Singh and Joachims, KDD "
         "2018).",
     ),
     _parity(
-        "dp_debiased", "Demographic parity, debiased", "DP debiased", "-1 to 1",
+        "dp_debiased", "Demographic parity, debiased", "DP debiased", SIGNED,
         "Signed root of (W - B)/(W + B), W the mean number of items that the lists of two users of one group share, B "
         "of two users of different groups: |r0 - r1|/(r0 + r1) where the rates r of all items differ alike, and 0 in "
         "expectation where lists do not depend on the group, however concentrated they are (ours).",
         better="zero", places=(HEADLINE, RUN, COLUMNS, PARETO),
     ),
     _parity(
-        "eo_debiased", "Equal opportunity, debiased", "EO debiased", "-1 to 1",
+        "eo_debiased", "Equal opportunity, debiased", "EO debiased", SIGNED,
         "As DP debiased, of the items of a list that are hits.",
         better="zero",
     ),
     _parity(
-        "dp_code", "DP as FDA's code computes it", "DP, code", "0 to 1",
+        "dp_code", "DP as FDA's code computes it", "DP, code", SHARE,
         "DP as the code that FDA's authors released computes it: an item counts as two, one where it is a hit and one "
         "where it is not (Chen et al., WWW 2023).",
         further=True,
     ),
     _parity(
-        "eo_code", "EO as FDA's code computes it", "EO, code", "0 to 1",
+        "eo_code", "EO as FDA's code computes it", "EO, code", SHARE,
         "EO as the code that FDA's authors released computes it: hits of item 0 are lost (Chen et al., WWW 2023).",
         further=True,
     ),
     _parity(
-        "dp", "Demographic parity, raw counts", "DP, counts", "0 to 1",
+        "dp", "Demographic parity, raw counts", "DP, counts", SHARE,
         "Mean over covered items of |n0 - n1| / (n0 + n1), n_g the users of group g with the item in their list (Chen "
         "et al., WWW 2023); not 0 for a blind recommender where groups differ in size.",
     ),
     _parity(
-        "eo", "Equal opportunity, raw counts", "EO, counts", "0 to 1",
+        "eo", "Equal opportunity, raw counts", "EO, counts", SHARE,
         "As DP on raw counts, n_g the users of group g for whom the item is a hit (Chen et al., WWW 2023).",
     ),
     _parity(
-        "dp_rate", "Demographic parity, rates", "DP rate", "0 to 1",
+        "dp_rate", "Demographic parity, rates", "DP rate", SHARE,
         "As DP on raw counts, n_g divided by the size of the group: 0 in the limit for a blind recommender.",
         places=(RUN, COLUMNS),
     ),
     _parity(
-        "eo_rate", "Equal opportunity, rates", "EO rate", "0 to 1",
+        "eo_rate", "Equal opportunity, rates", "EO rate", SHARE,
         "As EO on raw counts, n_g divided by the size of the group.",
     ),
     _parity(
-        "dp_js", "Demographic parity, JS distance", "DP JS", "0 to 0.8326, sqrt(ln 2)",
+        "dp_js", "Demographic parity, JS distance", "DP JS", JS_DISTANCE,
         "Jensen-Shannon distance (natural logarithm) between the groups' distributions over shown items (Cofair, "
         "DP@K).",
-        places=(RUN, COLUMNS),
+        places=(RUN, COLUMNS), most=JS_MOST,
     ),
     _parity(
-        "eo_js", "Equal opportunity, JS distance", "EO JS", "0 to 0.8326, sqrt(ln 2)",
+        "eo_js", "Equal opportunity, JS distance", "EO JS", JS_DISTANCE,
         "Jensen-Shannon distance (natural logarithm) between the groups' distributions over hits (Cofair, EOpp@K).",
+        most=JS_MOST,
     ),
     Metric(
-        "gap", "Gap", "gap", SPREAD, "lower", "0 to 1", "0",
+        "gap", "Gap", "gap", SPREAD, "lower", SHARE, "0",
         "Largest minus smallest mean of a user group.", "model.evaluation.metrics:gap",
         places=(RUN, COLUMNS, PARETO),
     ),
     Metric(
-        "std", "Standard deviation", "std", SPREAD, "lower", "0 to 1/2", "0",
+        "std", "Standard deviation", "std", SPREAD, "lower", (0.0, 0.5), "0",
         "Population standard deviation of the user groups' means.", "model.evaluation.metrics:std",
         places=(),
     ),
@@ -252,7 +280,7 @@ _ROWS = (
         (),
     ),
     Metric(
-        "infeasible_users", "Users whose exposure floor is out of reach", "infeasible", COUNT, "lower", "0 upwards",
+        "infeasible_users", "Users whose exposure floor is out of reach", "infeasible", COUNT, "lower", UPWARDS,
         "0",
         "Users whose re-ranking pool has too few tail items for --exposure_floor.",
         at_k=False, places=(),
@@ -281,54 +309,3 @@ def of_kind(*kinds: str) -> list[Metric]:
 def shown_in(place: str) -> list[Metric]:
     """List the metrics that are shown in a place, in the order of the table."""
     return [row for row in METRICS.values() if place in row.places]
-
-
-def markdown() -> str:
-    """Write the table as a page."""
-    lines = [
-        "# Metrics",
-        "",
-        "Made from the metric table; do not edit. To make it again:",
-        "`python -m model.evaluation.metric_table > model/results/METRICS.md`",
-        "",
-        "All values are fractions unless the range says otherwise. Undefined is NaN (null in JSON), never 0. In keys",
-        "`@K` is the length of the list and `a` a user attribute; accuracy also comes as `.../head` and `.../tail`",
-        "(test items of the head, of the tail) and `.../a/label` (users of a group). With more than two groups parity",
-        "is the mean over pairs of groups and leakage macro one-vs-rest. Users of unknown group are left out of group",
-        "metrics.",
-        "",
-        "**Chance.** A figure by user group (parity, leakage, a spread) is not 0 where groups do not matter.",
-        "Beside each stand `name@K/chance/a` and `.../chance_std/a`, mean and standard deviation of the same",
-        "figure when the labels are permuted 200 times among the users, the lists as they are; `.../excess/a`,",
-        "the value less that mean; and `.../p/a`, the one-sided share of permutations that reach it. `~` marks a",
-        "value in their central 95 %.",
-        "",
-        f"**Headline.** A claim about parity is made on {_listed(shown_in(HEADLINE))}.",
-        "Neither the excess of a rate or distance nor its",
-        "number of standard deviations can carry one: both move with how concentrated the lists are and how large",
-        "the groups, also where the dependence on the group stays the same. The debiased figure compares users",
-        "with others alone, never with themselves: it is 0 where lists do not depend on the group, and the",
-        "planted difference of the rates where they do, in every setting that was tried",
-        "([measured](../../tests/benchmarks/results/README.md#which-parity-figure-a-claim-can-be-made-on)).",
-    ]
-    for kind, meaning in KINDS.items():
-        lines += ["", f"## {kind.capitalize()}: {meaning}", ""]
-        lines += ["| key | name | definition | range | ideal | better |", "|---|---|---|---|---|---|"]
-        for row in of_kind(kind):
-            cells = [f"`{_key_of(row)}`", row.title, row.definition, row.range, row.ideal, BETTER[row.better]]
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _listed(rows: list[Metric]) -> str:
-    return ", ".join(f"`{row.name}`" for row in rows)
-
-
-def _key_of(row: Metric) -> str:
-    if row.kind == SPREAD:
-        return f"(accuracy)@K/{row.name}/a"
-    return row.name + "@K" * row.at_k + "/a" * row.of_attribute
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

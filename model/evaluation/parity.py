@@ -21,7 +21,7 @@ class ByGroup:
     """What parity metrics read: how often each user group is shown each item, and how often it is a hit.
 
     `shown`, `hits` are counts `[..., G, I]` of G groups and I items, with further axes where groups are permuted;
-    `sizes [G]` are the groups' users, `items [I]` the ids of the items. A list holds an item at most once.
+    `sizes [..., G]` are the groups' users, `items [I]` the ids of the items. A list holds an item at most once.
     """
 
     shown: np.ndarray

@@ -9,9 +9,21 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import atomic_path
-from model.comparison.compare import FIELDS, USED, caption_of, common_cutoffs, comparison_rows, label_of
-from model.comparison.compare_report import Comparison, latex_report, terminal_report, write_report
+from model.comparison.compare import (
+    EXCESSES,
+    FIELDS,
+    USED,
+    caption_of,
+    common_cutoffs,
+    comparison_rows,
+    label_of,
+    method_of,
+)
+from model.comparison.compare_latex import latex_report
+from model.comparison.compare_report import Comparison, terminal_report, write_report
 from model.comparison.finished import Finished, check_comparable, find, load
+from model.comparison.overview import overview_of
+from model.comparison.run_parity import PERMUTATIONS, parity_of_runs
 from model.comparison.statistics import CONFIDENCE, RESAMPLES
 from model.results.pages import typed_command
 from model.runs.files import own_run_dir, write_frame, write_json
@@ -27,15 +39,18 @@ def compare_runs(settings: Settings, started: float, processes: Processes) -> Co
     runs = load_runs(settings.request.runs, config.output_dir)
     ks = common_cutoffs(runs, requested)
     with own_run_dir(config.output_dir, config.run_name) as directory:
-        rows = [row for other in runs[1:] for row in comparison_rows(runs[0], other, ks)]
-        table = pd.DataFrame(rows, columns=FIELDS).astype({"k": "Int64", "users": "Int64"})
+        parity = parity_of_runs(runs, ks)
+        rows = [row for other in runs[1:] for row in comparison_rows(runs[0], other, ks, parity)]
+        table = pd.DataFrame(rows, columns=FIELDS).astype({"k": "Int64", "users": "Int64", "seeds": "Int64"})
         comparison = Comparison(
             names=tuple(run.name for run in runs),
             labels=tuple(label_of(run) for run in runs),
             metrics={run.name: run.metrics for run in runs},
             k=ks[0],
             table=table,
-            caption=caption_of(runs, table, ks[0]),
+            overview=overview_of(runs, table, ks[0], parity),
+            caption=caption_of(runs, ks[0]),
+            method=method_of(runs, table, ks[0]),
             directory=directory,
         )
         _write(comparison, runs, ks)
@@ -67,17 +82,29 @@ def _write(comparison: Comparison, runs: Sequence[Finished], ks: Sequence[int]) 
     table, directory = comparison.table, comparison.directory
     write_frame(directory / "comparison.csv", table)
     with atomic_path(directory / "comparison.tex") as temporary:
-        temporary.write_text(latex_report(comparison, runs), encoding="utf-8")
+        data = f"{runs[0].facts['dataset']}, {len(runs[0].values):,} users"
+        latex = latex_report(comparison.overview, directory.name, data, f"{comparison.caption} {comparison.method}")
+        temporary.write_text(latex, encoding="utf-8")
     content = {
         "caption": comparison.caption,
+        "method": comparison.method,
         "facts": runs[0].facts,
         "k": comparison.k,
         "ks": list(ks),
         "users": len(runs[0].values),
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
+        "permutations": PERMUTATIONS,
         "runs": [
-            {"name": run.name, "label": run.label, "list": run.root, "seeds": run.seeds, "metrics": run.metrics}
+            {
+                "name": run.name,
+                "label": run.label,
+                "list": run.root,
+                "seeds": run.seeds,
+                "warnings": run.warnings,
+                "metrics": run.metrics,
+                "intervals": comparison.overview.intervals[run.name],
+            }
             for run in runs
         ],
         "rows": [_plain_row(row) for row in table.to_dict("records")],
@@ -88,8 +115,9 @@ def _write(comparison: Comparison, runs: Sequence[Finished], ks: Sequence[int]) 
 def _plain_row(row: dict) -> dict:
     """Give a row of the long table without columns that its kind does not use; an undefined number stays NaN."""
     names = ["baseline", "run", "kind", "k", "metric", *USED[row["kind"]]]
-    empty = {name for name in ("k", "attribute", "group") if pd.isna(row[name])}
-    whole = {name: int(row[name]) for name in ("k", "users") if not pd.isna(row[name])}
+    # not every row of a kind has a K, a group, or a chance level
+    empty = {name for name in ("k", "attribute", "group", "differs", *EXCESSES) if pd.isna(row[name])}
+    whole = {name: int(row[name]) for name in ("k", "users", "seeds") if not pd.isna(row[name])}
     return {name: row[name] for name in names if name not in empty} | {
         name: value for name, value in whole.items() if name in names
     }

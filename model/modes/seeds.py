@@ -17,11 +17,13 @@ import torch
 
 from data.messages import wrapped
 from model.comparison.finished import FOLDER_OF_SEEDS, read_json, read_result
-from model.comparison.seeds_summary import folder_name, summarise_seeds
+from model.comparison.seeds_page import write_seeds_page
+from model.comparison.seeds_summary import Seeds, folder_name, terminal_summary, write_summary
 from model.evaluation.evaluator import Evaluator
 from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
 from model.modes.setup import build, describe, prepare
+from model.results.pages import typed_command
 from model.runs.config import Config, differences
 from model.runs.files import lock_run_dir, reserve_run_dir
 from model.runs.processes import ALONE, Processes
@@ -116,13 +118,21 @@ def run_seeds(settings: Settings, processes: Processes) -> None:
         results = {seed: read_result(work.folder(seed)) for seed in seeds if seed not in failed}
         _check(work, results, expected)
         if results:
-            summarise_seeds(directory, results, failed, drawn, config.eval_k[0])
+            _summarise(directory, Seeds(results, failed, drawn, config.eval_k[0]))
     if failed:
         each = "; ".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
         raise ValueError(
             f"{len(failed)} of {len(seeds)} seeds failed ({each}); logs are in {directory}, and the same command with "
             f"--resume and --run_name={config.run_name} tries them again"
         )
+
+
+def _summarise(directory: Path, seeds: Seeds) -> None:
+    """Write what the seeds gave together, and print it."""
+    write_summary(directory, seeds)
+    write_seeds_page(directory, seeds, typed_command())
+    print(terminal_summary(seeds))
+    print(f"\nEvery metric is in {directory}: seeds.json, seeds.csv, seeds.tex, report.html", flush=True)
 
 
 def _estimate(work: Plan) -> None:

@@ -12,31 +12,44 @@ from model.results.metric_text import WITHIN
 
 # The first column is narrowed down to this, and longer words of a header are broken, where a table is too wide.
 NARROW = 24
+# behind what stands out in its column
+BEST = "*"
 
 Row = list[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts: the first `left` columns are aligned left, numbers right; `note` stands below it."""
+    """A table of texts: the first `left` columns are aligned left, numbers right; `note` stands below it.
+
+    `best` are the cells (row, column) that stand out: `BEST` is behind them, on a page they are bold. Below the first
+    `ruled` rows there is a rule (None: nowhere).
+    """
 
     caption: str
     headers: Row
     rows: list[Row]
     left: int = 1
     note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    ruled: int | None = None
 
     def text(self) -> str:
         """Write the table as the console shows it."""
         note = "\n".join(map(wrapped, self.note.splitlines()))
-        parts = (wrapped(self.caption), grid(self.headers, self.rows, self.left), note)
+        rows = [
+            [cell + BEST * ((place, column) in self.best) for column, cell in enumerate(row)]
+            for place, row in enumerate(self.rows)
+        ]
+        parts = (wrapped(self.caption), grid(self.headers, rows, self.left, self.ruled), note)
         return "\n".join(part for part in parts if part)
 
 
-def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
+def grid(headers: Row, rows: Sequence[Row], left: int = 1, ruled: int | None = None) -> str:
     """Write cells in aligned columns: the first `left` columns are aligned left, the others right.
 
-    Where that is wider than the console, headers are broken between words, and if need be the first column is.
+    Below the first `ruled` rows there is a rule (None: nowhere). Where that is wider than the console, headers are
+    broken between words, and if need be the first column is.
     """
     columns = _columns(headers, rows)
     widths = [max(map(len, column)) for column in columns]
@@ -55,7 +68,9 @@ def grid(headers: Row, rows: Sequence[Row], left: int = 1) -> str:
     height = max(map(len, header))
     lines = [*zip(*([""] * (height - len(cell)) + cell for cell in header), strict=True)]
     lines.append(tuple("-" * width for width in widths))
-    for row in body:
+    for place, row in enumerate(body):
+        if place == ruled:
+            lines.append(lines[height])
         lines += zip_longest(*row, fillvalue="")
     return "\n".join(
         "  ".join(
@@ -70,8 +85,8 @@ def _columns(headers: Row, rows: Sequence[Row]) -> list[Row]:
     """The columns, each with its header; numbers stay aligned where some of them have a mark behind."""
     columns = []
     for header, *cells in zip(headers, *rows, strict=True):
-        marked = any(cell.endswith(WITHIN) for cell in cells)
-        columns.append([header, *(cell + " " * (marked and not cell.endswith(WITHIN)) for cell in cells)])
+        marks = [len(cell) - len(cell.rstrip(WITHIN + BEST)) for cell in cells]
+        columns.append([header, *(cell + " " * (max(marks) - count) for cell, count in zip(cells, marks, strict=True))])
     return columns
 
 
@@ -109,6 +124,10 @@ def fitted(table: Table, blocks: Sequence[int]) -> list[Table]:
             # what was measured in other parts alone has no row here
             [[row[0], *(row[place] for place in part)] for row in table.rows if any(row[place] for place in part)],
             note=table.note if number == len(parts) else "",
+            best=frozenset(
+                (row, column) for column, place in enumerate(part, 1) for row, old in table.best if old == place
+            ),
+            ruled=table.ruled,
         )
         for number, part in enumerate(parts, 1)
     ]

@@ -14,10 +14,12 @@ from absl.testing import flagsaver
 from scipy import stats
 
 import main
-from model.comparison import compare, finished, statistics
+from model.comparison import compare, finished, run_parity, statistics
+from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.modes import compare as compare_mode
 from model.runs.files import write_frame, write_json
 from model.runs.processes import ALONE
+from tests.support.pages import read_page
 from tests.support.runs import TINY
 
 USERS = 30
@@ -29,13 +31,17 @@ PER_USER = ("hr", "ndcg", "mrr", "arp", "aplt")
 def few_resamples(monkeypatch):
     for module in (compare, compare_mode, statistics):
         monkeypatch.setattr(module, "RESAMPLES", 200)
-    for function in (statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap):
+    for function in (
+        statistics.compare_paired, statistics.compare_gaps, statistics.bootstrap, statistics.mean_interval,
+        statistics.compare_users_within_seeds,
+    ):  # fmt: skip
         monkeypatch.setattr(function, "__defaults__", (200,))
+    monkeypatch.setattr(run_parity, "PERMUTATIONS", 50)
 
 
-def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None, facts=None, attributes=None):
+def write_run(folder, seed=0, ks=(10, 5), shift=0.0, reranked=False, users=None, facts=None, attributes=None, draw=0):
     """A finished run's files with random per-user values, higher by `shift`."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed + draw)
     users = np.arange(1, USERS + 1) if users is None else users
     frame = {"user": users, "gender": np.where(np.arange(len(users)) % 3 == 0, "F", "M").astype(object)}
     frame |= attributes or {}
@@ -77,8 +83,8 @@ def refused(capsys, folder, runs, **values):
     with flagsaver.flagsaver(**flags), pytest.raises(SystemExit) as caught:
         main.main(["main.py"])
     assert caught.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
     assert not (folder / "comparison" / "comparison.json").exists()
     return error
 
@@ -130,8 +136,16 @@ def test_three_runs_make_two_pairs_and_all_files(tmp_path, capsys):
         write_run(tmp_path / name, seed=seed, shift=0.2 * seed)
     comparison = compared(tmp_path, ["a", "b", "c"])
     text = capsys.readouterr().out
-    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 120
-    for words in ("b against a", "c against a", "NDCG@10", "gender F", "fingerprint f1", "30 users", "200 resamples"):
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
+    for words in (
+        "b against a",
+        "c against a",
+        "NDCG@10 by user group",
+        "gender F",
+        "fingerprint f1",
+        "30 users",
+        "200 resamples",
+    ):
         assert words in re.sub(r"\s+", " ", text)
     assert comparison.names == ("a", "b", "c") and comparison.k == 10
     assert {path.name for path in comparison.directory.iterdir()} == {
@@ -154,26 +168,6 @@ def test_three_runs_make_two_pairs_and_all_files(tmp_path, capsys):
     shutil.rmtree(tmp_path / "comparison")
     compared(tmp_path, ["a", "b", "c"])
     assert (tmp_path / "comparison" / "comparison.json").read_bytes() == before
-
-
-def test_the_latex_table_marks_the_best_and_what_differs(tmp_path):
-    write_run(tmp_path / "plain_a")
-    write_run(tmp_path / "b", seed=1, shift=0.9)
-    comparison = compared(tmp_path, ["plain_a", "b"])
-    text = (tmp_path / "comparison" / "comparison.tex").read_text()
-    (a,) = re.findall(r"^plain\\_a & (.*) \\\\$", text, re.MULTILINE)
-    (b,) = re.findall(r"^b & (.*) \\\\$", text, re.MULTILINE)
-    header = next(line for line in text.splitlines() if line.startswith("run & ")).rstrip("\\ ").split(" & ")[1:]
-    first, second = (dict(zip(header, line.split(" & "), strict=True)) for line in (a, b))
-    ndcg = 100 * comparison.metrics["b"]["ndcg@10"]
-    assert second["NDCG"] == rf"\textbf{{{ndcg:.2f}}}$^{{***}}$"
-    assert "textbf" not in first["NDCG"] and "$" not in first["NDCG"]
-    # lower is better here, and equal values have no best
-    assert "textbf" in first["ARP"] and "textbf" not in second["ARP"]
-    assert second["Gini"] == r"\textbf{0.000}" and first["AUC"] == second["AUC"] == "0.750"
-    for word in ("booktabs", r"95 \%", r"plain\_a = none on sparsenn", "Holm"):
-        assert word in text
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
 
 
 def test_the_reranked_list_and_a_yardstick_of_a_run_can_be_compared_with_it(tmp_path):
@@ -201,6 +195,67 @@ def test_seeds_are_averaged_user_by_user(tmp_path):
     differences = np.mean(values, axis=0) - pd.read_parquet(tmp_path / "a" / "per_user.parquet")["test/hr@5"]
     assert row["p"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
     assert "mean of 3 seeds: 1, 2, 5" in comparison.labels[1] and "means over seeds" in comparison.caption
+
+
+def test_runs_of_the_same_seeds_are_compared_over_seeds_and_users_within_seeds(tmp_path, capsys):
+    write_seeds(tmp_path / "a", (1, 2, 5))
+    write_seeds(tmp_path / "b", (1, 2, 5), shift=0.1, draw=100)
+    write_seeds(tmp_path / "c", (1, 2))
+    comparison = compared(tmp_path, ["a", "b", "c"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "b: the same seeds as a, so compared over users, over seeds, and over users within seeds" in text
+    assert "Over the seeds 1, 2, 5, paired" in text and "Over users within seeds" in text
+    table = comparison.table
+    assert set(table[table["run"] == "c"]["kind"]) == {"paired", "gap", "untested"}
+    results = [
+        [json.loads((tmp_path / name / f"seed{seed}" / "result.json").read_text())["metrics"] for seed in (1, 2, 5)]
+        for name in "ab"
+    ]
+    for metric in ("hr@5", "arp@10"):
+        values = [[result[f"test/{metric}"] for result in of_run] for of_run in results]
+        expected = stats.ttest_rel(values[1], values[0]).confidence_interval(0.95)
+        (row,) = table[(table["kind"] == "seeds") & (table["metric"] == metric)].to_dict("records")
+        assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), rel=1e-6)
+        assert row["seeds"] == 3 and row["value"] - row["baseline_value"] == pytest.approx(row["difference"])
+    (row,) = table[(table["kind"] == "users within seeds") & (table["metric"] == "hr@5")].to_dict("records")
+    assert row["low"] < row["difference"] < row["high"] and (row["seeds"], row["users"]) == (3, USERS)
+    rows = json.loads((comparison.directory / "comparison.json").read_text())["rows"]
+    kept = next(row for row in rows if row["kind"] == "users within seeds")
+    assert set(kept) == {"baseline", "run", "kind", "k", "metric", *compare.USED["users within seeds"]}
+    page = read_page(comparison.directory / "report.html").text
+    assert "; with seeds [" in page
+
+
+def test_one_seed_says_nothing_about_others(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", seed=1)
+    comparison = compared(tmp_path, ["a", "b"])
+    assert "One seed each" in comparison.caption
+    error = capsys.readouterr().err
+    assert error.count("warning") == 1 and "differences in parity are not tested for a, b: " in error
+
+
+def test_figures_without_lists_show_their_excess(tmp_path):
+    for name, shift in (("a", 0.0), ("b", 0.2)):
+        write_run(tmp_path / name, shift=shift)
+        path = tmp_path / name / "result.json"
+        result = json.loads(path.read_text())
+        for key, value in (("leakage_auc/gender", 0.75 + shift), ("ndcg@10/gap/gender", 0.1 + shift)):
+            parts = {"": value, CHANCE: 0.1, CHANCE_STD: 0.02, EXCESS: value - 0.1, P: 0.5}
+            result["metrics"] |= {f"test/{MetricKey.parse(key).of(part)}": number for part, number in parts.items()}
+        write_json(path, result)
+    comparison = compared(tmp_path, ["a", "b"])
+    row = row_of(comparison, "leakage_auc/gender")
+    assert (row["chance"], row["baseline_excess"], row["excess"]) == pytest.approx((0.1, 0.65, 0.85))
+    # 0.2 is more than 1.96 times the root of twice 0.02 squared
+    assert row["excess_difference"] == pytest.approx(0.2) and row["differs"] is True
+    assert row_of(comparison, "ndcg@10/gap/gender")["excess_difference"] == pytest.approx(0.2)
+    assert not any("chance" in metric or "excess" in metric for metric in comparison.table["metric"])
+    parity = next(block for block in comparison.overview.blocks if block.title.startswith("Parity"))
+    columns = {column.header: column for column in parity.columns}
+    assert columns["NDCG gap"].cells[:2] == ["10.00~ ± 2.00", "30.00~ ± 2.00"]
+    assert columns["excess ↓"].cells[:2] == ["+0.00", "+20.00"]
+    assert columns["AUC ↓"].best == {0} and set(columns["AUC ↓"].worse) == {1}
 
 
 def test_equal_runs_differ_in_nothing(tmp_path):
@@ -231,7 +286,7 @@ def test_only_common_cutoffs_and_metrics_are_compared(tmp_path, capsys):
     write_frame(tmp_path / "b" / "per_user.parquet", frame[[name for name in frame if "arp" not in name]])
     comparison = compared(tmp_path, ["a", "b"])
     assert row_of(comparison, "arp@10")["kind"] == "untested"
-    assert "over the 4 metrics" in comparison.caption
+    assert "over the 4 metrics" in comparison.method
 
 
 def test_attributes_that_one_run_did_not_report_are_left_out(tmp_path):
@@ -339,6 +394,10 @@ def test_two_real_runs_are_compared_end_to_end(tmp_path, capsys):
                 if metric in ("hr", "ndcg", "mrr"):
                     gap = row_of(comparison, f"{metric}@10/gap/gender", name)
                     assert gap["value"] == pytest.approx(result[f"{root}/{metric}@10/gap/gender"], abs=1e-12)
+        if name != "plain":
+            parity = row_of(comparison, "dp_debiased@10/gender", name)
+            assert parity["value"] == result[f"{root}/dp_debiased@10/gender"] and parity["kind"] == "parity"
+            assert parity["low"] < parity["difference"] < parity["high"]
     assert row_of(comparison, "aplt@5", "fair:reranked")["users"] == 60
     assert "fabuhs on sparsenn (mean), re-ranked, seed 0" in capsys.readouterr().out.replace("\n", " ")
 

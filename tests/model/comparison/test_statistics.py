@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from model.comparison.statistics import (
     SEED,
@@ -16,7 +16,10 @@ from model.comparison.statistics import (
     cohen_d_z,
     compare_gaps,
     compare_paired,
+    compare_seeds,
+    compare_users_within_seeds,
     holm,
+    mean_interval,
     rank_biserial,
     summarise,
     wilcoxon,
@@ -41,6 +44,31 @@ def test_the_interval_over_seeds_is_student_s():
     found = summarise(values)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
     assert found.std == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "to", "back", "slope"),
+    [
+        ((0, 1), special.logit, special.expit, lambda mean: 1 / (mean * (1 - mean))),
+        ((-1, 1), lambda x: special.logit((x + 1) / 2), lambda x: 2 * special.expit(x) - 1, lambda m: 2 / (1 - m * m)),
+        ((0, math.inf), np.log, np.exp, lambda mean: 1 / mean),
+    ],
+)
+def test_the_interval_over_seeds_is_student_s_on_a_scale_without_ends(bounds, to, back, slope):
+    values = [0.02, 0.05, 0.4]
+    plain, found = summarise(values), summarise(values, bounds)
+    assert (found.count, found.mean, found.std) == (plain.count, plain.mean, plain.std)
+    half = (plain.high - plain.low) / 2 * slope(plain.mean)
+    expected = back(to(plain.mean) - half), back(to(plain.mean) + half)
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
+    assert plain.low < bounds[0] or bounds[0] == -1
+    assert bounds[0] < found.low < found.mean < found.high < bounds[1]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+def test_seeds_that_agree_have_an_interval_of_one_point(value):
+    found = summarise([value] * 3, (0, 1))
+    assert (found.low, found.mean, found.high) == (value, value, value)
 
 
 def test_undefined_values_are_no_seeds():
@@ -243,3 +271,63 @@ def test_a_gap_needs_two_groups_and_its_interval_two_users_of_each():
     undefined = np.array([[0.1, 0.4, NAN, NAN, 0.9, 0.8]])
     found = compare_gaps(undefined, 2 * undefined, np.array([0, 0, 1, 1, 2, 2]), 3, resamples=50)
     assert found.difference[0] == pytest.approx(0.6) and not math.isnan(found.low[0])
+
+
+def test_differences_over_seeds_are_student_s_of_pairs():
+    baseline, other = pairs(metrics=3, users=5)
+    baseline[1, 2], other[2, :4] = NAN, NAN
+    found = compare_seeds(baseline, other)
+    assert found.seeds.tolist() == [5, 4, 1]
+    for row, kept in ((0, [0, 1, 2, 3, 4]), (1, [0, 1, 3, 4])):
+        expected = stats.ttest_rel(other[row, kept], baseline[row, kept]).confidence_interval(0.95)
+        assert (found.low[row], found.high[row]) == pytest.approx((expected.low, expected.high), rel=1e-9)
+        assert found.difference[row] == pytest.approx((other - baseline)[row, kept].mean())
+    assert found.difference[2] == pytest.approx(other[2, 4] - baseline[2, 4]) and math.isnan(found.low[2])
+
+
+def seeds_and_users(generator, seeds, users, spread=0.3):
+    """Differences of 0 in truth: a part of the seed, a part of the user, and noise, `[1, S, T]`."""
+    return (
+        spread * generator.normal(size=(seeds, 1))
+        + generator.normal(size=users)
+        + generator.normal(size=(seeds, users))
+    )[None]
+
+
+def test_the_interval_of_users_within_seeds_is_a_literal_bootstrap_s():
+    generator = np.random.default_rng(0)
+    differences = seeds_and_users(generator, 4, 30)
+    baseline = generator.random(differences.shape)
+    found = compare_users_within_seeds(baseline, baseline + differences, resamples=4_000)
+    means = []
+    for _ in range(4_000):
+        users = generator.integers(30, size=30)
+        means.append(differences[0, generator.integers(4, size=3)][:, users].mean())
+    assert (found.low[0], found.high[0]) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.06)
+    assert (found.seeds[0], found.users[0]) == (4, 30)
+    assert found.difference[0] == pytest.approx(differences.mean())
+    baseline[0, 1, :3] = NAN
+    assert compare_users_within_seeds(baseline, baseline + differences, resamples=50).users[0] == 27
+    one = compare_users_within_seeds(baseline[:, :1], baseline[:, :1] + differences[:, :1])
+    assert math.isnan(one.low[0]) and one.difference[0] == pytest.approx(differences[0, 0].mean())
+
+
+@pytest.mark.slow
+def test_the_interval_of_users_within_seeds_holds_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    held = []
+    for _ in range(1_500):
+        differences = seeds_and_users(generator, 8, 60)
+        found = compare_users_within_seeds(np.zeros_like(differences), differences, resamples=400)
+        held.append(found.low[0] <= 0 <= found.high[0])
+    assert 0.90 <= np.mean(held) <= 0.975
+
+
+def test_the_interval_of_a_mean_is_the_bootstrap_s():
+    values, _ = pairs(metrics=2)
+    values[1, :4] = NAN
+    low, high = mean_interval(values, resamples=300)
+    for row, kept in ((0, slice(None)), (1, slice(4, None))):
+        expected = bootstrap([values[row : row + 1, kept]], lambda means: means[0], 300)
+        assert (low[row], high[row]) == pytest.approx((expected[0][0], expected[1][0]))
+    assert np.isnan(mean_interval(np.array([[0.5, NAN]]))).all()

@@ -19,6 +19,7 @@ from model.evaluation.keys import (
     is_result,
     run_lists,
     split_key,
+    yardsticks_of,
 )
 
 LABELS = st.sampled_from(["F", "25-34", "college/grad student", "K-12 student", "a@b"])
@@ -124,3 +125,13 @@ def test_a_key_without_a_known_metric_is_an_error_that_names_it(key):
 )
 def test_a_list_is_chosen_by_its_name_whole_or_short(names, chosen, found):
     assert choose_list(names.split(), chosen) == found
+
+
+def test_a_list_stands_beside_the_yardsticks_of_its_phase_and_task():
+    one = ["test", "test/reranked", "reference/popular", "reference/random"]
+    for name in one[:2]:
+        assert yardsticks_of(name, one) == {"popular": "reference/popular", "random": "reference/random"}
+    tasks = ["test/next/gender", "test/rest/gender", "reference/popular/next", "reference/popular/rest"]
+    assert yardsticks_of("test/rest/gender", tasks) == {"popular": "reference/popular/rest"}
+    assert yardsticks_of("test/next", tasks) == {"popular": "reference/popular/next"}
+    assert yardsticks_of("test/nex", tasks) == {}

@@ -21,9 +21,12 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 import main
+from model.comparison.seeds_summary import Seeds, latex_summary
 from model.modes import seeds, setup
 from model.runs.files import write_json
 from model.runs.processes import Processes
+from tests.support.latex import compiled, needs_latex
+from tests.support.pages import read_page
 from tests.support.runs import TINY, refused, without_commit
 
 FLAGS = flags.FLAGS
@@ -150,13 +153,22 @@ def test_on_a_gpu_seeds_take_turns(monkeypatch):
 def test_the_mean_over_seeds_is_written_and_printed(tmp_path, stub, capsys):
     run_seeds(stub(), seeds=["1", "2", "4"])
     folder = tmp_path / "runs" / "run"
-    names = {"seeds.json", "seeds.csv", "seeds.tex", *(f"seed{s}{end}" for s in (1, 2, 4) for end in ("", ".log"))}
+    names = {
+        "seeds.json",
+        "seeds.csv",
+        "seeds.tex",
+        "report.html",
+        *(f"seed{s}{end}" for s in (1, 2, 4) for end in ("", ".log")),
+    }
     assert {path.name for path in folder.iterdir()} == names
     content = json.loads((folder / "seeds.json").read_text())
     assert content["seeds"] == [1, 2, 4] and content["failed"] == {} and not content["drawn_by_seed"]
     found = content["metrics"]["test/ndcg@5"]
-    interval = stats.ttest_1samp([0.1, 0.2, 0.4], 0).confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    # Student's t on the logit: HR, NDCG and MRR are between 0 and 1
+    mean = 0.7 / 3
+    half = stats.t(2).ppf(0.975) * 0.1527525 / math.sqrt(3) / (mean * (1 - mean))
+    expected = [1 / (1 + math.exp(-(math.log(mean / (1 - mean)) + side * half))) for side in (-1, 1)]
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), rel=1e-5)
     assert (found["count"], found["mean"], found["std"]) == pytest.approx((3, 0.7 / 3, 0.152752), abs=1e-6)
     assert content["metrics"]["test/dtr@5"] == {
         "count": 0, "mean": None, "std": None, "low": None, "high": None, "values": [None] * 3,
@@ -164,12 +176,31 @@ def test_the_mean_over_seeds_is_written_and_printed(tmp_path, stub, capsys):
     frame = pd.read_csv(folder / "seeds.csv").set_index("metric")
     assert frame.loc["test/ndcg@5", ["seed1", "seed2", "seed4"]].tolist() == pytest.approx([0.1, 0.2, 0.4])
     latex = (folder / "seeds.tex").read_text()
-    assert r"NDCG@5 & 23.33 & 15.28 & [-14.61, 61.28] & 3 \\" in latex and "test/dtr@5 & -- & -- & -- & 0" in latex
+    assert rf"NDCG@5 & 23.33 & 15.28 & [{100 * expected[0]:.2f}, {100 * expected[1]:.2f}] & 3 \\" in latex
+    assert r"\label{tab:run-1}" in latex and "test/dtr@5 & -- & -- & -- & 0" in latex
+    page = read_page(folder / "report.html")
+    assert str(folder / "seed2" / "report.html") in page.text
+    assert "NDCG@5 is 23.33 % [" in page.text.replace("\N{NO-BREAK SPACE}", " ")
     text = capsys.readouterr().out
-    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 120
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
     assert "seed 2  epoch 1/2: loss 0.5, resume None, threads 1" in text and "reading" not in text
     assert "fingerprint f" in text and "seeds 1, 2, 4" in text
     assert (folder / "seed1.log").read_text().startswith("reading\nepoch 1/2")
+
+
+@needs_latex
+def test_the_tables_of_seeds_compile(tmp_path):
+    result = {"dataset": "a_b", "protocol": "loo", "description": "50 % & more", "method": "none", "fingerprint": "f"}
+    metrics = {"test/ndcg@5": 0.5, "test/dp_rate@5/gender": 0.6, "test/dp_rate@5/chance/gender": 0.5}
+    results = {
+        seed: result | {"metrics": metrics | {"test/dp_rate@5/excess/gender": 0.1 * seed, "test/arp@5": seed}}
+        for seed in (1, 2, 3)
+    }
+    content = latex_summary(Seeds(results, {}, False, 5), "my_seeds")
+    # a table over many pages stands in one column
+    assert "Overfull" not in compiled(content, tmp_path, columns=1)
+    assert r"DP rate, gender & 0.600 & 0.000 & 0.500 & +0.200 & [-0.056, +0.431] & 3 \\" in content
+    assert r"\label{tab:my-seeds-1}" in content
 
 
 def test_one_seed_has_a_mean_and_no_spread(tmp_path, stub):

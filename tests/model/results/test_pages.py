@@ -103,3 +103,12 @@ def test_the_page_of_a_run_begins_with_what_it_found(tmp_path):
     text = read_page(tmp_path / "run" / "report.html").text.replace("\N{NO-BREAK SPACE}", " ")
     places = [text.index(line) for line in lines]
     assert places == sorted(places) and places[-1] < text.index("data set")
+
+
+def test_what_stands_out_is_bold_and_yardsticks_are_below_a_rule(tmp_path):
+    table = Table("", ["", "x"], [["a", "1.5"], ["b", "2.5"], ["popular", "9"]], best=frozenset({(1, 1)}), ruled=2)
+    write_page(tmp_path / "report.html", "Page", "", [Section("All", tables=[table])])
+    source = (tmp_path / "report.html").read_text()
+    assert source.count('<td class="best">') == source.count('<tr class="ruled">') == 1
+    assert source.index('class="best"') < source.index('<tr class="ruled">') < source.index("popular")
+    read_page(tmp_path / "report.html")

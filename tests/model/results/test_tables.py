@@ -267,3 +267,24 @@ def test_columns_that_belong_together_are_not_cut_apart():
     assert [part.caption for part in parts] == [f"caption ({number}), and more" for number in (1, 2, 3)]
     assert [part.note for part in parts] == ["", "", "note"]
     assert fitted(table, [1] * 6)[0].headers == ["", "a", "b", "c"]
+
+
+def test_what_stands_out_is_marked_and_a_rule_cuts_rows_off():
+    rows = [["a", "1.5", "x"], ["b", "12.0~", "y"], ["popular", "3.0", "z"]]
+    table = Table("", ["", "n", "m"], rows, best=frozenset({(0, 1), (1, 1)}), ruled=2)
+    assert table.text().splitlines() == [
+        "              n  m",
+        "-------  ------  -",
+        "a         1.5*   x",
+        "b        12.0~*  y",
+        "-------  ------  -",
+        "popular   3.0    z",
+    ]
+
+
+def test_marks_and_rules_stay_where_a_table_is_cut():
+    names = [f"column-number-{number}" for number in range(9)]
+    table = Table("Many", ["", *names], [["a", *"123456789"], ["b", *"123456789"]], best=frozenset({(1, 9)}), ruled=1)
+    first, last = fitted(table, [1] * 9)[0], fitted(table, [1] * 9)[-1]
+    assert not first.best and last.best == {(1, len(last.headers) - 1)} and first.ruled == last.ruled == 1
+    assert last.text().splitlines()[-1].endswith("9*")
