@@ -4,7 +4,7 @@
 - Adversaries: reversed gradients (`reverse_gradient`, `ramp`), trained discriminators (`ConditionalAdversary`) and the
   linear one in closed form (`SolvedDiscriminator`).
 - Metrics: exposure of lists, and their parity between user groups.
-- Re-ranking: lists that share exposure between item groups (`rerank`, `rerank_ranking`).
+- Re-ranking: lists that share exposure between item groups (`rerank`).
 
 The file is long because the core stays together under the name that the published program gives it.
 """
