@@ -173,6 +173,7 @@ def test_the_tables_of_results_are_those_of_the_kept_runs(title):
 
 def test_the_table_of_fda_is_that_of_the_kept_runs():
     assert fda.table() in RESULTS
+    assert fda.above_chance() in RESULTS
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_tables():
