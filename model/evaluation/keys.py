@@ -17,6 +17,10 @@ TEST, REFERENCE, VALID, RERANKED = "test", "reference", "valid", "reranked"
 # permuted among the users (its chance level), the value less that mean, and the one-sided p of the permutations
 CHANCE, CHANCE_STD, EXCESS, P = "chance", "chance_std", "excess", "p"
 CHANCE_PARTS = (CHANCE, CHANCE_STD, EXCESS, P)
+# what the accuracy of a user group has beside its value: the 95 % interval of the mean over users, and of the hit rate
+# the users who were asked and those with a hit too
+LOW, HIGH, USERS, HITS = "low", "high", "users", "hits"
+PARTS = (*CHANCE_PARTS, LOW, HIGH, USERS, HITS)
 # rankings that a run's own stand beside: name in keys -> name in tables
 YARDSTICKS = {"popular": "most popular", "random": "random"}
 
@@ -26,8 +30,8 @@ class MetricKey:
     """A metric of one list: its name, its cut-off K (None: it has none), and of whom it is.
 
     `group` is a user attribute, or "head" or "tail" (items); `label` is one group of the attribute; `spread` ("gap" or
-    "std") says that the value is a spread between these groups. `part`, one of `CHANCE_PARTS`, says that the value is
-    not the figure itself but that part of its chance level.
+    "std") says that the value is a spread between these groups. `part`, one of `PARTS`, says that the value is not the
+    figure itself but a part of its chance level or of its interval.
     """
 
     name: str
@@ -51,7 +55,7 @@ class MetricKey:
         spread = part = ""
         if first in METRICS and METRICS[first].kind == SPREAD and rest:
             spread, (first, _, rest) = first, rest.partition("/")
-        if first in CHANCE_PARTS and rest:
+        if first in PARTS and rest:
             part, (first, _, rest) = first, rest.partition("/")
         return cls(name, int(k) if k else None, first, rest, spread, part)
 
@@ -68,7 +72,7 @@ class MetricKey:
         return of_parts.get(self.part, (low, high))
 
     def of(self, part: str) -> MetricKey:
-        """Name a part of this figure's chance level."""
+        """Name a part of this figure's chance level or interval."""
         return replace(self, part=part)
 
     @property

@@ -11,6 +11,7 @@ from data.protocols.base import Phase, Task
 from data.structs import Ranking
 from model.evaluation.chance import chance_levels
 from model.evaluation.evaluator import Evaluator
+from model.evaluation.intervals import group_intervals
 from model.evaluation.keys import REFERENCE, ListKey, MetricKey, flat
 from model.evaluation.metrics import evaluate
 from model.evaluation.ranker import Ranker
@@ -77,7 +78,8 @@ def ask_tests(run: Run, phase: Phase, ranker: Ranker, controls: Sequence[str] | 
         if ranking is not None:
             outcome = evaluate(ranking, split, run.groups, protocol.ks, protocol.definitions)
             levels = chance_levels(ranking, split, run.groups, protocol.ks, outcome, protocol.definitions)
-            answers.append(Answer(key, ranking, outcome.summary | levels | further, outcome.per_user))
+            intervals = group_intervals(outcome, ranking.users, run.groups)
+            answers.append(Answer(key, ranking, outcome.summary | levels | intervals | further, outcome.per_user))
 
     def ask(task: Task, key: ListKey, control: str) -> None:
         ranking = ranker.rank(task, split.test_histories, split, top, control, progress="test")

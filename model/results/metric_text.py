@@ -106,6 +106,11 @@ def excess_cell(metrics: Mapping[str, float | None], key: MetricKey) -> str:
     return "" if chance is None else cell(key, chance.excess, signed=True)
 
 
+def count_cell(metrics: Mapping[str, float | None], key: MetricKey) -> str:
+    """Write the count of `key` among `metrics` as text; nothing where it was not made."""
+    return f"{metrics[str(key)]:,.0f}" if str(key) in metrics else ""
+
+
 def interval(key: MetricKey, low: float, high: float, signed: bool = False) -> str:
     """Write an interval as text."""
     return UNDEFINED if math.isnan(low) else f"[{cell(key, low, signed)}, {cell(key, high, signed)}]"

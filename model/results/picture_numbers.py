@@ -8,7 +8,6 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from data.protocols.base import Phase
 from data.structs import Group, Histories, HistoryWeights, Split
@@ -21,6 +20,7 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
+from model.evaluation.intervals import mean_interval
 from model.evaluation.keys import EXCESS, MetricKey, validation_metrics
 from model.evaluation.metric_table import ACCURACY, EPOCHS, HEADLINE
 from model.evaluation.metrics import per_user_accuracy
@@ -29,7 +29,6 @@ from model.results import plots
 from model.results.metric_text import columns, name_of, parsed
 
 BUCKETS = 10
-LEVEL = 0.95
 TRADE_OFF_ALPHAS = tuple(step / 10 for step in range(11))
 
 
@@ -47,20 +46,6 @@ def bucket_shares(values: np.ndarray, buckets: np.ndarray) -> np.ndarray:
     """Compute each bucket's share of the total of `values [I]`: `[B]`; NaN where the total is 0."""
     total = np.sum(values)
     return np.bincount(buckets, weights=values) / (total if total > 0 else np.nan)
-
-
-def mean_interval(values: np.ndarray) -> np.ndarray:
-    """Compute the mean of fractions `[T]` and its 95 % interval by Student's t, cut off at 0 and 1: mean, low, high
-    `[3]`.
-
-    NaN values are left out; the interval of fewer than two values, or of equal ones, is NaN.
-    """
-    values = values[~np.isnan(values)]
-    mean, count = mean_defined(values), len(values)
-    if count < 2 or np.ptp(values) == 0:
-        return np.array([mean, np.nan, np.nan])
-    half = stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(count)
-    return np.array([mean, max(mean - half, 0.0), min(mean + half, 1.0)])
 
 
 def user_intervals(

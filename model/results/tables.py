@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from model.evaluation.keys import TEST, YARDSTICKS, ListKey, MetricKey
+from model.evaluation.keys import HIGH, HITS, LOW, TEST, USERS, YARDSTICKS, ListKey, MetricKey
 from model.evaluation.metric_table import ACCURACY, COLUMNS, COUNT, HEADLINE, METRICS, RUN, SPREAD, of_kind
 from model.results.metric_text import (
     LEGEND,
@@ -14,8 +14,10 @@ from model.results.metric_text import (
     arrow,
     cell_of,
     chance_cell,
+    count_cell,
     excess_cell,
     figure,
+    interval,
     name_of,
     parsed,
     short_name,
@@ -91,9 +93,10 @@ def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[
     first = next(iter(groups), None)
     inline = first if first is not None and fits_columns(groups[first]) else None
     tables = _accuracy_tables(runs, yardsticks, k, inline, groups)
-    for name in groups:
-        if name != inline:
-            tables += _group_tables(runs, k, name, groups[name])
+    for name, labels in groups.items():
+        counted = any(str(MetricKey("hr", k, name, label, part=HITS)) in runs[""] for label in labels)
+        if name != inline or counted:
+            tables += _group_tables(runs, k, name, labels)
     lists = {name or "this run": metrics for name, metrics in runs.items()} | yardsticks
     tables += _exposure_tables(lists, k)
     return [table for table in [*tables, *_parity_tables(lists, yardsticks, groups, k)] if table.rows]
@@ -119,15 +122,31 @@ def _accuracy_tables(runs, yardsticks, k: int, attribute: str | None, groups) ->
 
 
 def _group_tables(runs, k: int, attribute: str, labels: Sequence[str]) -> list[Table]:
-    columns = [(metric, run) for run in runs for metric in of_kind(ACCURACY)]
-    headers = [attribute] + [f"{metric.title}@{k}{', ' if run else ''}{run}" for metric, run in columns]
-    parts = {**{label: {"label": label} for label in labels}, "gap": {"spread": "gap"}}
-    rows = [
-        [label] + [figure(runs[run], MetricKey(metric.name, k, attribute, **part)) for metric, run in columns]
-        for label, part in parts.items()
-    ]
-    table = Table(f"Accuracy by {attribute}, in percent", headers, rows)
-    return fitted(table, [len(of_kind(ACCURACY))] * len(runs))
+    """The accuracy of each group: how many users and hits it rests on, and the interval of NDCG."""
+    headers, columns, blocks = [attribute], [], []
+    for run, metrics in runs.items():
+        before = len(columns)
+        for part in (HITS, USERS):
+            keys = [MetricKey("hr", k, attribute, label, part=part) for label in labels]
+            if any(str(key) in metrics for key in keys) and (part == HITS or not run):
+                headers.append(f"{part}{', ' if run else ''}{run}")
+                columns.append([count_cell(metrics, key) for key in keys] + [""])
+        for metric in of_kind(ACCURACY):
+            keys = [MetricKey(metric.name, k, attribute, label) for label in labels]
+            headers.append(f"{metric.title}@{k}{', ' if run else ''}{run}")
+            columns.append([*(cell_of(metrics, key) for key in keys), figure(metrics, _gap(metric.name, k, attribute))])
+            if metric.name == "ndcg" and any(str(key.of(LOW)) in metrics for key in keys):
+                headers.append("95 % interval")
+                columns.append(
+                    [interval(key, *(metrics[str(key.of(end))] for end in (LOW, HIGH))) for key in keys] + [""]
+                )
+        blocks.append(len(columns) - before)
+    rows = [list(row) for row in zip([*labels, "gap"], *columns, strict=True)]
+    return fitted(Table(f"Accuracy by {attribute}, in percent", headers, rows), blocks)
+
+
+def _gap(name: str, k: int, attribute: str) -> MetricKey:
+    return MetricKey(name, k, attribute, spread="gap")
 
 
 def _exposure_tables(lists: Mapping[str, Metrics], k: int) -> list[Table]:

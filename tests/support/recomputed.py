@@ -20,7 +20,7 @@ NAN = float("nan")
 def reported(folder: Path) -> dict[str, float]:
     """The figures of result.json that the files tell."""
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
-    others = {"chance", "chance_std", "excess", "p"}
+    others = {"chance", "chance_std", "excess", "p", "low", "high", "users", "hits"}
     names = [name for name in metrics if "leakage" not in name and not others & set(name.split("/"))]
     return {name: NAN if metrics[name] is None else metrics[name] for name in names}
 

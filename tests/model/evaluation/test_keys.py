@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.evaluation.keys import (
-    CHANCE_PARTS,
+    PARTS,
     REFERENCE,
     TEST,
     ListKey,
@@ -23,15 +23,17 @@ from model.evaluation.keys import (
 )
 
 LABELS = st.sampled_from(["F", "25-34", "college/grad student", "K-12 student", "a@b"])
-PARTS = st.sampled_from(["", *CHANCE_PARTS])
+SOME_PART = st.sampled_from(["", *PARTS])
 METRIC_KEYS = (
     st.builds(MetricKey, st.sampled_from(["hr", "ndcg", "gini", "arp"]), st.integers(1, 99))
     | st.builds(MetricKey, st.just("ndcg"), st.integers(1, 99), st.sampled_from(["head", "tail"]))
-    | st.builds(MetricKey, st.just("ndcg"), st.integers(1, 99), st.sampled_from(["gender", "age"]), LABELS)
+    | st.builds(
+        MetricKey, st.just("ndcg"), st.integers(1, 99), st.sampled_from(["gender", "age"]), LABELS, part=SOME_PART
+    )
     | st.builds(MetricKey, st.just("hr"), st.just(5), st.just("age"), st.just(""), st.sampled_from(["gap", "std"]))
-    | st.builds(MetricKey, st.sampled_from(["dp_rate", "eo_js"]), st.just(5), st.just("gender"), part=PARTS)
-    | st.builds(MetricKey, st.just("leakage_auc"), st.none(), st.just("gender"), part=PARTS)
-    | st.builds(MetricKey, st.just("hr"), st.just(5), st.just("age"), spread=st.just("gap"), part=PARTS)
+    | st.builds(MetricKey, st.sampled_from(["dp_rate", "eo_js"]), st.just(5), st.just("gender"), part=SOME_PART)
+    | st.builds(MetricKey, st.just("leakage_auc"), st.none(), st.just("gender"), part=SOME_PART)
+    | st.builds(MetricKey, st.just("hr"), st.just(5), st.just("age"), spread=st.just("gap"), part=SOME_PART)
     | st.just(MetricKey("infeasible_users"))
 )
 CONTROLS = st.sampled_from(["", "none", "gender+age", "t5", "a/b", "gini", "0.5"])
