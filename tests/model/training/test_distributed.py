@@ -264,7 +264,7 @@ def run_pair(folder, **values):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, light_main.__file__, *arguments_of(folder, values)]
     pair = [start(command, RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
     printed = [process.communicate(timeout=300) for process in pair]
