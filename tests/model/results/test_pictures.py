@@ -35,11 +35,12 @@ from model.runs.processes import ALONE
 from model.runs.streams import stream_seeds
 from model.sparsenn import SparseNN
 from model.training.progress import Progress
+from tests.support.light import light_runs
 from tests.support.pages import read_page
 from tests.support.pictures import blank_pictures, looks_drawn
 from tests.support.runs import run_main
 
-pytestmark = [pytest.mark.pictures, pytest.mark.probes]
+pytestmark = pytest.mark.pictures
 NAN = float("nan")
 DEGREES = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(np.array)
 
@@ -257,7 +258,8 @@ def finished(tmp_path_factory):
 
         patch.setattr(writer, "draw_run", draw)
         patch.setattr(main.sys, "argv", ["main.py", "--run_name=a 'b' & c"])
-        result = run_main(folder, **FAIR)
+        with light_runs(pictures=True):
+            result = run_main(folder, **FAIR)
     (arguments,) = asked
     return folder / "run", result, arguments
 
@@ -378,7 +380,6 @@ def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, cap
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     if broken != "font":
         blank_pictures(monkeypatch)
     if broken == "picture":
