@@ -3,8 +3,8 @@
 - Sampling: log weights from which histories are drawn (`catalogue_log_weights`, `fairness_history_weights`).
 - Adversaries: reversed gradients (`reverse_gradient`, `ramp`), trained discriminators (`ConditionalAdversary`) and the
   linear one in closed form (`SolvedDiscriminator`).
-- Metrics: exposure and parity of lists (`list_metrics` computes all of them).
-- Re-ranking: lists that share exposure between item groups (`rerank`, `rerank_ranking`).
+- Metrics: exposure of lists, and their parity between user groups.
+- Re-ranking: lists that share exposure between item groups (`rerank`).
 
 The file is long because the core stays together under the name that the published program gives it.
 """

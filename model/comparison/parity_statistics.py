@@ -59,7 +59,7 @@ def compare_excess(baseline: float, other: float, permuted_baseline: np.ndarray,
 
 
 def signed_square(values: np.ndarray | float) -> np.ndarray | float:
-    """Square, with the sign of `values`: undoes `signed_root`."""
+    """Square, with the sign of `values`: undoes `signed_root` (Decision 52)."""
     return values * np.abs(values)
 
 

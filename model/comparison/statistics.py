@@ -89,7 +89,8 @@ def summarise(values: Sequence[float], bounds: tuple[float, float] = (-np.inf, n
     """Summarise the defined `values [S]` over seeds: mean, spread and 95 % interval of the mean.
 
     The interval is Student's on a scale without ends, the mean's standard error taken there by the delta method: the
-    logit between two `bounds`, the logarithm above one, the values themselves without any. So it stays between them.
+    logit between two `bounds`, the logarithm above one, the values themselves without any: it stays between them
+    (Decision 53).
     Spread and interval of fewer than two values are NaN, and so is everything of none.
     """
     values = np.asarray(values, dtype=np.float64)

@@ -92,17 +92,20 @@ def row(name: str, metrics: dict, root: str, group: str) -> list[str]:
             value = "NaN"
         elif value != "":
             value = f"{100 * value:.2f}" if column in PERCENT else f"{value:.3f}"
+            if column == "DP debiased":
+                value += f" ± {metrics[f'{root}/dp_debiased@10/chance_std/{group}']:.3f}".replace("0.", ".")
         cells.append(value)
     return cells
 
 
 def overview(runs: dict[str, str], group: str) -> str:
     """Make a table of runs (shown name -> kept run), with their yardsticks and their re-ranked lists."""
-    rows = []
+    loaded = {name: load(name) for name in runs.values()}
+    # those of earlier runs have no chance levels
+    latest = max(loaded.values(), key=len)
+    rows = [row(which, latest, f"reference/{which}", group) for which in ("popular", "random")]
     for shown, name in runs.items():
-        metrics = load(name)
-        if not rows:
-            rows += [row(which, metrics, f"reference/{which}", group) for which in ("popular", "random")]
+        metrics = loaded[name]
         rows.append(row(shown, metrics, "test", group))
         if "test/reranked/ndcg@10" in metrics:
             rows.append(row(f"{shown}, re-ranked", metrics, "test/reranked", group))
@@ -129,6 +132,7 @@ def leakage(prefixes: dict[str, str], group: str) -> str:
 TABLES = {
     "MovieLens-1M": lambda: overview(
         {
+            "BPR-MF": "bprmf",
             "two towers, no history": "tuned-base",
             "BUHS mean": "tuned-buhs-mean",
             "BUHS attention": "tuned-buhs-attention",

@@ -74,7 +74,7 @@ def test_intervals_turn_with_their_metric():
     np.testing.assert_allclose(axis.values, [0.2, 0.1, NAN])
 
 
-def with_chance(value, excess, std=0.01, p=0.001, name="dp_debiased@10{}/gender"):
+def with_chance(value, excess, std=0.01, p=0.001, name="leakage_auc{}/gender"):
     """A figure by user group with its chance level."""
     parts = {"": value, "/chance": value - excess, "/chance_std": std, "/excess": excess, "/p": p}
     return {name.format(part): number for part, number in parts.items()}
@@ -83,9 +83,9 @@ def with_chance(value, excess, std=0.01, p=0.001, name="dp_debiased@10{}/gender"
 def test_what_chance_gives_too_counts_as_none():
     points = {"a": with_chance(0.5, 0.1), "b": with_chance(0.6, 0.015, p=0.1), "c": with_chance(0.4, -0.02, p=0.98)}
     assert fairness_metrics({name: {"ndcg@10": 0.1} | point for name, point in points.items()}, "ndcg@10") == [
-        "dp_debiased@10/excess/gender"
+        "leakage_auc/excess/gender"
     ]
-    axis = pareto._axis(points, "dp_debiased@10/excess/gender", None)
+    axis = pareto._axis(points, "leakage_auc/excess/gender", None)
     np.testing.assert_allclose(axis.goodness[:, 0], [-0.1, 0, 0])
     np.testing.assert_allclose(axis.values, [0.1, 0.015, -0.02])
     assert axis.chance == pytest.approx(1.96 * 0.01) and axis.label.replace("\n", " ").endswith("above chance ← better")
@@ -109,8 +109,8 @@ def test_panels_are_metrics_that_three_runs_have_at_the_same_cut_off():
     assert set(fairness_metrics(POINTS, "ndcg@20")) == {"gini@20", "leakage_auc/gender"}
     assert not fairness_metrics({name: POINTS[name] for name in ("BUHS", "FA-BUHS")}, "ndcg@10")
     # one run's chance level is not known, so that the figures themselves are drawn
-    mixed = {name: with_chance(0.5, 0.1) for name in "ab"} | {"c": {"dp_debiased@10/gender": 0.4}}
-    assert fairness_metrics(mixed, "ndcg@10") == ["dp_debiased@10/gender"]
+    mixed = {name: with_chance(0.5, 0.1) for name in "ab"} | {"c": {"leakage_auc/gender": 0.4}}
+    assert fairness_metrics(mixed, "ndcg@10") == ["leakage_auc/gender"]
 
 
 def test_the_picture_names_every_run_and_the_better_side(tmp_path):
@@ -129,7 +129,7 @@ def test_the_picture_names_every_run_and_the_better_side(tmp_path):
 
 def test_what_is_not_known_of_noise_is_said():
     assert "noise is not known" in how_to_read("run", ["gini@10"])
-    known = how_to_read("list", ["dp_debiased@10/excess/gender"], {"a": {"ndcg@10": (0.1, 0.2)}})
+    known = how_to_read("list", ["leakage_auc/excess/gender"], {"a": {"ndcg@10": (0.1, 0.2)}})
     assert "95 % intervals" in known and "shuffled among the users" in known and "not known" not in known
 
 
