@@ -32,13 +32,24 @@ CLEAN = {}
 
 @pytest.fixture
 def clean(tmp_path_factory):
-    """A function: kind of run -> its folder and result on the data as they are."""
+    """A function: kind of run -> its folder, its result and its last state, on the data as they are.
 
-    def done(kind):
-        if kind not in CLEAN:
-            folder = tmp_path_factory.mktemp(kind)
-            CLEAN[kind] = folder, run_main(folder, **KINDS[kind])
-        return CLEAN[kind]
+    With validation after each epoch or, as `every` says, after as many: with two the one at the end, so that nothing
+    is selected and the weights say how training went.
+    """
+
+    def done(kind, every=1):
+        if (kind, every) not in CLEAN:
+            folder, states, write = tmp_path_factory.mktemp(kind), [], train.write_state
+
+            def kept(path, config, fingerprint, training):
+                states.append(copy.deepcopy(training.state()))
+                write(path, config, fingerprint, training)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(train, "write_state", kept)
+                CLEAN[kind, every] = folder, run_main(folder, **KINDS[kind], eval_every=every), states[-1]
+        return CLEAN[kind, every]
 
     return done
 
@@ -91,7 +102,7 @@ def prepared(**values):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_test_items_leave_the_choice_of_epoch_and_the_weights_alone(tmp_path, monkeypatch, clean, kind):
-    folder, before = clean(kind)
+    folder, before, _ = clean(kind)
     read_as(monkeypatch, lambda data: ask_others(data, [0]))
     after = run_main(tmp_path, **KINDS[kind])
     assert after["fingerprint"] != before["fingerprint"]
@@ -102,15 +113,13 @@ def test_other_test_items_leave_the_choice_of_epoch_and_the_weights_alone(tmp_pa
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "compat"])
-def test_other_validation_items_leave_training_alone(tmp_path, monkeypatch, kind):
-    # one validation at the end: nothing is selected, so that weights say how training went
-    values = {**KINDS[kind], "eval_every": 2}
-    run_main(tmp_path / "clean", **values)
+def test_other_validation_items_leave_training_alone(tmp_path, monkeypatch, clean, kind):
+    folder, *_ = clean(kind, every=2)
     read_as(monkeypatch, lambda data: ask_others(data, [0, 1]))
-    run_main(tmp_path / "other", **values)
-    assert weights(tmp_path / "other") == weights(tmp_path / "clean")
-    assert curve(tmp_path / "other", "train/") == curve(tmp_path / "clean", "train/")
-    assert curve(tmp_path / "other", "valid/") != curve(tmp_path / "clean", "valid/")
+    run_main(tmp_path, **KINDS[kind], eval_every=2)
+    assert weights(tmp_path) == weights(folder)
+    assert curve(tmp_path, "train/") == curve(folder, "train/")
+    assert curve(tmp_path, "valid/") != curve(folder, "valid/")
 
 
 def statistics(**values):
@@ -215,25 +224,17 @@ def test_asking_twice_gives_the_same_answers(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_validation_leaves_training_where_it_was(tmp_path, monkeypatch, kind):
-    states, write = {}, train.write_state
-
-    def kept(path, config, fingerprint, training):
-        states[config.eval_every] = copy.deepcopy(training.state())
-        write(path, config, fingerprint, training)
-
-    monkeypatch.setattr(train, "write_state", kept)
-    for every in (1, 2):
-        run_main(tmp_path / str(every), **KINDS[kind], eval_every=every)
-    assert [len(curve(tmp_path / str(every), "train/")) for every in (1, 2)] == [2, 2]
-    assert curve(tmp_path / "1", "train/") == curve(tmp_path / "2", "train/")
+def test_validation_leaves_training_where_it_was(clean, kind):
+    (often, _, one), (seldom, _, other) = (clean(kind, every) for every in (1, 2))
+    assert len(curve(often, "train/")) == 2
+    assert curve(often, "train/") == curve(seldom, "train/")
     for part in ("backbone", "training", "generators"):
-        torch.testing.assert_close(states[1][part], states[2][part], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(one[part], other[part], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["mean", "compat"])
 def test_the_memory_for_ranking_does_not_change_results(tmp_path, clean, kind):
-    folder, large = clean(kind)
+    folder, large, _ = clean(kind)
     small = run_main(tmp_path, **KINDS[kind], eval_block_mb=1)
     assert small["epoch"] == large["epoch"]
     assert small["metrics"] == pytest.approx(large["metrics"], rel=1e-9, nan_ok=True)
@@ -268,7 +269,7 @@ def fitted(attackers):
     "values",
     [
         {},
-        {"synthesis_type": "gru", "upstream_compat": True},
+        {"upstream_compat": True},
         {"synthesis_type": "attention", "item_adversary": "user_attribute", "adversary_input": "pair"},
     ],
     ids=["mean", "compat", "pair"],
@@ -291,7 +292,7 @@ def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_
     assert draw is not setup.held_out_users and 0.1 < held_out.mean() < 0.3
     results, found = {}, {}
     turned = {"clean": np.zeros_like(held_out), "probe users": held_out}
-    if not values.get("synthesis_type"):
+    if not values.keys() & {"synthesis_type", "upstream_compat"}:
         turned["others"] = ~held_out
     for name, users in turned.items():
         with monkeypatch.context() as patch:

@@ -6,6 +6,7 @@ value; `flat` makes the keys that files hold, and `by_list` reads them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,7 @@ class MetricKey:
         return "/".join(text for text in (name, self.spread, self.part, self.group, self.label) if text)
 
     @classmethod
+    @functools.cache
     def parse(cls, text: str) -> MetricKey:
         """Read what `str` writes; ValueError where the metric table has no such metric."""
         name, _, of_whom = text.partition("/")

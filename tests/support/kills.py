@@ -9,5 +9,11 @@ KINDS = {
     "mean": {"synthesis_type": "mean", **FAIR, "rerank_fair": True},
     "attention": {"synthesis_type": "attention", **FAIR},
     "gru": {"synthesis_type": "gru", **FAIR, "sample_size": 3},
-    "compat": {"synthesis_type": "gru", "upstream_compat": True, "enable_fairness": True, "sample_size": 3},
+    "compat": {
+        "synthesis_type": "gru",
+        "upstream_compat": True,
+        "enable_fairness": True,
+        "num_negatives": 1,
+        "sample_size": 3,
+    },
 }

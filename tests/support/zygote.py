@@ -1,4 +1,4 @@
-"""A process that has imported the program and forks a child for each run: one to kill within a fraction of a second.
+"""A process that has loaded all of the program and forks a child for each run, to kill within a fraction of a second.
 
 `python -m tests.support.zygote` reads a request a line (JSON) and answers with a line: how the child ended and the
 processor time it took. Nothing here may use autograd or start threads before a fork.
@@ -6,6 +6,7 @@ processor time it took. Nothing here may use autograd or start threads before a 
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -16,16 +17,28 @@ import sys
 import time
 import traceback
 
-import pyarrow.parquet  # noqa: F401 (the program imports it late)
+import jinja2  # noqa: F401 (the program imports it late)
+import pyarrow.parquet  # noqa: F401 (likewise)
 import torch
 import torch._dynamo
 from absl.testing import flagsaver
 
+import data
 import main
+import model
+from model.results import pages
 from tests.support.light import light_runs
 from tests.support.runs import TINY
 
 POLL_SECONDS = 0.0005
+
+
+def load_all() -> None:
+    """Load what a run would load late, so that no child has to."""
+    for package in (data, model):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    pages._template()
 
 
 def kill_at(name: str, number: int, when: str) -> None:
@@ -100,6 +113,7 @@ def bear(request: dict) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    load_all()
     # pictures and probes take most of a tiny run's time, and are made from what a finished run holds
     with light_runs():
         print("ready", flush=True)

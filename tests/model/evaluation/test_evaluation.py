@@ -103,8 +103,9 @@ def test_ranks_do_not_depend_on_the_size_of_blocks(make_evaluator, tiny_phase, s
 
 @pytest.mark.parametrize("pairs", [1, 7, 100])
 def test_ranks_do_not_depend_on_the_size_of_tiles(make_evaluator, tiny_phase, monkeypatch, pairs):
-    whole = rank(make_evaluator(), tiny_phase)
-    monkeypatch.setattr(ranker, "CACHE_FLOATS", pairs)
+    evaluator = make_evaluator()
+    whole = rank(evaluator, tiny_phase)
+    monkeypatch.setattr(ranker, "CACHE_FLOATS", pairs * evaluator.backbone.floats_per_pair)
     assert_same(whole, rank(make_evaluator(), tiny_phase))
 
 

@@ -21,6 +21,7 @@ from model.evaluation.keys import MetricKey
 from model.evaluation.metric_table import BETTER, COLUMNS, EXPOSURE, METRICS, PARETO, RUN, Metric
 from model.evaluation.metrics_page import markdown
 from model.results.metric_text import ARROWS
+from tests.support.light import light_runs
 from tests.support.pages import read_page
 from tests.support.runs import TINY, refused, run_main
 
@@ -84,7 +85,8 @@ def test_a_metric_is_one_row(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METRICS, "novelty", NOVELTY)
     monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     for name, epochs in (("a", 1), ("b", 2)):
-        metrics = run_main(tmp_path / name, **FEW, epochs=epochs)["metrics"]
+        with light_runs():
+            metrics = run_main(tmp_path / name, **FEW, epochs=epochs)["metrics"]
         assert "Mean item number" in capsys.readouterr().out
         folder = tmp_path / name / "run"
         per_user = pd.read_parquet(folder / "per_user.parquet")

@@ -18,6 +18,7 @@ import main
 from data.datareader import READERS
 from data.readers.options import SyntheticOptions
 from data.readers.synthetic import read_synthetic
+from model.evaluation.evaluator import Evaluator
 from tests.support.light import light_runs
 from tests.support.runs import (
     TINY,
@@ -82,8 +83,8 @@ def popular(split):
     return frame.rename(columns={"train_degree": "score"})
 
 
-@pytest.mark.probes
-def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys):
+def test_the_lists_of_a_run_score_as_the_run_did(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {"leakage_auc/gender": 0.75})
     ks = ["5", "50", "10"]
     own = run_main(tmp_path, eval_k=ks, user_attribute=["gender", "occupation"])
     values = {"eval_k": ks, "user_attribute": ["gender", "occupation"]}

@@ -25,9 +25,10 @@ from model.comparison.seeds_summary import Seeds, latex_summary
 from model.modes import seeds, setup
 from model.runs.files import write_json
 from model.runs.processes import Processes
+from tests.support import light_main
 from tests.support.latex import compiled, needs_latex
 from tests.support.pages import read_page
-from tests.support.runs import TINY, refused, without_commit
+from tests.support.runs import ROOT, TINY, refused, without_commit
 
 FLAGS = flags.FLAGS
 OUTPUTS = ("result.json", "recommendations.parquet", "ranks.parquet", "per_user.parquet", "metrics.jsonl")
@@ -306,9 +307,16 @@ def outputs(folder):
     return {name: without_commit(folder / name) for name in OUTPUTS}
 
 
-@pytest.mark.probes
-@pytest.mark.parametrize("numbers", [(5,), pytest.param((0, 5), marks=pytest.mark.slow)], ids=str)
-def test_seeds_give_what_single_runs_give_byte_for_byte_whatever_the_hash_seed(tmp_path, capsys, monkeypatch, numbers):
+@pytest.mark.parametrize(
+    ("program", "numbers"),
+    [(light_main, (5,)), pytest.param(main, (0, 5), marks=[pytest.mark.slow, pytest.mark.probes])],
+    ids=["light", "whole"],
+)
+def test_seeds_give_what_single_runs_give_byte_for_byte_whatever_the_hash_seed(
+    tmp_path, capsys, monkeypatch, program, numbers
+):
+    monkeypatch.setattr(seeds, "MAIN", program.__file__)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # the runs of seeds have this one, the single runs here have this process's own
     monkeypatch.setenv("PYTHONHASHSEED", "1")

@@ -35,11 +35,12 @@ from model.runs.processes import ALONE
 from model.runs.streams import stream_seeds
 from model.sparsenn import SparseNN
 from model.training.progress import Progress
+from tests.support.light import light_runs
 from tests.support.pages import read_page
 from tests.support.pictures import blank_pictures, looks_drawn
 from tests.support.runs import run_main
 
-pytestmark = [pytest.mark.pictures, pytest.mark.probes]
+pytestmark = pytest.mark.pictures
 NAN = float("nan")
 DEGREES = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(np.array)
 
@@ -257,7 +258,8 @@ def finished(tmp_path_factory):
 
         patch.setattr(writer, "draw_run", draw)
         patch.setattr(main.sys, "argv", ["main.py", "--run_name=a 'b' & c"])
-        result = run_main(folder, **FAIR)
+        with light_runs(pictures=True):
+            result = run_main(folder, **FAIR)
     (arguments,) = asked
     return folder / "run", result, arguments
 
@@ -281,14 +283,16 @@ def test_a_run_has_every_picture_in_both_formats(finished):
     assert f"chosen: {plots.ALPHA} = 0.2, floor 0.1" in texts["rerank_trade_off"]
 
 
-def test_the_same_numbers_give_the_same_pictures(finished, tmp_path):
+def test_the_same_numbers_give_the_same_pictures_whatever_the_matplotlibrc(finished, tmp_path):
+    """No LaTeX is installed here, so a rc file that asks for it ends a picture that reads it."""
     folder, _, (of_run, _, *rest) = finished
-    drawn = pictures.draw_run(of_run, tmp_path, *rest)
+    settings = {"text.usetex": True, "font.family": "no such font", "figure.figsize": (1, 1), "lines.linewidth": 9}
+    with matplotlib.rc_context(settings):
+        drawn = pictures.draw_run(of_run, tmp_path, *rest)
     assert set(drawn) == OF_THIS_RUN
     for picture in drawn.values():
         assert picture.caption.endswith(".") and "{" not in picture.caption
-        for path in picture.paths:
-            assert path.read_bytes() == (folder / path.name).read_bytes()
+        assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in picture.paths)
 
 
 def test_pictures_change_no_result(finished, tmp_path, monkeypatch):
@@ -376,7 +380,6 @@ def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, cap
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Evaluator, "leakage", lambda *arguments: {})
     if broken != "font":
         blank_pictures(monkeypatch)
     if broken == "picture":
@@ -393,17 +396,6 @@ def test_a_picture_that_fails_costs_a_line_and_no_run(tmp_path, monkeypatch, cap
     assert "No space left on device" in warnings[0]
     if broken == "picture":
         assert len(warnings) == 1 and (tmp_path / "run" / "report.html").exists()
-
-
-def test_a_matplotlibrc_of_the_user_does_not_reach_in(tmp_path, finished):
-    """No LaTeX is installed here, so a rc file that asks for it ends a picture that reads it."""
-    folder, _, (of_run, _, *rest) = finished
-    settings = {"text.usetex": True, "font.family": "no such font", "figure.figsize": (1, 1), "lines.linewidth": 9}
-    with matplotlib.rc_context(settings):
-        drawn = pictures.draw_run(of_run, tmp_path, *rest)
-    assert set(drawn) == OF_THIS_RUN
-    for picture in drawn.values():
-        assert all(path.read_bytes() == (folder / path.name).read_bytes() for path in picture.paths)
 
 
 def test_results_are_on_disk_before_anything_is_drawn(tmp_path, monkeypatch):

@@ -354,6 +354,17 @@ def unwatched(loss, *optimisers, **options):
 
 
 SMALL = {"epochs": 2, "batch_size": 128}  # seven steps an epoch
+TABLES = tuple(f"{name}.parquet" for name in ("per_user", "recommendations", "ranks", "items"))
+COMPARED = ("result.json", "metrics.jsonl", *TABLES)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run leaves that nothing hindered."""
+    folder = tmp_path_factory.mktemp("whole")
+    with light_runs():
+        run_main(folder, **SMALL)
+    return folder / "run"
 
 
 @pytest.mark.parametrize(
@@ -365,7 +376,7 @@ SMALL = {"epochs": 2, "batch_size": 128}  # seven steps an epoch
         (unwatched, {"checkpoint_every": "0.000001min"}, "epoch 2: weights of"),
     ],
 )
-def test_a_loss_of_nan_ends_the_run_and_keeps_what_was_good(tmp_path, capsys, monkeypatch, step, values, where):
+def test_a_loss_of_nan_ends_the_run_and_keeps_what_was_good(tmp_path, capsys, monkeypatch, whole, step, values, where):
     with monkeypatch.context() as patch:
         patch.setattr(train, "update", spoiling(10, step))
         error = refused(capsys, tmp_path, **SMALL, **values)
@@ -374,9 +385,7 @@ def test_a_loss_of_nan_ends_the_run_and_keeps_what_was_good(tmp_path, capsys, mo
     assert finite_state(tmp_path)
     # what was spoilt by chance is not when the run goes on, and then nothing shows
     run_main(tmp_path, **SMALL, **values, resume=True)
-    run_main(tmp_path / "whole", **SMALL)
-    names = ("result.json", "metrics.jsonl", "recommendations.parquet")
-    assert all((tmp_path / "run" / n).read_bytes() == (tmp_path / "whole/run" / n).read_bytes() for n in names)
+    assert all((tmp_path / "run" / n).read_bytes() == (whole / n).read_bytes() for n in COMPARED)
 
 
 @pytest.mark.parametrize("values", [{}, {"enable_fairness": True}], ids=str)
@@ -409,19 +418,6 @@ def full(monkeypatch):
         patch.setattr(os, "replace", refuse)
 
     return fill
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """What a run leaves that nothing hindered."""
-    folder = tmp_path_factory.mktemp("whole")
-    with light_runs():
-        run_main(folder, **SMALL)
-    return folder / "run"
-
-
-TABLES = tuple(f"{name}.parquet" for name in ("per_user", "recommendations", "ranks", "items"))
-COMPARED = ("result.json", "metrics.jsonl", *TABLES)
 
 
 @pytest.mark.parametrize("name", ["per_user.parquet", "recommendations.parquet", "cost.json", "result.json"])

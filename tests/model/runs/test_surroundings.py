@@ -12,12 +12,14 @@ import pooch
 import pytest
 from filelock import FileLock
 
+import main
 from data.files import atomic_path, remove_unfinished
 from data.messages import counted, warn, without_warnings
 from model.results import writer
 from model.runs import files
 from model.runs.processes import ALONE, joined
 from model.runs.surroundings import TORCHRUN, _lenient, torchrun_ranks
+from tests.support import light_main
 from tests.support.raw_files import movielens_bytes, write
 from tests.support.runs import FLAGS, ROOT, TINY, refused, run_main
 
@@ -162,22 +164,24 @@ def test_a_reader_that_has_gone_and_a_full_disk_are_no_errors():
     print("nowhere", file=_lenient(None))
 
 
-COMMAND = [sys.executable, "main.py"] + [
-    f"--{name}={','.join(value) if isinstance(value, list) else value}" for name, value in TINY.items()
-]
+ARGUMENTS = [f"--{name}={','.join(value) if isinstance(value, list) else value}" for name, value in TINY.items()]
 
 
-def test_a_run_ends_well_without_a_reader_and_with_an_old_encoding(tmp_path):
+@pytest.mark.parametrize(
+    "program", [light_main, pytest.param(main, marks=pytest.mark.slow)], ids=["light", "with pictures and probes"]
+)
+def test_a_run_ends_well_without_a_reader_and_with_an_old_encoding(tmp_path, program):
     """One process: standard output is a pipe that nobody reads, standard error is ASCII."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     rc = str(tmp_path / "matplotlibrc")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [*COMMAND, f"--output_dir={tmp_path}", "--epochs=1"],
+        [sys.executable, program.__file__, *ARGUMENTS, f"--output_dir={tmp_path}", "--epochs=1"],
         cwd=ROOT,
         env={
             **os.environ,
+            "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "PYTHONIOENCODING": "ascii",
             "WORLD_SIZE": "many",

@@ -109,7 +109,8 @@ def kill_and_resume(zygote, tmp_path, whole, kind, kills, seed):
         turn += 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# the others are among the very many moments
+@pytest.mark.parametrize("kind", ["none", "mean", "compat"])
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(zygote, tmp_path, whole, kind):
     kill_and_resume(zygote, tmp_path, whole, kind, 2, "default")
 

@@ -239,12 +239,12 @@ def test_time_adds_up_over_resumptions(tmp_path, monkeypatch):
 def test_a_phase_of_two_stages_and_two_passes_goes_on_too(tmp_path, monkeypatch):
     monkeypatch.setattr(METHODS["none"], "stages", lambda self: ("first", "second"))
     monkeypatch.setattr(METHODS["none"], "passes", lambda self, stage, epoch: ("one", "two"))
-    run_main(tmp_path / "whole", **KINDS["none"])
-    # second pass of the first epoch, end of the first stage, second stage
-    for number in (STEPS + 3, 4 * STEPS, 7 * STEPS + 2):
+    run_main(tmp_path / "whole", **KINDS["none"], epochs=1)
+    # second pass of the first stage, its end, second stage
+    for number in (STEPS + 3, 2 * STEPS, 3 * STEPS + 2):
         folder = tmp_path / str(number)
-        cut_off(monkeypatch, folder, "none", train, "update", number, terminate)
-        run_main(folder, **KINDS["none"], resume=True)
+        cut_off(monkeypatch, folder, "none", train, "update", number, terminate, epochs=1)
+        run_main(folder, **KINDS["none"], epochs=1, resume=True)
         assert outputs(folder) == outputs(tmp_path / "whole")
 
 
