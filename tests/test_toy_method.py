@@ -255,7 +255,8 @@ def test_the_console_shows_controls_side_by_side_within_its_width(tmp_path, caps
     metrics = run_main(tmp_path, **TOY)["metrics"]
     text = capsys.readouterr().out
     table = text[text.index("data set") :]
-    assert max(map(len, table.splitlines())) <= WIDTH
+    # a path is never cut
+    assert max(len(line) for line in table.splitlines() if str(tmp_path) not in line) <= WIDTH
     for control in ("none", "half", "strong"):
         (line, *_) = (line.split() for line in table.splitlines() if line.startswith(control))
         assert line[1:3] == [f"{100 * metrics[f'test/{control}/{name}@5']:.2f}" for name in ("hr", "ndcg")]
