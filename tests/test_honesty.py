@@ -25,6 +25,8 @@ from tests.support.kills import KINDS
 from tests.support.runs import TINY, run_main
 
 READING = {kind: values for kind, values in KINDS.items() if kind != "none"}
+# attention and gru read a history in the same way: whole runs of gru are for the slow suite
+RUNS = [pytest.param(kind, marks=pytest.mark.slow) if kind == "gru" else kind for kind in KINDS]
 
 
 CLEAN = {}
@@ -100,7 +102,7 @@ def prepared(**values):
 # --- Test items, validation items ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RUNS)
 def test_other_test_items_leave_the_choice_of_epoch_and_the_weights_alone(tmp_path, monkeypatch, clean, kind):
     folder, before, _ = clean(kind)
     read_as(monkeypatch, lambda data: ask_others(data, [0]))
@@ -112,7 +114,7 @@ def test_other_test_items_leave_the_choice_of_epoch_and_the_weights_alone(tmp_pa
     assert curve(tmp_path, "") == curve(folder, "")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "compat"])
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "compat"])
 def test_other_validation_items_leave_training_alone(tmp_path, monkeypatch, clean, kind):
     folder, *_ = clean(kind, every=2)
     read_as(monkeypatch, lambda data: ask_others(data, [0, 1]))
@@ -223,7 +225,7 @@ def test_asking_twice_gives_the_same_answers(kind):
         np.testing.assert_equal(other.per_user, one.per_user)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RUNS)
 def test_validation_leaves_training_where_it_was(clean, kind):
     (often, _, one), (seldom, _, other) = (clean(kind, every) for every in (1, 2))
     assert len(curve(often, "train/")) == 2

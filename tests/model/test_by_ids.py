@@ -418,6 +418,7 @@ def test_adversaries_train_on_vectors_of_ids(name, tmp_path):
     assert metrics["test/ndcg@10"] > metrics["reference/random/ndcg@10"]
 
 
+@pytest.mark.slow
 @pytest.mark.probes
 @pytest.mark.pictures
 def test_pictures_and_probes_need_no_history(tmp_path):

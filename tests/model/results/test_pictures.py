@@ -340,6 +340,7 @@ def test_the_page_of_a_run_says_all_and_needs_nothing_else(finished):
     assert all(f"{row['train/adversary/user']:.4f}" in text for row in rows)
 
 
+@pytest.mark.slow
 def test_an_evaluated_checkpoint_has_its_pictures_too(finished, tmp_path):
     folder, result, (of_run, *_) = finished
     values = {"mode": "evaluate", "checkpoint": str(folder), "output_dir": str(tmp_path), "run_name": "again"}
