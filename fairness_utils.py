@@ -429,15 +429,16 @@ def count_by_group(topk: np.ndarray, codes: np.ndarray, num_items: int) -> tuple
 def _mean_over_pairs(counts: np.ndarray, distance: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Average a `distance` of two groups over all pairs of `counts [..., G, I]`; undefined ones are left out."""
     pairs = combinations(np.moveaxis(counts, -2, 0), 2)
-    return _mean_of_defined([distance(first, second) for first, second in pairs], counts.shape[:-2])
+    return means_defined([distance(first, second) for first, second in pairs], counts.shape[:-2])
 
 
-def _mean_of_defined(values: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def means_defined(values: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Average arrays of `shape` place by place, NaN left out: NaN where nothing is defined."""
     stacked = np.array(values, dtype=np.float64).reshape(-1, *shape)  # [pairs, ...]
-    return _over(np.nansum(stacked, axis=0), np.sum(~np.isnan(stacked), axis=0))
+    return over(np.nansum(stacked, axis=0), np.sum(~np.isnan(stacked), axis=0))
 
 
-def _over(total: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+def over(total: np.ndarray, divisor: np.ndarray) -> np.ndarray:
     """Divide; NaN where the divisor is 0."""
     return np.divide(total, divisor, out=np.full(np.shape(total), np.nan), where=np.asarray(divisor != 0))
 
@@ -447,7 +448,8 @@ def relative_difference(counts: np.ndarray, sizes: np.ndarray | None = None) -> 
 
     `counts [..., G, I]` are how often each group is shown each item, leading axes alternatives such as permutations of
     the groups; `sizes [..., G]` divides them (None: raw counts). More than two groups: the mean over pairs, a pair
-    shown nothing being undefined and left out. NaN where no pair is defined.
+    shown nothing being undefined and left out. NaN where no pair is defined. Chen et al. (WWW 2023), DP@K, over covered
+    items; EO@K on counts of hits.
     """
 
     def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -456,7 +458,7 @@ def relative_difference(counts: np.ndarray, sizes: np.ndarray | None = None) -> 
         np.abs(part, out=part)
         # an item that nobody is shown is 0 over something, and not counted
         part /= np.maximum(both, np.finfo(np.float64).tiny)
-        return _over(part.sum(axis=-1), shown)
+        return over(part.sum(axis=-1), shown)
 
     return _mean_over_pairs(counts if sizes is None else counts / sizes[..., None], distance)
 
@@ -468,12 +470,14 @@ ROUNDING = 1e-14
 def js_between(counts: np.ndarray) -> np.ndarray:
     """Compute the Jensen-Shannon distance of the groups' distributions over items: 0 to sqrt(ln 2), `[...]`.
 
+    Cofair, DP@K; EOpp@K on counts of hits.
+
     Arguments and pairs as in `relative_difference`, but a pair is already undefined where one of the two is shown
     nothing.
     """
 
     totals = counts.sum(axis=-1, keepdims=True)
-    shares = _over(counts, totals)
+    shares = over(counts, totals)
     # JS = H((p + q) / 2) - (H(p) + H(q)) / 2 takes one logarithm an item and pair
     entropy = np.where(totals[..., 0] > 0, _entropy(shares), np.nan)  # [..., G]
     entropies = iter(combinations(np.moveaxis(entropy, -1, 0), 2))
@@ -512,37 +516,18 @@ def mean_contrast(own: np.ndarray, shared: np.ndarray, sizes: np.ndarray) -> np.
     of users of two groups (its diagonal is not read), and `sizes [..., G]` the groups' users. See
     `debiased_difference`.
     """
-    within = _over(own, np.broadcast_to(sizes * (sizes - 1.0), own.shape))
+    within = over(own, np.broadcast_to(sizes * (sizes - 1.0), own.shape))
     values = []
     for first, second in combinations(range(own.shape[-1]), 2):
         pairs = np.broadcast_to(sizes[..., first] * sizes[..., second], own.shape[:-1])
-        mean, between = (within[..., first] + within[..., second]) / 2, _over(shared[..., first, second], pairs)
-        values.append(_over(mean - between, mean + between))
-    return _mean_of_defined(values, own.shape[:-1])
+        mean, between = (within[..., first] + within[..., second]) / 2, over(shared[..., first, second], pairs)
+        values.append(over(mean - between, mean + between))
+    return means_defined(values, own.shape[:-1])
 
 
 def signed_root(values: np.ndarray) -> np.ndarray:
     """Take the root of the sizes of `values`, with their signs."""
     return np.sign(values) * np.sqrt(np.abs(values))
-
-
-def demographic_parity(topk: np.ndarray, codes: np.ndarray, num_items: int, by_rate: bool = False) -> float:
-    """Compute `relative_difference` between the groups `codes [T]` of the lists `topk [T, K]`.
-
-    n_g counts the users of group g with the item in their list; `by_rate` divides it by the group's size. Chen et al.
-    (WWW 2023), DP@K, over covered items; EO@K is the same on `keep_hits(topk, ...)`. Users of unknown group (-1) and
-    groups without users are left out; NaN where no pair is defined (EO without hits).
-    """
-    counts, sizes = count_by_group(topk, codes, num_items)
-    return float(relative_difference(counts, sizes if by_rate else None))
-
-
-def js_distance(topk: np.ndarray, codes: np.ndarray, num_items: int) -> float:
-    """Compute `js_between` the groups `codes [T]` of the lists `topk [T, K]`.
-
-    Cofair, DP@K; EOpp@K on `keep_hits`.
-    """
-    return float(js_between(count_by_group(topk, codes, num_items)[0]))
 
 
 # --- Re-ranking ---

@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 
 from data.protocols.base import Definitions
 from data.structs import EvalResult, Group, Ranking, Split
+from fairness_utils import over
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.evaluation.lists import Lists, lists_at
 from model.evaluation.metric_table import ACCURACY, SPREAD, Metric, of_kind
@@ -103,9 +104,8 @@ def permuted_spreads(values: np.ndarray, codes: np.ndarray, count: int = PERMUTA
         members = _members(labels, num_groups).astype(np.float64)
         sums = np.tensordot(members, both, (0, 0))  # [G, p, 2M]
         totals, counts = np.split(sums.transpose(1, 2, 0), 2, axis=1)  # [p, M, G]
-        means = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
         for row in of_kind(SPREAD):
-            spreads[row.name].append(spread(row, means))
+            spreads[row.name].append(spread(row, over(totals, counts)))
     return {name: np.concatenate(blocks) for name, blocks in spreads.items()}
 
 
@@ -126,10 +126,11 @@ def chance_levels(
         parts = level(outcome.summary[str(key)], permuted)
         levels.update({str(key.of(part)): value for part, value in parts.items()})
 
+    lists = {k: lists_at(ranking, split, k) for k in ks}  # which keep their hits for all attributes
     for name, group in user_groups.items():
         codes = group.codes[ranking.users]
-        for k in ks:
-            for row_name, permuted in permuted_parity(lists_at(ranking, split, k), codes, rows, count).items():
+        for k, at_k in lists.items():
+            for row_name, permuted in permuted_parity(at_k, codes, rows, count).items():
                 add(MetricKey(row_name, k, name), permuted)
         keys = [MetricKey(row.name, k) for k in ks for row in accuracy]
         values = np.stack([outcome.per_user[str(key)] for key in keys])  # [M, T]

@@ -23,7 +23,8 @@ CHANCE_PARTS = (CHANCE, CHANCE_STD, EXCESS, P)
 LOW, HIGH, USERS, HITS = "low", "high", "users", "hits"
 PARTS = (*CHANCE_PARTS, LOW, HIGH, USERS, HITS)
 # rankings that a run's own stand beside: name in keys -> name in tables
-YARDSTICKS = {"popular": "most popular", "random": "random"}
+POPULAR = "popular"
+YARDSTICKS = {POPULAR: "most popular", "random": "random"}
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,11 @@ def choose_list(names: Iterable[str], chosen: str = "") -> str | None:
     else:
         found = own if len(own) == 1 else [name for name in own if name == str(ListKey())]
     return found[0] if found else None
+
+
+def list_keys(results: Mapping[str, Any], many_phases: bool, many_tasks: bool) -> list[ListKey]:
+    """Read the names of `run_lists`; whether the protocol has several phases and tasks says what their parts are."""
+    return [ListKey.parse(name, many_phases, many_tasks) for name in run_lists(results)]
 
 
 def is_one(names: list[str]) -> bool:

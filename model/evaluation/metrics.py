@@ -162,7 +162,7 @@ def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Iterabl
 
 def gap(means: np.ndarray) -> np.ndarray:
     """Subtract the smallest from the largest of the group means `[..., G]`: `[...]`; NaN means are left out."""
-    return np.fmax.reduce(means, axis=-1) - np.fmin.reduce(means, axis=-1)
+    return np.fmax.reduce(means, axis=-1, initial=np.nan) - np.fmin.reduce(means, axis=-1, initial=np.nan)
 
 
 def std(means: np.ndarray) -> np.ndarray:
@@ -175,8 +175,7 @@ def std(means: np.ndarray) -> np.ndarray:
 
 def spread(row: Metric, means: np.ndarray) -> np.ndarray:
     """Compute the spread `row` of the group means `[..., G]`: `[...]`, NaN where fewer than two are defined."""
-    defined = (~np.isnan(means)).sum(axis=-1) > 1
-    return np.where(defined, row.function(means), np.nan) if means.shape[-1] else np.full(defined.shape, np.nan)
+    return np.where((~np.isnan(means)).sum(axis=-1) > 1, row.function(means), np.nan)
 
 
 def _of_groups(key: MetricKey, values: np.ndarray, codes: np.ndarray, group: Group) -> dict[str, float]:

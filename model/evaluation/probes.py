@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.structs import Group
+from fairness_utils import means_defined, over
 from model.evaluation.chance import PERMUTATIONS, level, permutations
 from model.evaluation.keys import MetricKey
 
@@ -118,11 +119,8 @@ def _auc(labels: np.ndarray, ranks: np.ndarray) -> np.ndarray:
         count = member.sum(axis=1)
         pairs = count * (len(ranks) - count)
         above = member @ ranks[:, code] - count * (count + 1) / 2
-        values.append(np.divide(above, pairs, out=np.full(len(labels), np.nan), where=pairs > 0))
-    values = np.stack(values)
-    defined = ~np.isnan(values)
-    total = np.where(defined, values, 0).sum(axis=0)
-    return np.divide(total, defined.sum(axis=0), out=np.full(len(total), np.nan), where=defined.any(axis=0))
+        values.append(over(above, pairs))
+    return means_defined(values, labels.shape[:1])
 
 
 def leakage_auc(

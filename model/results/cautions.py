@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +18,10 @@ from data.messages import WIDTH, counted
 from data.protocols.base import Phase
 from data.structs import Group
 from model import BACKBONES
-from model.evaluation.keys import TEST, ListKey, MetricKey, run_lists, validation_key
+from model.evaluation.keys import POPULAR, TEST, ListKey, MetricKey, list_keys, validation_key
 from model.evaluation.metric_table import HEADLINE, shown_in
 from model.evaluation.questions import Answer
-from model.results.metric_text import cell, chance_of, name_of, parsed
+from model.results.metric_text import cell, chance_cell, chance_of, name_of, parsed
 from model.runs.presets import in_effect
 from model.runs.run import Run
 from model.runs.settings import is_read
@@ -85,7 +85,7 @@ def below_most_popular(run: Run, results: Results, trained: bool) -> list[str]:
     lists = [key for key in _lists_of(run, results) if not key.reranked]
     below: dict[ListKey, list[str]] = {}
     for key in lists:
-        own, popular = results[str(key)], results.get(str(key.beside("popular")), {})
+        own, popular = results[str(key)], results.get(str(key.beside(POPULAR)), {})
         below[key] = [
             f"{name_of(metric)} {cell(metric, own[str(metric)])} against {cell(metric, popular[str(metric)])}"
             for metric in metrics
@@ -247,17 +247,16 @@ def within_chance(run: Run, results: Results) -> list[str]:
         for one in figures:
             chance = chance_of(metrics, one) if (one.spread or one.name) in headline else None
             if chance is not None and chance.within:
-                level = f"{cell(one, chance.mean)} ± {cell(one, chance.std)}"
-                found.append(f"{_figure(one, key)} {cell(one, metrics[str(one)])} (chance {level})")
+                shown = f"{cell(one, metrics[str(one)])} (chance {chance_cell(metrics, one)})"
+                found.append(f"{_figure(one, key)} {shown}")
     return [f"Within chance: {_named(found)}; claim nothing on {'it' if len(found) == 1 else 'them'}."] if found else []
 
 
 # --- Words ---
 
 
-def _lists_of(run: Run, results: Collection[str]) -> list[ListKey]:
-    protocol = run.protocol
-    return [ListKey.parse(name, protocol.many_phases, protocol.many_tasks) for name in run_lists(results)]
+def _lists_of(run: Run, results: Results) -> list[ListKey]:
+    return list_keys(results, run.protocol.many_phases, run.protocol.many_tasks)
 
 
 def _label(key: ListKey) -> str:

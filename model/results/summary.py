@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from model.evaluation.keys import ListKey, MetricKey, is_one, run_lists
+from model.evaluation.keys import POPULAR, ListKey, MetricKey, is_one, run_lists
 from model.evaluation.metric_table import ACCURACY, HEADLINE, shown_in
-from model.results.metric_text import Chance, cell, chance_of, name_of
-
-# the yardstick that a run's numbers are set against
-POPULAR = "popular"
+from model.results.metric_text import Chance, cell, chance_cell, chance_of, excess_cell, name_of
 
 Metrics = Mapping[str, float | None]
 
@@ -112,18 +109,16 @@ def _parity(run: Metrics, reranked: Metrics, attributes: Sequence[str], k: int) 
 
 def _beside_chance(metrics: Metrics, key: MetricKey) -> str:
     """The figure beside what shuffled labels give, and whether it is beyond that."""
-    chance = chance_of(metrics, key)
-    if chance is None:
+    if chance_of(metrics, key) is None:
         return _above_chance(metrics, key)
-    levels = f"chance {cell(key, chance.mean)} ± {cell(key, chance.std)}"
-    return f"{_amount(metrics, key)}, {levels}, {_above_chance(metrics, key)}"
+    return f"{_amount(metrics, key)}, chance {chance_cell(metrics, key)}, {_above_chance(metrics, key)}"
 
 
 def _above_chance(metrics: Metrics, key: MetricKey) -> str:
     chance = chance_of(metrics, key)
     if chance is None:
         return f"{_amount(metrics, key)} (chance level not known)"
-    return f"excess {cell(key, chance.excess, signed=True)} ({_verdict(chance)})"
+    return f"excess {excess_cell(metrics, key)} ({_verdict(chance)})"
 
 
 def _verdict(chance: Chance) -> str:

@@ -19,7 +19,7 @@ import torch
 
 from data.protocols.base import Phase
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import ListKey, flat, is_one, run_lists
+from model.evaluation.keys import ListKey, flat, is_one, list_keys, run_lists
 from model.evaluation.questions import Answer
 from model.results.cautions import caution_text, cautions_of
 from model.results.drawing import attempt
@@ -186,8 +186,7 @@ def summary_of(
 
 
 def _lists(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[ListKey]:
-    protocol = run.protocol
-    return [ListKey.parse(name, protocol.many_phases, protocol.many_tasks) for name in run_lists(results)]
+    return list_keys(results, run.protocol.many_phases, run.protocol.many_tasks)
 
 
 def _write_cost(run: Run, directory: Path, progress: Progress) -> None:

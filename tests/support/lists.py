@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from data.structs import Group, Histories, ItemLists, Ranking, Split
+from fairness_utils import count_by_group, js_between, relative_difference
 
 
 def item_lists(lists):
@@ -74,3 +75,14 @@ def planted_lists(difference, users, share, concentration, seed, num_items=400, 
     signs = generator.choice([-1, 1], num_items)
     of_user = np.stack([rates * (1 + signs * difference), rates * (1 - signs * difference)])[codes]  # [T, I]
     return np.where(generator.random(of_user.shape) < of_user, np.arange(num_items), -1), codes
+
+
+def demographic_parity(topk, codes, num_items, by_rate=False):
+    """Demographic parity between the groups `codes [T]` of the lists `topk [T, K]`."""
+    counts, sizes = count_by_group(topk, codes, num_items)
+    return float(relative_difference(counts, sizes if by_rate else None))
+
+
+def js_distance(topk, codes, num_items):
+    """The Jensen-Shannon distance between the groups `codes [T]` of the lists `topk [T, K]`."""
+    return float(js_between(count_by_group(topk, codes, num_items)[0]))

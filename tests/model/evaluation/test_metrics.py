@@ -26,7 +26,7 @@ from model.evaluation.lists import Lists
 from model.evaluation.metric_table import COUNT, LEAKAGE, METRICS
 from model.evaluation.metrics import evaluate, list_metrics, per_user_accuracy
 from model.evaluation.parity import ByGroup, dp_code, eo_code
-from tests.support.lists import item_lists, make_ranking, make_split, random_case
+from tests.support.lists import demographic_parity, item_lists, js_distance, make_ranking, make_split, random_case
 from tests.support.metric_twins import (
     twin_accuracy,
     twin_debiased,
@@ -267,31 +267,31 @@ def test_parity_by_hand():
     topk = np.array([[0, 1], [0, 2], [0, 1], [3, 1]])
     codes = np.array([0, 0, 0, 1])
     # Counts of group 0: 3, 2, 1, 0; of group 1: 0, 1, 0, 1; item 4 is shown to nobody and does not count.
-    assert metrics.demographic_parity(topk, codes, 5) == pytest.approx((1 + 1 / 3 + 1 + 1) / 4)
+    assert demographic_parity(topk, codes, 5) == pytest.approx((1 + 1 / 3 + 1 + 1) / 4)
     rate = (1 + (1 - 2 / 3) / (1 + 2 / 3) + 1 + 1) / 4
-    assert metrics.demographic_parity(topk, codes, 5, by_rate=True) == pytest.approx(rate)
-    assert metrics.js_distance(topk, codes, 5) == pytest.approx(jensenshannon([3, 2, 1, 0, 0], [0, 1, 0, 1, 0]))
+    assert demographic_parity(topk, codes, 5, by_rate=True) == pytest.approx(rate)
+    assert js_distance(topk, codes, 5) == pytest.approx(jensenshannon([3, 2, 1, 0, 0], [0, 1, 0, 1, 0]))
     disjoint = np.array([[0, 1], [2, 3]])
-    assert metrics.demographic_parity(disjoint, np.array([0, 1]), 5) == 1
-    assert metrics.js_distance(disjoint, np.array([0, 1]), 5) == pytest.approx(math.sqrt(math.log(2)))
+    assert demographic_parity(disjoint, np.array([0, 1]), 5) == 1
+    assert js_distance(disjoint, np.array([0, 1]), 5) == pytest.approx(math.sqrt(math.log(2)))
 
 
 def test_three_groups_average_their_pairs():
     topk, _, codes, _, degree, _ = random_case(5, groups=3)
-    for metric in (metrics.demographic_parity, metrics.js_distance):
+    for metric in (demographic_parity, js_distance):
         pairs = [metric(topk, np.where(codes == left_out, -1, codes), len(degree)) for left_out in range(3)]
         assert metric(topk, codes, len(degree)) == pytest.approx(np.mean(pairs))
     # A gap in the codes is an empty group, not a third one.
     two = np.where(codes == 1, -1, codes)
-    expected = metrics.demographic_parity(topk, np.minimum(two, 1), len(degree))
-    assert metrics.demographic_parity(topk, two, len(degree)) == expected
+    expected = demographic_parity(topk, np.minimum(two, 1), len(degree))
+    assert demographic_parity(topk, two, len(degree)) == expected
 
 
 def test_unknown_users_count_in_no_group():
     topk, _, codes, _, degree, _ = random_case(6)
     known = codes >= 0
     assert 0 < known.sum() < len(codes)
-    for metric in (metrics.demographic_parity, metrics.js_distance):
+    for metric in (demographic_parity, js_distance):
         assert metric(topk, codes, len(degree)) == metric(topk[known], codes[known], len(degree))
 
 
@@ -307,15 +307,15 @@ def test_undefined_is_nan():
         (topk, np.array([-1, -1])),
         (nobody, np.zeros(0, dtype=np.int64)),
     ):
-        assert math.isnan(metrics.demographic_parity(lists, groups, 5))
-        assert math.isnan(metrics.demographic_parity(lists, groups, 5, by_rate=True))
-        assert math.isnan(metrics.js_distance(lists, groups, 5))
+        assert math.isnan(demographic_parity(lists, groups, 5))
+        assert math.isnan(demographic_parity(lists, groups, 5, by_rate=True))
+        assert math.isnan(js_distance(lists, groups, 5))
     one_sided = np.array([[0, 1], [-1, -1]])
-    assert metrics.demographic_parity(one_sided, codes, 5) == 1
-    assert math.isnan(metrics.js_distance(one_sided, codes, 5))
+    assert demographic_parity(one_sided, codes, 5) == 1
+    assert math.isnan(js_distance(one_sided, codes, 5))
     # A third group that is shown nothing leaves the defined pair alone.
     three = np.array([[0, 1], [0, 2], [-1, -1]])
-    assert metrics.js_distance(three, np.array([0, 1, 2]), 5) == metrics.js_distance(three[:2], codes, 5)
+    assert js_distance(three, np.array([0, 1, 2]), 5) == js_distance(three[:2], codes, 5)
     tail = np.array([False, True, True])
     shown, merit = np.array([2.0, 1.0, 0.0]), np.array([3, 1, 0])
     assert metrics.disparate_treatment_ratio(shown, tail, merit) == pytest.approx((1 / 1) / (2 / 3))
@@ -479,16 +479,16 @@ def test_blind_recommender_sits_on_the_floor_of_raw_dp():
     codes = np.repeat([0, 1], [4331, 1709])
     topk = np.argsort(generator.random((6040, 20)), axis=1)[:, :10]
     floor = (4331 - 1709) / 6040
-    assert metrics.demographic_parity(topk, codes, 20) == pytest.approx(floor, abs=0.01)
-    assert metrics.demographic_parity(topk, codes, 20, by_rate=True) < 0.02
-    assert metrics.js_distance(topk, codes, 20) < 0.02
+    assert demographic_parity(topk, codes, 20) == pytest.approx(floor, abs=0.01)
+    assert demographic_parity(topk, codes, 20, by_rate=True) < 0.02
+    assert js_distance(topk, codes, 20) < 0.02
     same = np.tile(np.arange(10), (6040, 1))
-    assert metrics.demographic_parity(same, codes, 20) == pytest.approx(floor)
-    assert metrics.demographic_parity(same, codes, 20, by_rate=True) == 0
+    assert demographic_parity(same, codes, 20) == pytest.approx(floor)
+    assert demographic_parity(same, codes, 20, by_rate=True) == 0
     # An item shown once scores 1, whoever saw it.
     once = np.full((6040, 1), -1)
     once[0] = 3
-    assert metrics.demographic_parity(once, codes, 20) == 1
+    assert demographic_parity(once, codes, 20) == 1
 
 
 def test_equal_groups_with_equal_lists_have_parity():
@@ -548,7 +548,7 @@ def test_parity_of_the_released_code_splits_an_item_into_hit_and_miss():
     assert dp == pytest.approx(np.mean([0, 1, 1, 1, 1, 1, 1]))
     # a hit of item 0 is lost, so that items 1 (gap 0), 2 and 3 (gap 1) are left
     assert eo == pytest.approx(2 / 3)
-    ours = metrics.demographic_parity(topk, codes, 8)
+    ours = demographic_parity(topk, codes, 8)
     assert ours == pytest.approx(np.mean([1, 1 / 3, 1, 1])) and ours != pytest.approx(dp)
 
 
@@ -580,7 +580,7 @@ def test_released_parity_equals_a_loop_over_twice_as_many_items(seed):
 def test_gap_of_an_item_in_closed_form():
     codes = np.array([0, 0, 0, 1])
     for lists, expected in (([0, 0, 0, -1], 1), ([0, -1, -1, 0], 0), ([2, 2, 2, 2], 0.5)):
-        assert metrics.demographic_parity(np.array(lists)[:, None], codes, 3) == pytest.approx(expected)
+        assert demographic_parity(np.array(lists)[:, None], codes, 3) == pytest.approx(expected)
 
 
 def test_definitions_are_never_mixed():
