@@ -69,12 +69,15 @@ class BatchSampler:
         order = torch.randperm(len(blocks), generator=generator, device=generator.device)
         return (blocks[index] for index in order.tolist())
 
-    def sample(self, places: torch.Tensor, negative_rng: torch.Generator, history_rng: torch.Generator) -> Batch:
-        """Make the batch of `places [B]`, which are positions in training order, as `batches` yields them."""
+    def sample(self, places: torch.Tensor, negative_rng: torch.Generator, history_rng: torch.Generator | None) -> Batch:
+        """Make the batch of `places [B]`, which are positions in training order, as `batches` yields them.
+
+        Without a `history_rng` it has no history.
+        """
         rows = self._rows_at(places)
         users, positives = self.user[rows], self.item[rows]  # [B] each
         negatives = self._negatives(places, users, positives, negative_rng)
-        if self.history is None:
+        if self.history is None or history_rng is None:
             return Batch(users, positives, negatives, None, rows)
         exclude = rows if self.exclude_target else None
         positive = self.history.sample(users, exclude, history_rng)

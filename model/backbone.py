@@ -11,6 +11,8 @@ from torch import nn
 from data.structs import History, InteractionData, Split
 from model.runs.config import Config
 
+# settings of convolutions over a graph
+GRAPHS_ALONE = frozenset({"graph_layers", "graph_norm"})
 # settings of SparseNN's towers, which backbones that know ids alone do not read
 TOWERS_ALONE = frozenset(
     {
@@ -50,8 +52,10 @@ class Backbone(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {
         "embedding_dim": 96,
         "graph_layers": 0,
+        "graph_norm": "symmetric",
         "l2": 0.0,
         "in_batch_negatives": None,
+        "table_start": "normal",
     }
     # what a protocol, and then a data set, changes in them: name -> hyper-parameters
     defaults_under: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

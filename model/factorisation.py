@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data.structs import History, InteractionData
-from model.backbone import TOWERS_ALONE, Backbone
+from model.backbone import GRAPHS_ALONE, TOWERS_ALONE, Backbone
 from model.runs.config import Config
 from model.scorers import DotScorer
 
@@ -39,13 +39,19 @@ class MatrixFactorisation(Backbone):
         "batch_size": 2048,
         "embedding_dim": 64,
         "graph_layers": 0,
+        "graph_norm": "symmetric",
         "in_batch_negatives": 0,
         "l2": 0.0,
         "loss": "bpr",
         "lr": 1e-3,
         "num_negatives": 1,
+        "table_start": "normal",
     }
-    defaults_under: ClassVar = {"fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60}}
+    defaults_under: ClassVar = {
+        "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60},
+        # as the authors' code, but for the form of the l2 norm (Decision 55)
+        "cofair": {"batch_size": 4096, "epochs": 1000, "table_start": "xavier_normal"},
+    }
     # synthetic data are too small for the batches above
     defaults_on: ClassVar = {"synthetic": {"batch_size": 512, "epochs": 30, "lr": 5e-3}}
     initial_std = INITIAL_STD
@@ -61,12 +67,20 @@ class MatrixFactorisation(Backbone):
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
         """As in `Backbone`: the settings of towers and graphs."""
-        return TOWERS_ALONE | {"graph_layers"}
+        return TOWERS_ALONE | GRAPHS_ALONE
 
     @classmethod
     def make(cls, data: InteractionData, config: Config) -> MatrixFactorisation:
         """As in `Backbone`."""
-        return cls(data.num_users, data.num_items, config.embedding_dim)
+        return cls(data.num_users, data.num_items, config.embedding_dim).start_tables(config.table_start)
+
+    def start_tables(self, how: str) -> MatrixFactorisation:
+        """Draw the tables anew by Xavier where `how` says so; give the network."""
+        if how != "normal":
+            draw = nn.init.xavier_normal_ if how == "xavier_normal" else nn.init.xavier_uniform_
+            for table in (self.user, self.item):
+                draw(table.weight)
+        return self
 
     @property
     def noise_shape(self) -> tuple[int, int]:

@@ -49,6 +49,9 @@ class GraphConvolution(MatrixFactorisation):
     Subclasses say how interactions are weighed (`edge_weights`) and how layers become vectors (`vectors`).
     """
 
+    # the weights of edges, where a subclass leaves them open
+    norm: str = "symmetric"
+
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
         super().__init__(num_users, num_items, dim)
         self.layers = layers
@@ -61,7 +64,9 @@ class GraphConvolution(MatrixFactorisation):
     @classmethod
     def make(cls, data: InteractionData, config: Config) -> GraphConvolution:
         """As in `Backbone`."""
-        return cls(data.num_users, data.num_items, config.embedding_dim, config.graph_layers)
+        network = cls(data.num_users, data.num_items, config.embedding_dim, config.graph_layers)
+        network.norm = config.graph_norm
+        return network.start_tables(config.table_start)
 
     def begin_phase(self, split: Split) -> None:
         """Take the train interactions of `split` as the graph."""
@@ -87,7 +92,10 @@ class GraphConvolution(MatrixFactorisation):
 
 
 class LightGCN(GraphConvolution):
-    """Mean over layers of the symmetrically normalised convolution (He et al., SIGIR 2020)."""
+    """Mean over layers of the symmetrically normalised convolution (He et al., SIGIR 2020).
+
+    By `--graph_norm=rows` a layer is the mean over a node and its neighbours, D^-1 (A + I), as in Cofair's code.
+    """
 
     # a step propagates the whole graph, however few positives it has
     defaults: ClassVar = MatrixFactorisation.defaults | {
@@ -96,17 +104,42 @@ class LightGCN(GraphConvolution):
         "graph_layers": 2,
         "l2": 1e-4,
     }
+    defaults_under: ClassVar = MatrixFactorisation.defaults_under | {
+        "cofair": {
+            "batch_size": 32_768,
+            "epochs": 1000,
+            "graph_layers": 1,
+            "graph_norm": "rows",
+            "table_start": "xavier_uniform",
+        }
+    }
     initial_std = 0.1  # as in the authors' code
 
+    def begin_phase(self, split: Split) -> None:
+        """As in `GraphConvolution`; keep each node's share of the mean over itself and its neighbours."""
+        super().begin_phase(split)
+        degrees = (split.train.lengths, split.degree)
+        self.shares = [
+            torch.from_numpy(np.float32(1 / (degree + 1))[:, None]).to(self.item.weight.device) for degree in degrees
+        ]  # [U, 1], [I, 1]
+
     def edge_weights(self, user_degree: np.ndarray, item_degree: np.ndarray) -> np.ndarray:
-        """Compute 1 / sqrt(d_u d_i)."""
-        return (user_degree * item_degree) ** -0.5
+        """Compute 1 / sqrt(d_u d_i), or 1 where layers are means."""
+        return np.ones(len(user_degree)) if self.norm == "rows" else (user_degree * item_degree) ** -0.5
+
+    def layer(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the next layer of `user [U, d]` and `item [I, d]`."""
+        to_users, to_items = self.spread(user, item)
+        if self.norm != "rows":
+            return to_users, to_items
+        of_user, of_item = self.shares
+        return (user + to_users) * of_user, (item + to_items) * of_item
 
     def vectors(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Average the layers 0 to L."""
         users, items = user, item  # [U, d], [I, d]
         for _ in range(self.layers):
-            user, item = self.spread(user, item)
+            user, item = self.layer(user, item)
             users, items = users + user, items + item
         return users / (self.layers + 1), items / (self.layers + 1)
 
@@ -124,6 +157,11 @@ class GCCF(GraphConvolution):
 
     defaults: ClassVar = MatrixFactorisation.defaults | {"batch_size": 8192, "lr": 5e-3, "graph_layers": 2, "l2": 1e-3}
     defaults_under: ClassVar = {"fda": MatrixFactorisation.defaults_under["fda"] | {"lr": 2e-3}}
+
+    @classmethod
+    def unread(cls, config: Config) -> frozenset[str]:
+        """As in `Backbone`: the settings of towers, and the weights of edges, which are its own."""
+        return TOWERS_ALONE | {"graph_norm"}
 
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
         super().__init__(num_users, num_items, dim, layers)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from data.messages import progress_shown
 from data.structs import History, InteractionData, Split
-from model.backbone import TOWERS_ALONE, Backbone
+from model.backbone import GRAPHS_ALONE, TOWERS_ALONE, Backbone
 from model.runs.config import Config
 from model.scorers import DotScorer
 
@@ -105,9 +105,9 @@ class NeighbourSLIM(Backbone):
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
         """As in `Backbone`: the settings of towers, graphs and gradient steps."""
-        return TOWERS_ALONE | {
-            "batch_size", "checkpoint_every", "embedding_dim", "epochs", "eval_every", "graph_layers",
-            "in_batch_negatives", "l2", "loss", "lr", "num_negatives", "patience", "precision", "weight_decay",
+        return TOWERS_ALONE | GRAPHS_ALONE | {
+            "batch_size", "checkpoint_every", "embedding_dim", "epochs", "eval_every", "in_batch_negatives", "l2",
+            "loss", "lr", "num_negatives", "patience", "precision", "table_start", "weight_decay",
         }  # fmt: skip
 
     @classmethod

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from data.structs import FeatureTable, History, InteractionData
 from model import SCORERS, SYNTHESIZERS
-from model.backbone import Backbone
+from model.backbone import GRAPHS_ALONE, Backbone
 from model.layers import FeatureEncoder, mlp
 from model.runs.config import Config
 from model.runs.streams import torch_generator
@@ -168,8 +168,8 @@ class SparseNN(Backbone):
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
-        """As in `Backbone`: the settings of graphs, and the penalty on vectors of ids."""
-        return frozenset({"graph_layers", "l2"})
+        """As in `Backbone`: the settings of graphs and id tables, and the penalty on vectors of ids."""
+        return GRAPHS_ALONE | {"l2", "table_start"}
 
     @classmethod
     def history(cls, config: Config) -> str | None:

@@ -2,4 +2,8 @@
 
 from data.registry import Registry
 
-PROTOCOLS = Registry(loo="data.protocols.loo:leave_one_out", fda="data.protocols.fda:fda")
+PROTOCOLS = Registry(
+    loo="data.protocols.loo:leave_one_out",
+    fda="data.protocols.fda:fda",
+    cofair="data.protocols.cofair:cofair",
+)

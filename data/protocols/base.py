@@ -131,8 +131,9 @@ PER_VISIT, PER_PHASE = NEGATIVES = ("per visit", "per phase")
 class Phase:
     """One stretch of training on one split, and the tests at its end.
 
-    The epoch is selected by `metric` on `valid`, asked `every` so many epochs until `patience` epochs bring nothing
-    better; without `valid` the last epoch is taken. Each of `tests`, of which there may be none, is asked once.
+    The epoch is selected by `metric` on `valid`, rounded to `digits` decimals (None: as it is), asked `every` so many
+    epochs until `patience` epochs bring nothing better; without `valid` the last epoch is taken. Each of `tests`, of
+    which there may be none, is asked once.
 
     `start` says which weights a phase begins with: those that the phase before ended with ("continue"), those that
     the run began with ("fresh"), or those that the earlier phase of that name ended with. What the method keeps
@@ -160,6 +161,7 @@ class Phase:
     order: str = SHUFFLED
     negatives: str = PER_VISIT
     barred: ItemLists | None = None
+    digits: int | None = None
     number: int = 0
 
     def __post_init__(self):
@@ -203,6 +205,10 @@ class Phase:
     def num_rows(self) -> int:
         """Number of rows that are trained."""
         return len(self.split.train.item) if self.train_rows is None else len(self.train_rows)
+
+    def judged(self, value: float) -> float:
+        """Give what is compared of a value of `metric`."""
+        return value if self.digits is None else round(value, self.digits)
 
     @property
     def selected_by(self) -> str:
@@ -274,6 +280,7 @@ def one_phase(
     candidates: int | None = None,
     seen: ItemLists | None = None,
     barred: ItemLists | None = None,
+    digits: int | None = None,
 ) -> Phase:
     """Make the only phase of a protocol: it trains on `split`, validates on its validation items and tests on its test
     items.
@@ -292,6 +299,7 @@ def one_phase(
         valid=Task("valid", split.valid, split.train, candidates),
         tests=(Task("test", split.test, seen, candidates),),
         barred=barred,
+        digits=digits,
     )
 
 

@@ -18,9 +18,9 @@ from data.structs import EvalResult, Group, Ranking, Split
 from fairness_utils import over
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.evaluation.lists import Lists, lists_at
-from model.evaluation.metric_table import ACCURACY, SPREAD, Metric, of_kind
+from model.evaluation.metric_table import ACCURACY, PARITY, SPREAD, Metric, computed, of_kind
 from model.evaluation.metrics import spread
-from model.evaluation.parity import ByGroup, parity_rows
+from model.evaluation.parity import ByGroup
 
 PERMUTATIONS = 200
 SEED = 20_260_102
@@ -120,7 +120,7 @@ def chance_levels(
 ) -> dict[str, float]:
     """Compute the chance level of every parity metric and spread of a ranking's `outcome`: parts by metric key."""
     levels: dict[str, float] = {}
-    rows, accuracy = parity_rows(definitions.further), of_kind(ACCURACY)
+    rows, accuracy = (computed(kind, definitions.further) for kind in (PARITY, ACCURACY))
 
     def add(key: MetricKey, permuted: np.ndarray) -> None:
         parts = level(outcome.summary[str(key)], permuted)

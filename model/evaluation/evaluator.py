@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from data.protocols.base import Protocol, Task
-from data.structs import Group, Histories, History, Ranking, Split
+from data.structs import Group, Histories, Ranking, Split
 from model.backbone import Backbone
 from model.evaluation.ranker import Ranker
 from model.evaluation.ranking import ScoreBlock
 from model.methods.base import Method
+from model.methods.encoding import USER_BLOCK, encode_users
 from model.runs.environment import Environment
 from model.runs.errors import in_blocks
-from model.runs.streams import own_generators, torch_generator
+from model.runs.streams import own_generators
 
-USER_BLOCK = 4096
 # a tile of users x items is at least this wide
 TILE_ITEMS = 1 << 8
 
@@ -109,45 +109,12 @@ class Evaluator(Ranker):
         if vectors is None or with_items:
             context = self.backbone.prepare()
             if vectors is None:
-                vectors = torch.cat([self._encode_users(context, part, histories, split) for part in parts])
+                vectors = torch.cat([encode_users(self.method, context, part, histories, split) for part in parts])
                 encoded.users.append((histories, parts, vectors))
             if with_items:
                 everything = torch.arange(self.num_items, device=self.environment.device)
                 encoded.items = self.backbone.encode_items(context, everything)
         return encoded
-
-    def _encode_users(self, context, users: np.ndarray, histories: Histories, split: Split) -> torch.Tensor:
-        """Encode `users [T]`: vectors `[T, D]`, averaged over the draws of their histories."""
-        device = self.environment.device
-        generator = torch_generator(self.environment.seeds["evaluation"], device)
-        source = self.method.histories.of(histories, split)
-        draws = 1 if source is None else self.config.eval_history_draws
-        rows = torch.from_numpy(users).to(device)
-        total = None
-        for _ in range(draws):
-            blocks = []
-            for block in rows.split(USER_BLOCK):
-                history = None if source is None else source.sample(block, None, generator)
-                blocks += self._encode_block(context, block, history)
-            vectors = torch.cat(blocks)  # [T, D]
-            total = vectors if total is None else total + vectors
-        return total / draws
-
-    def _encode_block(self, context, users: torch.Tensor, history: History | None) -> list[torch.Tensor]:
-        """Encode `users [b]` in parts that fit in memory."""
-        parts = []
-
-        def encode(rows: range) -> None:
-            own = slice(rows.start, rows.stop)
-            past = None if history is None else History(history.items[own], history.mask[own])
-            parts.append(self.backbone.encode_users(context, users[own], past))
-
-        # a network that draws noise itself would draw other noise in parts
-        if own_generators(self.backbone):
-            encode(range(len(users)))
-        else:
-            in_blocks(encode, len(users), len(users), "encoding users", lambda count: None)
-        return parts
 
     def _transform(self, vectors: torch.Tensor, users: np.ndarray, control: str) -> torch.Tensor:
         """Change the vectors `[T, D]` of `users [T]` to those that the method serves under `control`."""

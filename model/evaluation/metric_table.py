@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +107,12 @@ class Metric:
         return pkgutil.resolve_name(self.compute) if isinstance(self.compute, str) else self.compute
 
 
-def _accuracy(name: str, title: str, definition: str, compute: str, places: tuple[str, ...]) -> Metric:
+def _accuracy(
+    name: str, title: str, definition: str, compute: str, places: tuple[str, ...], further: bool = False
+) -> Metric:
     return Metric(
         name, title, title, ACCURACY, "higher", SHARE, "1", definition, f"model.evaluation.metrics:{compute}",
-        per_user=True, places=places, scale=100, digits=2,
+        per_user=True, further=further, places=places, scale=100, digits=2,
     )  # fmt: skip
 
 
@@ -154,6 +156,11 @@ _ROWS = (
         "mrr", "MRR",
         "1/rank of the user's best-ranked test item, 0 where that rank is above K; mean over users.",
         "mrr", (RUN, COLUMNS),
+    ),
+    _accuracy(
+        "recall", "Recall",
+        "Share of the user's test items that are among the first K; mean over users.",
+        "recall", (RUN, COLUMNS, EPOCHS), further=True,
     ),
     _exposure(
         "gini", "Gini of exposure", "Gini", "lower", SHARE, "0",
@@ -304,6 +311,11 @@ def metric(name: str) -> Metric:
 def of_kind(*kinds: str) -> list[Metric]:
     """List the metrics of these kinds, in the order of the table."""
     return [row for row in METRICS.values() if row.kind in kinds]
+
+
+def computed(kind: str, further: Collection[str] = ()) -> list[Metric]:
+    """List the metrics of a kind that a protocol computes whose definitions name `further` ones."""
+    return [row for row in of_kind(kind) if not row.further or row.name in further]
 
 
 def shown_in(place: str) -> list[Metric]:

@@ -6,7 +6,7 @@ get `Found` (accuracy), `Lists` (exposure), `ByGroup` (parity) or group means (s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,8 +25,8 @@ from fairness_utils import (
 from fairness_utils import gini as gini_of
 from model.evaluation.keys import MetricKey
 from model.evaluation.lists import Lists, lists_at
-from model.evaluation.metric_table import ACCURACY, EXPOSURE, SPREAD, Metric, of_kind
-from model.evaluation.parity import ByGroup, parity_rows
+from model.evaluation.metric_table import ACCURACY, EXPOSURE, PARITY, SPREAD, Metric, computed, of_kind
+from model.evaluation.parity import ByGroup
 
 STANDARD = Definitions()
 
@@ -85,6 +85,11 @@ def mrr(found: Found) -> np.ndarray:
     return found.of_asked(reciprocal)
 
 
+def recall(found: Found) -> np.ndarray:
+    """Compute the share of hits among the relevant items: `[T]`."""
+    return found.of_asked(np.bincount(found.owner, minlength=len(found.asked)), found.relevant.lengths)
+
+
 def per_user_accuracy(
     ranking: Ranking, k: int, among: np.ndarray | None = None, definitions: Definitions = STANDARD
 ) -> dict[str, np.ndarray]:
@@ -98,7 +103,7 @@ def per_user_accuracy(
         indptr = np.concatenate([[0], np.cumsum(kept)])[relevant.indptr].astype(np.int64)
         relevant, ranks = ItemLists(indptr, relevant.item[kept]), ranks[kept]
     found = Found(relevant, ranks, k, definitions)
-    return {row.name: row.function(found) for row in of_kind(ACCURACY)}
+    return {row.name: row.function(found) for row in computed(ACCURACY, definitions.further)}
 
 
 # --- Exposure, and parity of whole lists ---
@@ -139,7 +144,7 @@ def dtr(lists: Lists) -> float:
     return disparate_treatment_ratio(lists.exposures, lists.tail, lists.degree)
 
 
-def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Iterable[str] = ()) -> EvalResult:
+def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Collection[str] = ()) -> EvalResult:
     """Compute every exposure and parity metric of `lists`, those of `further` included.
 
     `codes`: user attribute -> group codes `[T]`.
@@ -152,7 +157,7 @@ def list_metrics(lists: Lists, codes: Mapping[str, np.ndarray], further: Iterabl
         summary[key] = value
     for attribute, group_codes in codes.items():
         seen = ByGroup.of(lists, group_codes)
-        for row in parity_rows(further):
+        for row in computed(PARITY, further):
             summary[str(MetricKey(row.name, k, attribute))] = float(row.function(seen))
     return EvalResult(summary, per_user)
 

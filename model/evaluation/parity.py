@@ -5,7 +5,6 @@ They work on counts alone, with further axes in front, so that permuted groups t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +12,6 @@ import numpy as np
 
 from fairness_utils import count_by_group, debiased_difference, js_between, relative_difference
 from model.evaluation.lists import Lists
-from model.evaluation.metric_table import PARITY, Metric, of_kind
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,3 @@ def dp_code(seen: ByGroup) -> np.ndarray:
 def eo_code(seen: ByGroup) -> np.ndarray:
     """Compute EO as FDA's released code does: hits of item 0 are lost."""
     return relative_difference(seen.hits[..., seen.items > 0])
-
-
-def parity_rows(further: Iterable[str] = ()) -> list[Metric]:
-    """List the parity metrics that are computed, those of `further` included."""
-    return [row for row in of_kind(PARITY) if not row.further or row.name in further]

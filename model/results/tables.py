@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from model.evaluation.keys import HIGH, HITS, LOW, TEST, USERS, YARDSTICKS, ListKey, MetricKey
-from model.evaluation.metric_table import ACCURACY, COLUMNS, COUNT, HEADLINE, METRICS, RUN, SPREAD, of_kind
+from model.evaluation.metric_table import ACCURACY, COLUMNS, COUNT, HEADLINE, METRICS, RUN, SPREAD, Metric, of_kind
 from model.results.metric_text import (
     LEGEND,
     WITHIN,
@@ -102,6 +102,12 @@ def tables_of_one(results: Mapping[str, Metrics], groups: Mapping[str, Sequence[
     return [table for table in [*tables, *_parity_tables(lists, yardsticks, groups, k)] if table.rows]
 
 
+def _accuracy(lists: Iterable[Metrics], k: int) -> list[Metric]:
+    """List the accuracy metrics that one of `lists` has: some are of one protocol alone."""
+    known = set().union(*lists)
+    return [metric for metric in of_kind(ACCURACY) if str(MetricKey(metric.name, k)) in known]
+
+
 def _accuracy_tables(runs, yardsticks, k: int, attribute: str | None, groups) -> list[Table]:
     parts = {"overall": {}, "head": {"group": "head"}, "tail": {"group": "tail"}}
     if attribute is not None:
@@ -110,7 +116,7 @@ def _accuracy_tables(runs, yardsticks, k: int, attribute: str | None, groups) ->
     if first is not None:
         parts["gap" if attribute is not None else f"gap {first}"] = {"group": first, "spread": "gap"}
     rows = []
-    for metric in of_kind(ACCURACY):
+    for metric in _accuracy(runs.values(), k):
         for run, metrics in runs.items():
             row = [f"{metric.title}@{k}{', ' if run else ''}{run}"]
             row += [figure(metrics, MetricKey(metric.name, k, **part)) for part in parts.values()]
@@ -131,7 +137,7 @@ def _group_tables(runs, k: int, attribute: str, labels: Sequence[str]) -> list[T
             if any(str(key) in metrics for key in keys) and (part == HITS or not run):
                 headers.append(f"{part}{', ' if run else ''}{run}")
                 columns.append([count_cell(metrics, key) for key in keys] + [""])
-        for metric in of_kind(ACCURACY):
+        for metric in _accuracy([metrics], k):
             keys = [MetricKey(metric.name, k, attribute, label) for label in labels]
             headers.append(f"{metric.title}@{k}{', ' if run else ''}{run}")
             columns.append([*(cell_of(metrics, key) for key in keys), figure(metrics, _gap(metric.name, k, attribute))])
@@ -216,7 +222,7 @@ def _lines(lists: Sequence[ListKey], results: Mapping[str, Metrics]) -> dict[str
 
 
 def _accuracy_lines(lines: Mapping[str, Metrics], groups, k: int, of_task: str) -> list[Table]:
-    columns = {f"{metric.title}@{k}": MetricKey(metric.name, k) for metric in of_kind(ACCURACY)}
+    columns = {f"{metric.title}@{k}": MetricKey(metric.name, k) for metric in _accuracy(lines.values(), k)}
     columns |= {part: MetricKey("ndcg", k, part) for part in ("head", "tail")}
     first = next(iter(groups), None)
     if first is not None and fits_columns(groups[first]):

@@ -97,6 +97,8 @@ class Config:
     backbone_checkpoint: Path | None = _model(None, "Run folder or checkpoint.pt of a run of --fairness_method=none, whose backbone a method of two stages takes instead of training one")
     embedding_dim: int = _model(None, "Width of embeddings: of each feature for sparsenn, of users and items for the others", low=1, default_from="preset", network=True)
     graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset", network=True)
+    graph_norm: str = _model(None, "Weights of a graph's edges: symmetric = 1/sqrt(d_u d_i); rows = means over a node and its neighbours, of which the node itself is one", choices=("symmetric", "rows"), default_from="preset", network=True)
+    table_start: str = _model(None, "How id tables start: normal = with the backbone's own deviation, or by Xavier", choices=("normal", "xavier_normal", "xavier_uniform"), default_from="preset")
     synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS, network=True)
     sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,), network=True)
     attention_heads: int = _model(1, "Heads of attention; they must divide 96 and the width of the items' features (columns x --embedding_dim)", low=1, needs=(when("synthesis_type", "attention"),), network=True)

@@ -27,8 +27,9 @@ from model.evaluation.chance import (
     permuted_spreads,
 )
 from model.evaluation.lists import Lists
+from model.evaluation.metric_table import PARITY, computed
 from model.evaluation.metrics import list_metrics
-from model.evaluation.parity import ByGroup, parity_rows
+from model.evaluation.parity import ByGroup
 from tests.support.lists import planted_lists
 
 USERS, ITEMS, LENGTH, WOMEN, OCCUPATIONS = 6_040, 3_883, 50, 0.283, 21
@@ -66,8 +67,8 @@ def time_table() -> str:
         "gender, 2 groups": (generator.random(USERS) < WOMEN).astype(np.int64),
         f"occupation, {OCCUPATIONS} groups": generator.integers(0, OCCUPATIONS, USERS),
     }.items():
-        permuted_parity(lists, codes, parity_rows(), 2)
-        parity = seconds(lambda codes=codes: permuted_parity(lists, codes, parity_rows()))
+        permuted_parity(lists, codes, computed(PARITY), 2)
+        parity = seconds(lambda codes=codes: permuted_parity(lists, codes, computed(PARITY)))
         spreads = seconds(lambda codes=codes: permuted_spreads(values, codes))
         blocks = next(permutations(codes, LOOPED))
         loop = seconds(lambda blocks=blocks: [list_metrics(lists, {"a": labels}) for labels in blocks])
@@ -85,7 +86,7 @@ def planted_table() -> str:
             topk, codes = planted_lists(difference, users, share, zipf, seed=0)
             degree = np.ones(topk.shape[1])
             lists = Lists(topk, ItemLists(np.zeros(users + 1, np.int64), np.zeros(0, np.int64)), degree > 1, degree)
-            rows = [row for row in parity_rows() if row.name in FIGURES]
+            rows = [row for row in computed(PARITY) if row.name in FIGURES]
             permuted, seen = permuted_parity(lists, codes, rows, 50), ByGroup.of(lists, codes)
             cells = [f"{difference:g}", users, share, zipf]
             for row in rows:

@@ -9,6 +9,7 @@ import pytest
 
 from data.protocols import PROTOCOLS
 from data.protocols.base import CONTINUE, FRESH, ProtocolSettings
+from model.evaluation.metric_table import ACCURACY, METRICS
 from model.modes import setup
 from tests.support.contracts import config_of
 
@@ -60,7 +61,7 @@ def test_phases_can_be_trained(name, runs):
         known.add(phase.name)
         if phase.valid is not None:
             base, _, k = phase.metric.partition("@")
-            assert base in ("ndcg", "hr", "mrr") and int(k) in run.protocol.ks
+            assert METRICS[base].kind == ACCURACY and int(k) in run.protocol.ks
             assert len(phase.valid.relevant.item)
         split = phase.split
         assert (split.num_users, split.num_items) == (run.data.num_users, run.data.num_items)

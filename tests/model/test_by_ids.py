@@ -37,6 +37,7 @@ every_backbone = pytest.mark.parametrize("name", NAMES)
 every_graph = pytest.mark.parametrize("kind", [GCCF, LightGCN])
 USERS, ITEMS, DIM = 7, 9, 4
 # towers have hidden layers, these have none
+STANDARD = {"graph_norm": "symmetric", "table_start": "normal"}
 BY_IDS = {"user_hidden": None, "item_hidden": None, "lr": 0.02}
 
 
@@ -59,7 +60,7 @@ def random_likes(seed, users=USERS, items=ITEMS, share=0.4):
 def make(name, layers=2, likes=None, std=0.5):
     """A backbone whose tables are large enough for every part to matter."""
     likes = random_likes(0) if likes is None else likes
-    config = SimpleNamespace(embedding_dim=DIM, graph_layers=layers)
+    config = SimpleNamespace(embedding_dim=DIM, graph_layers=layers, **STANDARD)
     data = SimpleNamespace(num_users=likes.shape[0], num_items=likes.shape[1])
     backbone = BACKBONES[name].build(data, config, 3, CPU)
     with torch.no_grad():
@@ -128,7 +129,10 @@ def test_number_of_parameters():
 
 @every_backbone
 def test_tables_begin_with_the_spread_of_their_papers(name):
-    data, config = SimpleNamespace(num_users=500, num_items=400), SimpleNamespace(embedding_dim=8, graph_layers=2)
+    data, config = (
+        SimpleNamespace(num_users=500, num_items=400),
+        SimpleNamespace(embedding_dim=8, graph_layers=2, **STANDARD),
+    )
     first = BACKBONES[name].build(data, config, 1, CPU).state_dict()
     for table in ("user.weight", "item.weight"):
         assert float(first[table].std()) == pytest.approx(0.1 if name == "lightgcn" else 0.01, rel=0.05)

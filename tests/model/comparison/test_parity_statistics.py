@@ -21,7 +21,8 @@ from model.comparison.parity_statistics import (
     leave_parts_out,
 )
 from model.evaluation.chance import permutations, permuted_parity
-from model.evaluation.parity import ByGroup, parity_rows
+from model.evaluation.metric_table import PARITY, computed
+from model.evaluation.parity import ByGroup
 
 ITEMS, K = 60, 5
 
@@ -173,7 +174,7 @@ def test_parts_of_users_left_out_equal_a_literal_loop(monkeypatch):
     topk = drawn(generator, np.maximum(codes, 0), leaning(3.0, 3))
     topk[::6, 2:] = -1
     hits = np.where(generator.random(topk.shape) < 0.3, topk, -1)
-    rows = [row for row in parity_rows() if not row.debiased]
+    rows = [row for row in computed(PARITY) if not row.debiased]
     found = leave_parts_out(topk, hits, codes, rows)
     monkeypatch.setattr(parity_statistics, "CELLS", 1)
     blocks = leave_parts_out(topk, hits, codes, rows)
@@ -197,7 +198,7 @@ def test_parts_of_users_left_out_equal_a_literal_loop(monkeypatch):
 def test_a_group_that_is_left_out_whole_has_no_pairs():
     codes = np.repeat([0, 1, 2], [30, 20, 1])
     topk = drawn(np.random.default_rng(0), codes, leaning(2.0, 3))
-    found = leave_parts_out(topk, topk, codes, [row for row in parity_rows() if row.name == "dp_rate"])["dp_rate"]
+    found = leave_parts_out(topk, topk, codes, [row for row in computed(PARITY) if row.name == "dp_rate"])["dp_rate"]
     counts, sizes = count_by_group(topk[:50], codes[:50], ITEMS)
     without = float(relative_difference(counts, sizes))
     # the part of the lonely user is the one that moves the mean over pairs most
@@ -218,7 +219,7 @@ def test_the_interval_of_a_change_by_parts_in_closed_form():
 @pytest.mark.parametrize("name", ["dp_rate", "dp_js"])
 def test_the_interval_by_parts_of_a_difference_in_excess_holds_the_truth_as_often_as_it_says(name):
     generator, codes = np.random.default_rng(3), np.repeat([0, 1], [300, 500])
-    row = next(row for row in parity_rows() if row.name == name)
+    row = next(row for row in computed(PARITY) if row.name == name)
     weights = [leaning(strength) for strength in (3.0, 1.5)]
     excesses, intervals = [], []
     for _ in range(250):

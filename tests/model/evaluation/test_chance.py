@@ -16,9 +16,9 @@ from model.evaluation import chance, probes
 from model.evaluation.chance import chance_levels, level, permutations, permuted_parity, permuted_spreads
 from model.evaluation.keys import CHANCE, CHANCE_PARTS, CHANCE_STD, EXCESS, ListKey, MetricKey, P, by_list
 from model.evaluation.lists import Lists
-from model.evaluation.metric_table import HEADLINE, PARITY, of_kind, shown_in
+from model.evaluation.metric_table import HEADLINE, PARITY, computed, of_kind, shown_in
 from model.evaluation.metrics import evaluate
-from model.evaluation.parity import ByGroup, parity_rows
+from model.evaluation.parity import ByGroup
 from tests.support.lists import item_lists, make_ranking, make_split, planted_lists, random_case
 from tests.support.metric_twins import twin_debiased, twin_js, twin_parity
 from tests.support.runs import run_main
@@ -41,7 +41,7 @@ def labels_of(codes, count):
 def test_permuted_parity_equals_a_literal_loop(seed, groups):
     topk, relevant, codes, tail, degree, _ = random_case(seed, groups=groups)
     size = len(degree)
-    found = permuted_parity(Lists(topk, item_lists(relevant), tail, degree), codes, parity_rows(), 5)
+    found = permuted_parity(Lists(topk, item_lists(relevant), tail, degree), codes, computed(PARITY), 5)
     twins = {
         "dp": lambda labels: twin_parity(topk, labels, size),
         "dp_rate": lambda labels: twin_parity(topk, labels, size, by_rate=True),
@@ -125,7 +125,7 @@ def figures(difference, users, share, concentration, seed=0, count=16):
     none = item_lists([[] for _ in topk])
     degree = np.ones(topk.shape[1])
     lists = Lists(topk, none, degree > 0, degree)
-    rows = [row for row in parity_rows() if row.name in ("dp_rate", "dp_js", "dp_debiased")]
+    rows = [row for row in computed(PARITY) if row.name in ("dp_rate", "dp_js", "dp_debiased")]
     permuted, seen = permuted_parity(lists, codes, rows, count), ByGroup.of(lists, codes)
     return {
         row.name: level(float(row.function(seen)), permuted[row.name]) | {"value": row.function(seen)} for row in rows

@@ -406,8 +406,8 @@ def test_popularity_and_tail_share_of_a_list_in_closed_form():
 def test_an_evaluation_has_every_metric_of_the_table_that_is_computed():
     topk, relevant, codes, tail, degree, generator = random_case(2)
     ranking, split = make_ranking(topk, relevant, len(degree), generator), make_split(degree, tail, len(topk))
-    # FDA's definitions add to the standard ones
-    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3], DEFINITIONS).summary
+    definitions = Definitions(further=tuple(name for name, row in METRICS.items() if row.further))
+    names = evaluate(ranking, split, {"a": Group("a", codes, ("x", "y"))}, [3], definitions).summary
     keys = [MetricKey.parse(name) for name in names]
     measured_elsewhere = {name for name, row in METRICS.items() if row.kind in (LEAKAGE, COUNT)}
     assert {key.name for key in keys} | {key.spread for key in keys} - {""} | measured_elsewhere == set(METRICS)

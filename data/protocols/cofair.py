@@ -1,0 +1,95 @@
+"""Cofair's protocol (Chen, Chen and Zhao, WWW companion 2026)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.options import check_options
+from data.protocols.base import Definitions, Protocol, ProtocolSettings, make_split, one_phase, protocol
+from data.structs import InteractionData
+
+DEFINITIONS = Definitions(further=("recall",))
+# validations are compared as the authors' code prints them
+DIGITS = 4
+
+
+@dataclass(frozen=True)
+class CofairOptions:
+    """How interactions are split.
+
+    Users with fewer than `fewest` interactions are left out. Of each other user's `held_out` are held out, rounded
+    down: half of them, rounded down, for validation and the rest for test, but never fewer than one each. The epoch is
+    selected by Recall@`selected_at`.
+    """
+
+    fewest: int = 5
+    held_out: float = 0.2
+    selected_at: int = 10
+
+    def __post_init__(self):
+        check_options(
+            self,
+            ("fewest", self.fewest >= 3, "3 or more: one interaction each to train, validate and test"),
+            ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
+            ("selected_at", self.selected_at >= 1, "1 or more"),
+            flag="protocol_option",
+        )
+
+
+@protocol(
+    options=CofairOptions,
+    presets={"eval_k": (10, 20), "patience": 21},
+    # the protocol ranks the full catalogue minus the user's train items
+    unread=("eval_negatives", "upstream_compat"),
+)
+def cofair(
+    data: InteractionData,
+    settings: ProtocolSettings,
+    rng: np.random.Generator,
+    options: CofairOptions = CofairOptions(),
+) -> Protocol:
+    """Split each user's interactions 80/10/10 at random; every interaction is a positive, whatever its rating.
+
+    The paper's split is not public. This is the recipe of its first author's earlier scripts, whose counts agree with
+    what is public (Decision 54). The epoch is selected by validation Recall@10. Validation items stay among the test
+    candidates.
+    """
+    if options.selected_at not in settings.ks:
+        raise ValueError(
+            f"--protocol=cofair selects by Recall@{options.selected_at}; put {options.selected_at} into --eval_k"
+        )
+    count = np.bincount(data.user_id, minlength=data.num_users)
+    held_out = np.maximum(np.floor(options.held_out * count).astype(np.int64), 2)
+    num_valid = held_out // 2
+    # each user's interactions in random order: validation ones first, then test ones
+    order = np.lexsort((rng.random(len(data.user_id)), data.user_id))
+    users = data.user_id[order]
+    place = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
+    kept = count[users] >= options.fewest
+    if not kept.any():
+        raise ValueError(
+            f"--protocol=cofair: no user of {data.name} has {options.fewest} interactions; lower "
+            "--protocol_option=fewest"
+        )
+    is_valid, is_held_out = kept & (place < num_valid[users]), kept & (place < held_out[users])
+    # train rows in file order, which later sorts by time keep where times are equal
+    train = np.sort(order[kept & ~is_held_out])
+    time = None if data.time is None else data.time[train]
+    held = (order[rows] for rows in (is_valid, is_held_out & ~is_valid))
+    split = make_split(
+        data,
+        settings.warm_threshold,
+        (data.user_id[train], data.item_id[train], time),
+        *((data.user_id[rows], data.item_id[rows]) for rows in held),
+    )
+    train_percent = 100 * (1 - options.held_out)
+    part = 50 * options.held_out
+    description = (
+        f"Cofair's (WWW companion 2026): all interactions, of each user at random {train_percent:g} % to train, "
+        f"{part:g} % to validate and {part:g} % to test; the full catalogue minus the user's train items, so that "
+        "validation items are among the test candidates"
+    )
+    phase = one_phase("cofair", settings, split, f"recall@{options.selected_at}", seen=split.train, digits=DIGITS)
+    return Protocol("cofair", description, settings.ks, (phase,), definitions=DEFINITIONS)
