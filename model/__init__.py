@@ -15,6 +15,7 @@ METHODS = Registry(
     none="model.methods.none:Unfair",
     fabuhs="model.methods.fabuhs:FABUHS",
     fda="model.methods.fda:FDA",
+    cofair="model.methods.cofair:Cofair",
     parity="model.methods.parity:Parity",
     bnslim="model.methods.bnslim:BNSLIM",
     fairuser="model.methods.fairuser:FairUser",

@@ -89,6 +89,8 @@ class Method:
     fits_at_once: ClassVar[bool] = False
     # trains the backbone plainly in a stage "backbone" of its own, before the stage "method"
     two_stages: ClassVar[bool] = False
+    # `controls` are levels, from the most accurate to the fairest: pictures join them
+    ordered_controls: ClassVar[bool] = False
 
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
@@ -144,6 +146,10 @@ class Method:
     def passes(self, stage: str, epoch: int) -> tuple[str, ...]:
         """Name the passes over the data that make `epoch` (from 1) of `stage`."""
         return ("train",)
+
+    def reads_histories(self, stage: str) -> bool:
+        """Tell whether the batches of `stage` need the histories that the backbone reads."""
+        return True
 
     def history_weights(self, histories: Histories, split: Split) -> HistoryWeights:
         """Weigh the items of `histories`, where the backbone reads weighted samples of them.

@@ -86,6 +86,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
     progress, generators, processes = training.progress, training.generators, session.run.processes
     step = functools.partial(update, processes=processes)
     steps, label = sampler.steps(batch_size), f"epoch {progress.epoch}"
+    history_rng = generators["history"] if training.method.reads_histories(stage) else None
     training.method.begin_epoch(stage, progress.epoch)
     for name in training.method.passes(stage, progress.epoch)[progress.turn :]:
         # drawn from a copy: the stream itself moves on when the pass ends, so a resumed pass draws the same order
@@ -93,7 +94,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
         batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
         with progress_shown(label if processes.first else None, steps, "step", progress.step) as advance:
             for edges in batches:
-                batch = sampler.sample(edges, generators["negatives"], generators["history"])
+                batch = sampler.sample(edges, generators["negatives"], history_rng)
                 with training.naming(f"{label}, step {progress.step + 1} of {steps}"):
                     values = training.method.train_step(batch, stage, name, step)
                 progress.add(values, len(edges))
@@ -134,7 +135,9 @@ def judge_epoch(session: Session, phase: Phase, stage: str, schedule: Schedule) 
     if not schedule.asks(epoch):
         return {}, False
     summary = validate(session, phase, stage)
-    return summary, training.selection.offer(epoch, summary[phase.metric], training.backbone, training.method)
+    return summary, training.selection.offer(
+        epoch, phase.judged(summary[phase.metric]), training.backbone, training.method
+    )
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, metric: str, best: bool) -> str:
