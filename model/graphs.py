@@ -110,6 +110,8 @@ class LightGCN(GraphConvolution):
             "epochs": 1000,
             "graph_layers": 1,
             "graph_norm": "rows",
+            "l2": 1e-3,
+            "lr": 5e-3,
             "table_start": "xavier_uniform",
         }
     }
