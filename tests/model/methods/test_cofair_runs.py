@@ -1,4 +1,4 @@
-"""Cofair by the whole program: its levels in every file, what selects the epoch, serving, and runs that were cut off."""
+"""Cofair by the whole program: levels in every file, what selects the epoch, serving, and runs that were cut off."""
 
 from __future__ import annotations
 
@@ -230,9 +230,7 @@ def cut_off(monkeypatch, folder, number, action, **values):
         pytest.param(24, crash, (1, 2), marks=pytest.mark.slow),
     ],
 )
-def test_a_run_cut_off_in_either_stage_goes_on_to_the_same_bytes(
-    tmp_path, monkeypatch, trained, number, action, place
-):
+def test_a_run_cut_off_in_either_stage_goes_on_to_the_same_bytes(tmp_path, monkeypatch, trained, number, action, place):
     values = cofair(checkpoint_every="1")
     progress = cut_off(monkeypatch, tmp_path, number, action, **values)
     assert (progress.stage, progress.epoch) == place
