@@ -1,6 +1,7 @@
 """Backbones that know ids alone: sizes, convolutions against dense twins, and that they learn what they should."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.testing import assert_close
 
 from data.dataloader import BatchSampler
@@ -57,10 +59,10 @@ def random_likes(seed, users=USERS, items=ITEMS, share=0.4):
     return likes
 
 
-def make(name, layers=2, likes=None, std=0.5):
+def make(name, layers=2, likes=None, std=0.5, **changes):
     """A backbone whose tables are large enough for every part to matter."""
     likes = random_likes(0) if likes is None else likes
-    config = SimpleNamespace(embedding_dim=DIM, graph_layers=layers, **STANDARD)
+    config = SimpleNamespace(embedding_dim=DIM, graph_layers=layers, **STANDARD | changes)
     data = SimpleNamespace(num_users=likes.shape[0], num_items=likes.shape[1])
     backbone = BACKBONES[name].build(data, config, 3, CPU)
     with torch.no_grad():
@@ -83,6 +85,19 @@ def dense_light_gcn(backbone, likes, user, item):
     layers = [layer]
     for _ in range(backbone.layers):
         layers.append(normalised @ layers[-1])
+    return torch.stack(layers).mean(0).split(list(likes.shape))
+
+
+def dense_means(backbone, likes, user, item):
+    """The mean over layers of powers of D^-1 (A + I), whose rows sum to 1."""
+    users = len(likes)
+    adjacency = torch.eye(sum(likes.shape))
+    adjacency[:users, users:] = torch.from_numpy(likes)
+    adjacency[users:, :users] = torch.from_numpy(likes.T)
+    means = adjacency / adjacency.sum(1, keepdim=True)
+    layers = [torch.cat([user, item])]
+    for _ in range(backbone.layers):
+        layers.append(means @ layers[-1])
     return torch.stack(layers).mean(0).split(list(likes.shape))
 
 
@@ -136,6 +151,29 @@ def test_tables_begin_with_the_spread_of_their_papers(name):
     first = BACKBONES[name].build(data, config, 1, CPU).state_dict()
     for table in ("user.weight", "item.weight"):
         assert float(first[table].std()) == pytest.approx(0.1 if name == "lightgcn" else 0.01, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["bprmf", "pmf", "lightgcn", "gccf", "ncf"])
+def test_tables_may_start_by_xavier_and_start_as_ever_where_they_do_not(name):
+    sizes, seed = {"user": 500, "item": 300}, 1
+    data = SimpleNamespace(num_users=500, num_items=300)
+
+    def tables(start):
+        config = SimpleNamespace(embedding_dim=16, graph_layers=2, graph_norm="symmetric", table_start=start)
+        network = BACKBONES[name].build(data, config, seed, CPU)
+        return {side: getattr(network, side).weight.detach() for side in sizes}
+
+    torch.manual_seed(seed)
+    plain = nn.Embedding(500, tables("normal")["user"].shape[1])
+    nn.Embedding(300, plain.weight.shape[1])  # drawn before the tables get their own values
+    nn.init.normal_(plain.weight, std=0.1 if name == "lightgcn" else 0.01)
+    assert torch.equal(tables("normal")["user"], plain.weight)
+    for side, rows in sizes.items():
+        normal, uniform = (tables(f"xavier_{kind}")[side] for kind in ("normal", "uniform"))
+        variance, bound = 2 / (rows + normal.shape[1]), math.sqrt(6 / (rows + normal.shape[1]))
+        assert float(normal.var()) == pytest.approx(variance, rel=0.06)
+        assert float(uniform.var()) == pytest.approx(variance, rel=0.06)
+        assert 0.99 * bound < uniform.abs().max() <= bound < normal.abs().max()
 
 
 @settings(max_examples=40, deadline=None)
@@ -192,6 +230,40 @@ def test_gradients_of_a_step_equal_those_of_the_dense_twin(kind):
     found = torch.autograd.grad((context.users @ context.items.T * target).sum(), tables)
     users, items = TWINS[kind](backbone, likes, *tables)
     assert_close(found, torch.autograd.grad((users @ items.T * target).sum(), tables))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    users=st.integers(1, 8),
+    items=st.integers(1, 8),
+    layers=st.integers(1, 2),
+    share=st.floats(0.05, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_layers_that_are_means_and_their_gradients_equal_a_dense_twin(users, items, layers, share, seed):
+    likes = random_likes(seed, users, items, share)
+    backbone = make("lightgcn", layers, likes, graph_norm="rows")
+    tables = [backbone.user.weight, backbone.item.weight]
+    context, expected = backbone.prepare(), dense_means(backbone, likes, *tables)
+    assert_same(context, expected)
+    target = torch.randn(users, items, generator=torch.Generator().manual_seed(seed % 1000))
+    scores = [(context.users @ context.items.T * target).sum(), (expected[0] @ expected[1].T * target).sum()]
+    assert_close(*(torch.autograd.grad(score, tables) for score in scores), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_a_layer_that_is_a_mean_sum_to_1_and_who_has_no_interaction_keeps_her_vector():
+    likes = random_likes(6)
+    likes[3], likes[:, 5] = False, False
+    backbone = make("lightgcn", 2, likes, graph_norm="rows")
+    with torch.no_grad():
+        context = backbone.prepare()
+        assert_close(context.users[3], backbone.user.weight[3])
+        assert_close(context.items[5], backbone.item.weight[5])
+        assert not torch.isclose(context.users[0], backbone.user.weight[0]).any()
+        for table in (backbone.user, backbone.item):
+            table.weight.fill_(1.0)
+        context = backbone.prepare()
+    assert_same(context, (torch.ones(USERS, DIM), torch.ones(ITEMS, DIM)))
 
 
 @every_graph
@@ -432,6 +504,25 @@ def test_pictures_and_probes_need_no_history(tmp_path):
     names = {path.stem for path in (tmp_path / "run").glob("*.png")}
     assert {"training", "exposure", "accuracy_by_group", "rerank_trade_off"} <= names
     assert "histories" not in names
+
+
+@pytest.mark.parametrize(
+    ("backbone", "flag"),
+    [(name, "graph_norm") for name in ("gccf", "bprmf", "pmf", "ncf", "sparsenn", "slim")]
+    + [(name, "table_start") for name in ("sparsenn", "slim")],
+)
+def test_forms_of_graphs_and_tables_are_refused_where_there_are_none(tmp_path, capsys, backbone, flag):
+    value = "rows" if flag == "graph_norm" else "xavier_normal"
+    values = {**dict.fromkeys(("user_hidden", "item_hidden", "batch_size", "epochs", "num_negatives")), flag: value}
+    line = refused(capsys, tmp_path, backbone=backbone, **values)
+    assert f"--{flag}" in line and "has no effect" in line and f"--backbone={backbone}" in line
+
+
+def test_the_forms_of_a_graph_give_different_runs(tmp_path):
+    values = {"backbone": "lightgcn", **BY_IDS, "epochs": 1}
+    plain = run_main(tmp_path / "plain", **values)["metrics"]
+    means = run_main(tmp_path / "means", **values, graph_norm="rows", table_start="xavier_uniform")["metrics"]
+    assert plain["test/gini@5"] != means["test/gini@5"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class LiteralCofair(nn.Module):
 
     def __init__(self, method):
         super().__init__()
-        self.options = method.options
+        self.options, self.means = method.options, {}
         self.shared, self.output = copy.deepcopy(method.adapters.shared), copy.deepcopy(method.adapters.output)
         self.own = nn.ModuleList(literal_layers(method.adapters))
         self.discriminator = copy.deepcopy(method.discriminator)
@@ -85,6 +85,7 @@ class LiteralCofair(nn.Module):
             logits = functional_call(self.discriminator, met, (vectors,)) if apart else self.discriminator(vectors)
             rows = self.row_losses(logits[known], target[known])
             losses.append(rows)
+            self.means[f"adversary/t{number}"] = rows.mean()
             if before is not None:
                 weight = weight + options.alpha * (1 - (rows.mean().item() - before))
             before = rows.mean().item()
@@ -101,5 +102,4 @@ class LiteralCofair(nn.Module):
         self.adapters_optimiser.step()
         for vectors in later:
             self.step_discriminator(vectors, target[known])
-        means = {f"adversary/t{number}": rows.mean() for number, rows in enumerate(losses, 1)}
-        return {"loss": total, "ranking": ranking, "monotonicity": monotonicity, **means}
+        return {"loss": total, "ranking": ranking, "monotonicity": monotonicity, **self.means}

@@ -37,10 +37,10 @@ def recomputed(folder: Path) -> dict[str, float]:
         catalogue = items[items["phase"] == phase_of(name, items)].set_index("item")
         of_list, found = lists[lists["list"] == name], ranks[ranks["list"] == name]
         for k in config["eval_k"]:
-            is_fda, shown = result["protocol"] == "fda", of_list[of_list["rank"] <= k]
-            values = accuracy(found, catalogue, labels, k, is_fda, result["users"])
+            protocol, shown = result["protocol"], of_list[of_list["rank"] <= k]
+            values = accuracy(found, catalogue, labels, k, protocol, result["users"])
             values |= exposure(shown, catalogue, k)
-            values |= parity(shown, labels.loc[found["user"].unique()], catalogue, k, is_fda)
+            values |= parity(shown, labels.loc[found["user"].unique()], catalogue, k, protocol == "fda")
             figures |= {f"{name}/{key}": value for key, value in values.items()}
         if name.endswith("/reranked"):
             pools = lists[lists["list"] == name.removesuffix("/reranked")]
@@ -58,26 +58,27 @@ def weight(rank: int) -> float:
     return 1 / math.log2(rank + 1)
 
 
-def by_user(found: pd.DataFrame, k: int, share: bool) -> pd.DataFrame:
-    """HR, NDCG and MRR of each user who has a test item among `found`."""
+def by_user(found: pd.DataFrame, k: int, protocol: str) -> pd.DataFrame:
+    """Accuracy of each user who has a test item among `found`."""
     wanted = found.groupby("user").size()
     hits = found[found["rank"] <= k]
     counts = hits.groupby("user").size().reindex(wanted.index, fill_value=0)
     gains = hits["rank"].map(weight).groupby(hits["user"]).sum().reindex(wanted.index, fill_value=0.0)
     ideal = wanted.clip(upper=k).map(lambda count: sum(weight(place) for place in range(1, count + 1)))
     best = (1 / hits.groupby("user")["rank"].min()).reindex(wanted.index, fill_value=0.0)
-    rate = counts / wanted.clip(upper=k) if share else (counts > 0).astype(float)
-    return pd.DataFrame({"hr": rate, "ndcg": gains / ideal, "mrr": best})
+    rate = counts / wanted.clip(upper=k) if protocol == "fda" else (counts > 0).astype(float)
+    values = pd.DataFrame({"hr": rate, "ndcg": gains / ideal, "mrr": best})
+    return values.assign(recall=counts / wanted) if protocol == "cofair" else values
 
 
-def accuracy(found, catalogue, labels, k, is_fda, num_users) -> dict[str, float]:
-    values = by_user(found, k, share=is_fda)
+def accuracy(found, catalogue, labels, k, protocol, num_users) -> dict[str, float]:
+    values = by_user(found, k, protocol)
     figures = {f"{name}@{k}": values[name].mean() for name in values}
-    if is_fda:  # who has no test item counts as 0
+    if protocol == "fda":  # who has no test item counts as 0
         figures[f"ndcg@{k}"] = values["ndcg"].sum() / num_users
     popularity = found["item"].map(catalogue["popularity"])
     for part in ("head", "tail"):
-        restricted = by_user(found[popularity == part], k, share=is_fda)
+        restricted = by_user(found[popularity == part], k, protocol)
         figures |= {f"{name}@{k}/{part}": restricted[name].mean() for name in restricted}
     for attribute in labels:
         means = values.groupby(labels[attribute].loc[values.index]).mean()

@@ -41,6 +41,7 @@ from tests.support.metric_twins import (
 )
 
 TOLERANCE = 1e-12
+WITH_RECALL = Definitions(further=("recall",))
 
 
 def close(actual, expected):
@@ -159,7 +160,7 @@ RANX_SCRIPT = """
 import json, sys
 from ranx import Qrels, Run, evaluate
 qrels, run = json.load(sys.stdin)
-names = ["hit_rate@5", "ndcg@5", "mrr@5"]
+names = ["hit_rate@5", "ndcg@5", "mrr@5", "recall@5"]
 scores = evaluate(Qrels(qrels), Run(run), names, return_mean=False, make_comparable=True)
 print(json.dumps({name: list(map(float, scores[name])) for name in names}))
 """
@@ -188,8 +189,8 @@ def test_accuracy_equals_ranx():
         check=True,
     )
     expected = json.loads(answer.stdout.strip().splitlines()[-1])
-    actual = per_user_accuracy(ranking, 5)
-    for ours, theirs in (("hr", "hit_rate@5"), ("ndcg", "ndcg@5"), ("mrr", "mrr@5")):
+    actual = per_user_accuracy(ranking, 5, definitions=WITH_RECALL)
+    for ours, theirs in (("hr", "hit_rate@5"), ("ndcg", "ndcg@5"), ("mrr", "mrr@5"), ("recall", "recall@5")):
         assert actual[ours] == pytest.approx(expected[theirs], abs=1e-9)
         assert 0 < np.mean(actual[ours]) < 1
 
@@ -225,6 +226,25 @@ def test_accuracy_by_hand():
     # More relevant items than places: two hits at the top of K = 2 are perfect.
     perfect = Ranking(np.arange(4), relevant, np.array([1, 1, 2, 3, 1]), topk, -topk.astype(float), np.full(4, 8))
     assert per_user_accuracy(perfect, 2)["ndcg"] == pytest.approx([1, 1, math.nan, 1], nan_ok=True)
+
+
+def test_recall_by_hand():
+    # two of four items within the first five; one of one; none of two; nobody asks the last user
+    relevant, ranks = item_lists([[4, 1, 2, 3], [0], [5, 6], []]), np.array([3, 5, 6, 9, 1, 7, 8])
+    topk = np.tile(np.arange(5), (4, 1))
+    ranking = Ranking(np.arange(4), relevant, ranks, topk, -topk.astype(float), np.full(4, 10))
+    expected = {5: [0.5, 1, 0, math.nan], 2: [0, 1, 0, math.nan], 10: [1, 1, 1, math.nan]}
+    for k, values in expected.items():
+        assert per_user_accuracy(ranking, k, definitions=WITH_RECALL)["recall"] == pytest.approx(values, nan_ok=True)
+    assert "recall" not in per_user_accuracy(ranking, 5)
+    # with more relevant items than places it stays below 1, unlike the share of hits among what could be hit
+    shares = Definitions(hit_rate="share", further=("recall",))
+    perfect = Ranking(
+        np.arange(4), relevant, np.array([1, 2, 3, 4, 1, 1, 2]), topk, -topk.astype(float), np.full(4, 10)
+    )
+    found = per_user_accuracy(perfect, 1, definitions=shares)
+    assert found["recall"] == pytest.approx([0.25, 1, 0.5, math.nan], nan_ok=True)
+    assert found["hr"] == pytest.approx([1, 1, 1, math.nan], nan_ok=True)
 
 
 def test_gini_closed_forms():

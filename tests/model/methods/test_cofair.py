@@ -336,6 +336,10 @@ def test_reading_the_discriminator_itself_while_it_is_trained_is_what_torch_refu
     literal = LiteralCofair(method)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         literal.step(method.users, method.context.items, batch, method.codes, apart=False)
+    values = method.train_step(batch, "method", "train", update)
+    assert len(literal.means) == 5
+    for name, mean in literal.means.items():
+        assert_close(values[name], mean.detach(), msg=name)
 
 
 @pytest.mark.parametrize("backbone", ["bprmf", "ncf", "lightgcn", "gccf", "sparsenn"])

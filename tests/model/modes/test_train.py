@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import ClassVar
 
@@ -108,6 +109,24 @@ def test_no_epoch_is_trained_beyond_the_last_validation(tmp_path, capsys):
     assert result["epoch"] == 4 and len(rows) == 16
     assert "valid/ndcg@5" in rows[-1]
     assert "for 10 epochs: stopped" in capsys.readouterr().out
+
+
+def test_validations_are_compared_as_precisely_as_the_phase_says(tmp_path, monkeypatch):
+    """To no digit every epoch is as good as the first, which is kept, and patience runs out."""
+    epochs = {}
+    for digits in (None, 0):
+
+        @protocol()
+        def rounded(data, settings, rng, options, digits=digits):
+            made = leave_one_out(data, settings, rng)
+            return dataclasses.replace(made, phases=(dataclasses.replace(made.phases[0], digits=digits),))
+
+        monkeypatch.setitem(PROTOCOLS, "rounded", rounded)
+        folder = tmp_path / str(digits)
+        result = run_main(folder, **BY_IDS, protocol="rounded", epochs=9, patience=4, lr=0.02)
+        epochs[digits] = result["epoch"], len(rows_of(folder))
+        assert (result["validation"] == 0) == (digits == 0)
+    assert epochs[0] == (1, 5) and epochs[None][0] > 1
 
 
 # --- Random streams ---

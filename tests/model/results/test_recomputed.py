@@ -47,6 +47,15 @@ def test_a_run_under_the_definitions_of_fda(tmp_path):
     assert len(per_user) < result["users"] == 60, "there are users whom nobody asks"
 
 
+def test_a_run_under_cofairs_protocol_with_its_levels(tmp_path):
+    values = {"enable_fairness": True, "fairness_method": "cofair", "protocol": "cofair", "rerank_fair": True}
+    with light_runs():
+        run_main(tmp_path, **{**BY_IDS, **values}, method_option=["levels=2", "epochs=1"], eval_k=["10", "20"])
+    lists = [f"test/t{level}{suffix}" for level in range(3) for suffix in ("", "/reranked")]
+    further = ("recall@10", "recall@20/gap/gender", "recall@10/tail", "dp_js@20/gender", "eo_js@10/gender")
+    check(tmp_path / "run", [*lists, "reference/popular"], further)
+
+
 def test_a_run_of_several_phases_and_tasks(tmp_path, monkeypatch):
     time_order.register(monkeypatch)
     with light_runs():
