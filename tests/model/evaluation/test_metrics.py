@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -239,9 +240,7 @@ def test_recall_by_hand():
     assert "recall" not in per_user_accuracy(ranking, 5)
     # with more relevant items than places it stays below 1, unlike the share of hits among what could be hit
     shares = Definitions(hit_rate="share", further=("recall",))
-    perfect = Ranking(
-        np.arange(4), relevant, np.array([1, 2, 3, 4, 1, 1, 2]), topk, -topk.astype(float), np.full(4, 10)
-    )
+    perfect = dataclasses.replace(ranking, ranks=np.array([1, 2, 3, 4, 1, 1, 2]))
     found = per_user_accuracy(perfect, 1, definitions=shares)
     assert found["recall"] == pytest.approx([0.25, 1, 0.5, math.nan], nan_ok=True)
     assert found["hr"] == pytest.approx([1, 1, 1, math.nan], nan_ok=True)

@@ -174,17 +174,18 @@ def test_it_stops_after_21_epochs_without_a_better_validation(tmp_path, pretrain
 # --- Other backbones ---
 
 
-def test_a_backbone_with_a_history_is_encoded_once_and_later_batches_have_none(tmp_path, monkeypatch):
-    seen, step = {}, Cofair.train_step
+def test_a_backbone_with_a_history_is_encoded_once_and_batches_of_the_second_stage_have_none(tmp_path, monkeypatch):
+    seen, sizes, step = {}, {}, Cofair.train_step
 
     def watched(self, batch, stage, name, update):
         seen.setdefault(stage, set()).add(batch.history is None)
+        sizes[stage] = max(sizes.get(stage, 0), len(batch.users))
         return step(self, batch, stage, name, update)
 
     monkeypatch.setattr(Cofair, "train_step", watched)
     towers = {"user_hidden": ["16"], "item_hidden": ["16"], "embedding_dim": None, "protocol": "loo"}
     result = run_main(tmp_path, **{**cofair("levels=2", backbone="sparsenn"), **towers, "epochs": 1})
-    assert seen == {"backbone": {False}, "method": {True}}
+    assert seen == {"backbone": {False}, "method": {True}} and sizes == {"backbone": 128, "method": 256}
     assert len({result["metrics"][f"test/{level}/gini@5"] for level in ("t0", "t1", "t2")}) == 3
 
 
