@@ -14,12 +14,17 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from data.structs import Split
+from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import by_list, run_lists, short_name
+from model.modes.setup import build, prepare
+from model.runs.run import Run
+from model.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "results"
@@ -122,6 +127,19 @@ class Rows:
             ]
             with ThreadPoolExecutor(arguments.jobs) as pool:
                 list(pool.map(lambda pair: self.execute(*pair, *folders), asked))
+
+
+def served(run: Path, dataset_dir: Path) -> tuple[Run, Split, Evaluator]:
+    """Load a finished run's checkpoint, for probes of its vectors: the run, its split, and its evaluator."""
+    config, checkpoint = load_checkpoint(run)
+    setting = prepare(replace(config, dataset_dir=dataset_dir, device="cpu", backbone_checkpoint=None))
+    backbone, method = build(setting)
+    backbone.load_state_dict(checkpoint["backbone"])
+    method.load_state_dict(checkpoint["method"])
+    split = setting.protocol.phases[0].split
+    if split.fingerprint() != checkpoint["fingerprint"]:
+        raise ValueError(f"{run}: the data in {dataset_dir} are not those of the run")
+    return setting, split, Evaluator(backbone, method, setting.environment)
 
 
 def lists_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
