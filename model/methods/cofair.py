@@ -27,7 +27,9 @@ DISCRIMINATOR_STD = 0.01
 LEAST_PROBABILITY = 1e-10
 UPDATES, REGULARISED, SELECTED = ("interleaved", "after"), ("rows", "users"), ("last", "mean")
 # settings of the first stage, which a backbone that another run trained leaves out
-FIRST_STAGE = frozenset({"batch_size", "l2", "loss", "lr", "precision", "sparse_updates", "weight_decay"})
+FIRST_STAGE = frozenset(
+    {"batch_size", "l2", "loss", "lr", "precision", "sparse_updates", "table_start", "weight_decay"}
+)
 
 
 class Dropout(nn.Module):

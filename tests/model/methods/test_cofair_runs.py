@@ -112,9 +112,10 @@ def test_items_and_backbone_are_those_of_the_run_without_a_method(trained, pretr
         pd.testing.assert_frame_equal(*lists, check_exact=True)
 
 
-def test_settings_of_the_first_stage_have_no_effect_on_another_runs_backbone(pretrained, tmp_path, capsys):
-    error = refused(capsys, tmp_path, **{**upon(pretrained), "lr": 0.02})
-    assert "--lr" in error and "has no effect" in error
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.02), ("table_start", "normal"), ("l2", 0.5)])
+def test_settings_of_the_first_stage_have_no_effect_on_another_runs_backbone(pretrained, tmp_path, capsys, name, value):
+    error = refused(capsys, tmp_path, **{**upon(pretrained), name: value})
+    assert f"--{name}" in error and "has no effect" in error
 
 
 def test_a_level_is_served_by_its_name(trained, tmp_path, capsys):
