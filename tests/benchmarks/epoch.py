@@ -21,7 +21,7 @@ from tabulate import tabulate
 import main as program
 from model.modes.setup import build, prepare
 from model.runs.streams import torch_generator
-from model.training.batches import batch_sampler, planned_steps
+from model.training.batches import batch_sampler, draw_batch, planned_steps
 from model.training.update import update
 
 FDA = ("--enable_fairness=True", "--fairness_method=fda")
@@ -61,14 +61,14 @@ def epoch_of(dataset_dir: str, protocol: str, backbone: str, flags: tuple[str, .
     stage = method.stages()[-1]
     method.begin_stage(stage)
     batch_size = method.schedule(stage, phase).batch_size
-    order, negatives, history = (torch_generator(0) for _ in range(3))
-    history = history if method.reads_histories(stage) else None
+    generators = {name: torch_generator(0) for name in ("order", "negatives", "history")}
 
     def train() -> None:
         method.begin_epoch(stage, 1)
         for name in method.passes(stage, 1):
-            for edges in sampler.batches(batch_size, order):
-                method.train_step(sampler.sample(edges, negatives, history), stage, name, update)
+            for edges in sampler.batches(batch_size, generators["order"]):
+                batch = draw_batch(sampler, edges, method, stage, generators)
+                method.train_step(batch, stage, name, update)
 
     return train
 
