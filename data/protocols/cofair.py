@@ -56,7 +56,7 @@ def cofair(
 
     The paper's split is not public. This is the recipe of its first author's earlier scripts, whose counts agree with
     what is public (Decision 54). The epoch is selected by validation Recall@10. Validation items stay among the test
-    candidates.
+    candidates. Leakage is measured by the paper's own attacker too.
     """
     if options.selected_at not in settings.ks:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Cofair's own attacker (Chen, Chen and Zhao, WWW companion 2026): a network that reads the group off user vectors.
 
-Its gradients are written out, in NumPy: the batches are so small that autograd's own work costs five times the rest.
+Its gradients are written out, in NumPy: the batches are so small that a step by autograd takes over four times as long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.evaluation.probes import Attack, leakage, with_chance
 # the published attacker's
 SLOPE, DROPOUT = np.float32(0.2), 0.2
 BATCH_SIZE, HARD_EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 128, 500, 1e-3, 1e-4
-# those of the one that Adam trains
+# those of the one that Adam trains; on MovieLens-1M its AUC moves by .005 at most from epoch 50 to 150
 EPOCHS, BETAS, EPSILON = 100, (0.9, 0.999), 1e-8
 
 # changes the weights that it was made for by their gradients

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data.structs import Group
+from model.evaluation import cofair_attack
 from model.evaluation.chance import level, permutations
 from model.evaluation.cofair_attack import adam, attack, cofair_leakage, descent, hard_auc, trained
 from model.evaluation.keys import CHANCE_PARTS, MetricKey
@@ -141,12 +142,21 @@ def test_the_maximum_over_epochs_has_chance_above_a_half_and_the_other_has_not()
     assert soft.mean() == pytest.approx(0.5, abs=0.02) and soft.min() < 0.5
 
 
+@pytest.fixture
+def few_epochs(monkeypatch):
+    """For what does not depend on how long SGD trains."""
+    monkeypatch.setattr(cofair_attack, "HARD_EPOCHS", 60)
+    monkeypatch.setattr(cofair_attack, "EPOCHS", 20)
+
+
+@pytest.mark.usefixtures("few_epochs")
 def test_vectors_that_are_all_alike_give_a_half():
     _, codes, held_out = planted(100)
     for value, permuted in attack(np.ones((100, 3)), codes, held_out, 0).values():
         assert value == 0.5 and (permuted == 0.5).all()
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_held_out_attributes_and_unknown_users_reach_neither_training_nor_judgement():
     vectors, codes, held_out = planted(200, shift=1.0)
     codes[::7] = -1
@@ -161,6 +171,7 @@ def test_held_out_attributes_and_unknown_users_reach_neither_training_nor_judgem
     assert of_flipped == pytest.approx([hard, 1 - soft]) and hard != soft
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_the_same_seed_gives_the_same_numbers_and_nobody_elses_draws_move():
     problem = planted(200, shift=0.5)
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -188,6 +199,7 @@ def test_not_computable_is_nan(fit_codes, test_codes):
 # --- The probe ---
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_the_standard_figures_stay_and_each_new_one_has_its_chance():
     vectors, codes, held_out = planted(60, shift=3.0)
     groups = {"gender": Group("gender", codes, ("F", "M"))}
