@@ -1,4 +1,4 @@
-"""Cofair's own attacker (Chen, Chen and Zhao, WWW companion 2026): a network that reads the group off user vectors.
+"""Cofair's attacker (Chen, Chen & Zhao, WWW companion 2026): a network that reads the group off vectors (Decision 59).
 
 Its gradients are written out, in NumPy: the batches are so small that a step by autograd takes over four times as long.
 """
