@@ -14,9 +14,10 @@ from absl.testing import flagsaver
 from scipy import stats
 
 import main
-from model.comparison import compare, finished, run_parity, statistics
+from model.comparison import compare, run_parity, statistics
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.modes import compare as compare_mode
+from model.results import finished
 from model.runs.files import write_frame, write_json
 from model.runs.processes import ALONE
 from tests.support.pages import read_page

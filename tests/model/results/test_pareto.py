@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from model.results import pareto
+from model.results import pareto, pareto_marks
 from model.results.drawing import honest_limits
 from model.results.pareto import accuracy_against_fairness, fairness_metrics, front_line, how_to_read, undominated
 from tests.support.pictures import looks_drawn
@@ -178,9 +178,9 @@ def test_runs_are_told_apart_and_every_text_has_its_room(monkeypatch, count, nam
 
 def test_names_are_shortened_only_where_they_stay_different():
     long = "a" * 30 + "b" * 30
-    assert pareto._short([long, "c"]) == ["a" * 12 + "…" + "b" * 23, "c"]
+    assert pareto_marks._short([long, "c"]) == ["a" * 12 + "…" + "b" * 23, "c"]
     alike = [long[:30] + letter + long[30:] for letter in "xy"]
-    assert pareto._short(alike) == alike
+    assert pareto_marks._short(alike) == alike
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=9), st.floats(0, 30), st.sampled_from([100.0, np.inf]))
