@@ -25,6 +25,8 @@ from model.results.drawing import (
 from model.results.metric_text import arrow, axis_name, axis_reference
 
 MARKERS_OF_A_CURVE = 25
+# curves that a legend of a panel names, and letters of names that all stand in one row
+MOST_NAMED, SHORT = 6, 6
 # where viridis, which goes from 0 to 1, is too pale on white
 LIGHTEST = 0.85
 # letters of a line above a panel
@@ -57,7 +59,11 @@ def training_curves(
             _draw_curve(panel, *_curve(rows, key), style, label=key.removeprefix(f"{title}/"))
         panel.set_ylabel(title if len(keys) > 1 else f"{title}\n({keys[0]})")
         if len(keys) > 1:
-            panel.legend(**LEGEND_ABOVE | {"ncols": len(keys) if title in keys[0] else LEGEND_ABOVE["ncols"]})
+            # of very many curves, evenly chosen ones
+            named = np.unique(np.linspace(0, len(keys) - 1, MOST_NAMED).round().astype(int))
+            handles = [panel.lines[place] for place in named]
+            short = max(len(handle.get_label()) for handle in handles) <= SHORT
+            panel.legend(handles=handles, **LEGEND_ABOVE | ({"ncols": MOST_NAMED} if short else {}))
     _draw_metric(last, rows, metric)
     last.set_ylabel(f"validation\n{axis_name(MetricKey.parse(metric))}")
     last.set_xlabel(_epoch_axis(rows, [*panels, last], metric, selected_epoch))

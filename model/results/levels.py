@@ -12,9 +12,10 @@ from model.results.pareto_marks import Curves
 
 
 def levels_of(method: str, lists: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Group a run's own `lists` that are levels of its method, as `lists_by_control` does; none of other methods."""
+    """Group a run's own `lists` that are levels of its method, two or more, as `lists_by_control` does."""
     ordered = method in METHODS and METHODS[method].ordered_controls
-    return lists_by_control(lists) if ordered else {}
+    groups = lists_by_control(lists) if ordered else {}
+    return {label: curve for label, curve in groups.items() if len(curve) > 1}
 
 
 def curves_of(runs: Sequence[Finished]) -> Curves:

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from model.results.pareto_marks import Curves, Marks, marks_of, name_points
 FEWEST_POINTS = 3
 PANELS_IN_A_ROW = 3
 # letters of a line below a panel
-LINE = 30
+LINE = 28
 LETTER = 0.072  # inches, of an average name
 # half of the central 95 % of a normal distribution, in standard deviations
 CENTRAL = 1.96
@@ -113,7 +114,8 @@ def accuracy_against_fairness(
         # texts go where there is room, which is known only after the layout
         figure.get_layout_engine().execute(figure)
         for panel, axis in zip(panels, axes, strict=False):
-            name_points(panel, axis.values, heights.values, marks)
+            places = np.stack([axis.values, heights.values], axis=1)
+            name_points(panel, places, _lines(axis, heights, marks), marks)
     return save(figure, path_stem)
 
 
@@ -237,6 +239,15 @@ def _axis(points: Points, metric: str, intervals: Intervals | None) -> Axis:
     higher = direction == "higher"
     label = f"{textwrap.fill(label, LINE)}\n{sides[higher]}"
     return Axis(scale * values, scale * low, scale * high, 1 if higher else -1, label, within, scale, reference, chance)
+
+
+def _lines(axis: Axis, heights: Axis, marks: Marks) -> np.ndarray:
+    """Give the whiskers and the pieces of the curves of a panel: `[L, 2, 2]`, start and end, x and y."""
+    ends = np.array([pair for places in marks.lines for pair in pairwise(places)], dtype=np.int64).reshape(-1, 2)
+    curves = np.stack([axis.values[ends], heights.values[ends]], axis=2)
+    across = np.stack([[axis.low, heights.values], [axis.high, heights.values]]).transpose(2, 0, 1)
+    upright = np.stack([[axis.values, heights.low], [axis.values, heights.high]]).transpose(2, 0, 1)
+    return np.concatenate([curves, across, upright])
 
 
 def _draw_panel(panel: Any, axis: Axis, heights: Axis, marks: Marks) -> None:

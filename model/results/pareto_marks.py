@@ -12,11 +12,13 @@ import numpy as np
 from model.results.drawing import BLACK, BLUE, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY
 
 # of another length than the markers, so that the pairs repeat late
-COLORS = (BLUE, RED, GREEN, MARKERS, ORANGE, PURPLE, SKY, BLACK)
+COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 # letters of a run's name in the legend
 MOST_LETTERS = 36
 # where a text may stand beside its point, in points of type: nearest first
 OFFSETS = np.array([(r * math.cos(a), r * math.sin(a)) for r in (11, 19, 28) for a in np.arange(8) * math.pi / 4])
+# points of a line from which texts stay away
+STEPS = 25
 
 # name of a curve -> its points in order, each with what stands beside it
 Curves = Mapping[str, Mapping[str, str]]
@@ -75,16 +77,18 @@ def _short(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def name_points(panel: Any, values: np.ndarray, heights: np.ndarray, marks: Marks) -> None:
-    """Write each point's text beside it, where it is farthest from other points and texts.
+def name_points(panel: Any, places: np.ndarray, drawn: np.ndarray, marks: Marks) -> None:
+    """Write each point's text beside its place `[N, 2]`, far from other points and texts and from the lines `drawn`.
 
-    The layout of the figure has to be known.
+    Lines are `[L, 2, 2]` (start and end; x and y). The layout of the figure has to be known.
     """
-    points = panel.transData.transform(np.stack([values, heights], axis=1))
+    points = panel.transData.transform(places)
     defined = ~np.isnan(points).any(axis=1)
     scale = panel.figure.dpi / 72
     box = panel.bbox
-    taken = points[defined]
+    along = np.linspace(0, 1, STEPS)[:, None, None]
+    lines = ((1 - along) * drawn[:, 0] + along * drawn[:, 1]).reshape(-1, 2)  # [STEPS L, 2]
+    taken = np.concatenate([points[defined], panel.transData.transform(lines[~np.isnan(lines).any(axis=1)])])
     for place in np.flatnonzero(defined):
         if not marks.texts[place]:
             continue
@@ -96,7 +100,7 @@ def name_points(panel: Any, values: np.ndarray, heights: np.ndarray, marks: Mark
         taken = np.concatenate([taken, spots[best : best + 1]])
         far = np.linalg.norm(OFFSETS[best]) > 12
         panel.annotate(
-            marks.texts[place], (values[place], heights[place]), xytext=OFFSETS[best], textcoords="offset points",
+            marks.texts[place], places[place], xytext=OFFSETS[best], textcoords="offset points",
             ha="center", va="center", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 3} if far else None,
         )  # fmt: skip

@@ -55,9 +55,9 @@ TEXTS = {
     "levels": (
         "Accuracy against fairness by level",
         "{reading} Demographic parity also moves with how concentrated lists are, since groups who are all shown the "
-        "same few items are alike: read it beside the Gini index of exposure.",
+        "same few items are alike: read it beside the Gini index of exposure.{others}{first}",
     ),
-    "settings": ("Accuracy against fairness of all tested lists", "{reading}"),
+    "settings": ("Accuracy against fairness of all tested lists", "{reading}{others}{first}"),
     "exposure": (
         "Exposure over the catalogue",
         "The further a curve hangs below the diagonal, the fewer items share the exposure; the Gini index is twice the "
@@ -94,9 +94,8 @@ ADVERSARY = (
     "at chance, which does not say that a fresh attacker would be"
 )
 
-# behind how to read accuracy against fairness
-BESIDE = " Points that are not of this run are of others, trained separately (--beside)."
-SHOWN = " The other pictures show {}."
+OTHERS = " Points that are not of this run are of others, trained separately (--beside)."
+FIRST = " The other pictures show {}."
 RAW = " What depends on user groups is drawn without its chance level, which is not measured by epoch."
 
 
@@ -168,7 +167,7 @@ def _training(album: Album, run: Run, rows: Sequence[Mapping], origin: Mapping[s
 
 
 def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Answer], shown: Answer | None) -> None:
-    """Draw accuracy against fairness of all lists: over a method's levels, and of what the levels' picture lacks."""
+    """Draw accuracy against fairness of all lists: over levels, and then by the metrics that are not there yet."""
     results, config = progress.results, run.config
     own = run_lists(results)
     if shown is None or (is_one(own) and not config.beside):
@@ -185,21 +184,19 @@ def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Ans
     curves = {
         label: {names[name]: control for name, control in curve.items()}
         for label, curve in levels_of(config.method, own).items()
-        if len(curve) > 1
     } | curves_of(others)
     accuracy, fewest = str(MetricKey("ndcg", config.eval_k[0])), 2 if others else FEWEST_POINTS
     by_level = fairness_metrics(points, accuracy, (LEVELS,), fewest) if curves else []
-    panels = {"levels": [text for text in by_level if MetricKey.parse(text).group == config.attribute]}
-    panels["settings"] = [
-        text for text in fairness_metrics(points, accuracy, fewest=fewest) if text not in panels["levels"]
-    ]
-    first = ", ".join(f"{part} {name}" for part in ("phase", "task", "control") if (name := getattr(shown.key, part)))
-    for picture, metrics in panels.items():
+    by_level = [text for text in by_level if MetricKey.parse(text).group == config.attribute]
+    further = [text for text in fairness_metrics(points, accuracy, fewest=fewest) if text not in by_level]
+    parts = {part: getattr(shown.key, part) for part in ("phase", "task", "control")}
+    first = ", ".join(f"{part} {name}" for part, name in parts.items() if name)
+    words = {"others": OTHERS * bool(others), "first": FIRST.format(first) * bool(first)}
+    for picture, metrics in (("levels", by_level), ("settings", further)):
         if not metrics:
             continue
         intervals = {name: user_intervals(points[name], values[name], [accuracy, *metrics]) for name in values}
-        reading = how_to_read("list", metrics, intervals, curves) + BESIDE * bool(others)
-        with album.picture(picture, reading=reading + SHOWN.format(first) * bool(first)) as draw:
+        with album.picture(picture, reading=how_to_read("list", metrics, intervals, curves), **words) as draw:
             drawn = {"accuracy": accuracy, "fairness": metrics, "intervals": intervals, "joined": curves}
             draw(accuracy_against_fairness, points, **drawn)
 

@@ -271,7 +271,8 @@ def test_a_run_has_every_picture_in_both_formats(finished):
     for name in found:
         looks_drawn(folder / name)
     texts = {name: (folder / f"{name}.svg").read_text() for name in OF_THIS_RUN}
-    assert "train/adversary/user" in texts["training"] and "selected: epoch" in texts["training"]
+    for words in ("<!-- train/adversary -->", "<!-- user -->", "selected: epoch"):
+        assert words in texts["training"]
     assert (
         "most popular" in texts["exposure_by_popularity"]
         and "share of the catalogue" in texts["exposure_by_popularity"]
