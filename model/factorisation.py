@@ -50,7 +50,7 @@ class MatrixFactorisation(Backbone):
     defaults_under: ClassVar = {
         "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60},
         # as the authors' code, but for the form of the l2 norm (Decision 55)
-        "cofair": {"batch_size": 4096, "epochs": 1000, "l2": 1e-3, "table_start": "xavier_normal"},
+        "cofair": {"batch_size": 4096, "epochs": 1000, "l2": 3e-3, "table_start": "xavier_normal"},
     }
     # synthetic data are too small for the batches above
     defaults_on: ClassVar = {"synthetic": {"batch_size": 512, "epochs": 30, "lr": 5e-3}}

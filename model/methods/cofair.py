@@ -212,6 +212,7 @@ class Cofair(Method):
                 f"--fairness_method=cofair needs two groups: {group.name} has {', '.join(group.labels)} alone; name "
                 "another attribute in --user_attribute"
             )
+        # Decision 57
         codes = np.where(environment.held_out, -1, group.codes) if options.spare_probe_users else group.codes
         self.codes = torch.from_numpy(codes).to(device)
         width, outputs = backbone.vector_width, 1 if group.num_groups == 2 else group.num_groups
@@ -234,7 +235,7 @@ class Cofair(Method):
         return Schedule(self.options.batch_size, epochs, phase.every, phase.patience)
 
     def begin_stage(self, stage: str) -> None:
-        """Freeze the backbone in the second stage and encode users and items once."""
+        """Freeze the backbone in the second stage and encode users and items once (Decision 58)."""
         super().begin_stage(stage)
         if stage == "backbone":
             return

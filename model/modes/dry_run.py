@@ -15,7 +15,7 @@ from model.evaluation.questions import ask_validation
 from model.methods.base import Method, Schedule
 from model.runs.run import Run
 from model.runs.streams import torch_generator
-from model.training.batches import batch_sampler, planned_steps
+from model.training.batches import batch_sampler, draw_batch, planned_steps
 from model.training.pretrained import stages_to_train
 from model.training.update import update
 
@@ -57,7 +57,7 @@ def _timed_step(run: Run, sampler: BatchSampler, method: Method, stage: str, sch
     times = []
     for edges in itertools.islice(sampler.batches(schedule.batch_size, generators["order"]), 3):
         started = time.perf_counter()
-        rows = sampler.sample(edges, generators["negatives"], generators["history"])
+        rows = draw_batch(sampler, edges, method, stage, generators)
         # the passes of the last epoch, as warm-up epochs may have fewer
         for name in method.passes(stage, schedule.epochs):
             method.train_step(rows, stage, name, partial(update, processes=run.processes))

@@ -37,7 +37,7 @@ from model.runs.run import Run
 from model.runs.setting import saving_interval
 from model.runs.settings import Settings
 from model.runs.streams import global_generators, torch_generator
-from model.training.batches import batch_sampler, planned_steps
+from model.training.batches import batch_sampler, draw_batch, planned_steps
 from model.training.checkpoints import Selection, save_checkpoint
 from model.training.pretrained import load_backbone, stages_to_train
 from model.training.progress import EPOCH_MARKS, Progress
@@ -87,7 +87,6 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
     progress, generators, processes = training.progress, training.generators, session.run.processes
     step = functools.partial(update, processes=processes)
     steps, label = sampler.steps(batch_size), f"epoch {progress.epoch}"
-    history_rng = generators["history"] if training.method.reads_histories(stage) else None
     training.method.begin_epoch(stage, progress.epoch)
     for name in training.method.passes(stage, progress.epoch)[progress.turn :]:
         # drawn from a copy: the stream itself moves on when the pass ends, so a resumed pass draws the same order
@@ -95,7 +94,7 @@ def train_epoch(session: Session, sampler: BatchSampler, stage: str, schedule: S
         batches = itertools.islice(sampler.batches(batch_size, order), progress.step, None)
         with progress_shown(label if processes.first else None, steps, "step", progress.step) as advance:
             for edges in batches:
-                batch = sampler.sample(edges, generators["negatives"], history_rng)
+                batch = draw_batch(sampler, edges, training.method, stage, generators)
                 with training.naming(f"{label}, step {progress.step + 1} of {steps}"):
                     values = training.method.train_step(batch, stage, name, step)
                 progress.add(values, len(edges))

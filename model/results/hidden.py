@@ -41,7 +41,10 @@ def hidden_text(hidden: Hidden, masked: Sequence[str], reported: Iterable[str]) 
     asked = dict.fromkeys(name for names in hidden.values() for name in names)
     others = [name for name in reported if name not in asked]
     if len(set(hidden.values())) > 1:
-        words = "; ".join(f"under {control} {listed(names) or 'nothing'}" for control, names in hidden.items())
+        under = {names: [control for control in hidden if hidden[control] == names] for names in hidden.values()}
+        words = "; ".join(
+            f"under {', '.join(controls)} {listed(names) or 'nothing'}" for names, controls in under.items()
+        )
     else:
         words = listed(asked)
     parts = [f"asked to hide {words}" if words else "", f"nobody asked to hide {listed(others)}" if others else ""]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from data.dataloader import BatchSampler
 from data.protocols.base import PER_PHASE, Phase
 from data.sampling.negatives import NegativeSampler
+from data.structs import Batch
 from model.methods.base import Method
 from model.runs.run import Run
 from model.training.pretrained import stages_to_train
@@ -30,6 +33,17 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
         order=phase.order,
         draws_once=phase.negatives == PER_PHASE,
     )
+
+
+def draw_batch(
+    sampler: BatchSampler, places: torch.Tensor, method: Method, stage: str, generators: Mapping[str, torch.Generator]
+) -> Batch:
+    """Make the batch of `places [B]`, with histories where `stage` of the method reads them.
+
+    `generators` are the streams "negatives" and "history".
+    """
+    history = generators["history"] if method.reads_histories(stage) else None
+    return sampler.sample(places, generators["negatives"], history)
 
 
 def planned_steps(phase: Phase, sampler: BatchSampler, method: Method) -> int:

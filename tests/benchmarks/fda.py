@@ -3,20 +3,12 @@
     python -m tests.benchmarks.fda --run --dataset_dir=./datasets --output_dir=./runs [--jobs=2] [--rows BPR FDA_BPR]
     python -m tests.benchmarks.fda                # print the tables and draw the ablation from what is kept
 
-Each row runs once for each seed, by the command line that is kept with its numbers in results/fda.jsonl; runs that
-were cut off go on, finished ones are not run again. Published figures: Chen et al., WWW 2023, Table 4.
+Numbers are kept in results/fda.jsonl. Published figures: Chen et al., WWW 2023, Table 4.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +17,12 @@ from tabulate import tabulate
 
 from model.evaluation.keys import CHANCE, EXCESS, MetricKey
 from model.results.drawing import STYLES, save
+from tests.benchmarks.rows import FOLDER, SEEDS, Row, Rows, shown, values
 
-ROOT = Path(__file__).parents[2]
-FOLDER = Path(__file__).parent / "results"
-KEPT = FOLDER / "fda.jsonl"
 COMMON = "--dataset=ml --title_encoder=hash --protocol=fda"
 FDA = "--enable_fairness=True --fairness_method=fda --method_option=form=code"
 PAPER = FDA.replace("code", "paper")
 PARITY = "--enable_fairness=True --fairness_method=parity --method_option=weight=0.01"
-SEEDS = (0, 1, 2)
 MEASURES = ("hr", "ndcg", "dp_code", "eo_code")
 CHANCE_FIGURES = ("dp_code", "dp_rate", "dp_js", "dp_debiased")
 # row -> its flags and the seeds that it runs with
@@ -92,65 +81,20 @@ ABLATION: dict[str, str] = {
 ROWS |= {name: (flags, SEEDS[:1]) for name, flags in ABLATION.items()}
 
 
-def run_name(row: str, seed: int) -> str:
-    """Name the folder of a row's run."""
-    plain = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in row)
-    return f"fda-{plain}-seed{seed}".lower()
-
-
-def execute(row: str, seed: int, dataset_dir: Path, output_dir: Path) -> None:
-    """Run one row with one seed, or what is left of it, and keep its numbers; one that is kept is not run again."""
-    flags, name = f"{COMMON} {ROWS[row][0]} --seed={seed}", run_name(row, seed)
-    if any((kept["row"], kept["seed"]) == (row, seed) for kept in read_kept()):
-        return
-    where = [f"--dataset_dir={dataset_dir}", f"--output_dir={output_dir}", f"--run_name={name}", "--resume"]
-    with (output_dir / f"{name}.log").open("a") as log:
-        command = [sys.executable, "main.py", *shlex.split(flags), *where]
-        # one core a run, and memory that glibc keeps instead of giving it back
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-        environment |= {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRESHOLD_": "1073741824"}
-        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=environment, check=False).returncode
-    if code:
-        print(f"{row}, seed {seed}: exit code {code}, see {output_dir / name}.log")
-        return
-    result, cost = (json.loads((output_dir / name / file).read_text()) for file in ("result.json", "cost.json"))
-    metrics = {
-        key.removeprefix("test/"): round(value, 6)
-        for key, value in result["metrics"].items()
-        if key.startswith("test/") and value is not None and "/gender/" not in key and "/popularity/" not in key
-    }
-    kept = {"row": row, "seed": seed, "command": f"python main.py {flags}", "commit": result["commit"]}
-    kept |= {"fingerprint": result["fingerprint"], "epoch": result["epoch"], "epochs": cost["epochs"]}
-    kept |= {"train_seconds": round(cost["seconds"]["train"]), "torch": cost["torch"], "metrics": metrics}
-    with KEPT.open("a") as file:
-        file.write(json.dumps(kept) + "\n")
-    print(f"{row}, seed {seed}: kept", flush=True)
-
-
-def read_kept() -> list[dict]:
-    """Read all kept runs."""
-    return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+TABLE = Rows("fda", COMMON, {name: Row(*own) for name, own in ROWS.items()})
 
 
 def measured(row: str, k: int) -> Iterator[np.ndarray]:
     """Give the values over seeds `[S]` of each of `MEASURES` at k."""
-    runs = [kept["metrics"] for kept in read_kept() if kept["row"] == row]
-    for measure in MEASURES:
-        group = "/gender" if measure.endswith("_code") else ""
-        yield np.array([metrics[f"{measure}@{k}{group}"] for metrics in runs])
-
-
-def shown(values: np.ndarray) -> str:
-    """Format mean ± standard deviation over seeds, without the leading zero."""
-    text = f"{values.mean():.4f}"[1:]
-    return text + f" ± {values.std(ddof=1):.4f}".replace("0.", ".") if len(values) > 1 else text
+    groups = ("/gender" if measure.endswith("_code") else "" for measure in MEASURES)
+    return values(TABLE.of(row), [f"{measure}@{k}{group}" for measure, group in zip(MEASURES, groups, strict=True)])
 
 
 def table() -> str:
     """Make Table 4: every row as measured, with the published figures below it."""
     lines = []
     for row in ROWS:
-        if row in ABLATION or not any(kept["row"] == row for kept in read_kept()):
+        if row in ABLATION or not any(kept["row"] == row for kept in TABLE.kept()):
             continue
         lines.append([row, *[shown(values) for k in PUBLISHED_KS for values in measured(row, k)]])
         if row in PUBLISHED:
@@ -163,9 +107,7 @@ def above_chance(k: int = 10) -> str:
     """Make a table of parity at k above its chance level, of the rows whose runs were judged so."""
     lines = []
     for row in ROWS:
-        runs = [
-            kept["metrics"] for kept in read_kept() if kept["row"] == row and f"dp_rate@{k}/p/gender" in kept["metrics"]
-        ]
+        runs = [metrics for metrics in TABLE.of(row) if f"dp_rate@{k}/p/gender" in metrics]
         if not runs:
             continue
         cells = [f"{row} ({len(runs)})"]
@@ -182,7 +124,7 @@ def above_chance(k: int = 10) -> str:
 
 def draw_ablation(k: int = 20) -> list[Path]:
     """Draw NDCG, DP and EO against the share of fakes, and under both hypotheses and each alone, of one seed each."""
-    kept = {run["row"]: run["metrics"] for run in read_kept() if run["seed"] == SEEDS[0]}
+    kept = {run["row"]: run["metrics"] for run in TABLE.kept() if run["seed"] == SEEDS[0]}
     ratios = {float(row.split()[-1]): row for row in RATIOS} | {0.4: "FDA_BPR"}
     points = sorted((ratio, row) for ratio, row in ratios.items() if row in kept)
     forms = ("FDA_BPR, form=paper", "H1 only", "H2 only")
@@ -208,23 +150,12 @@ def draw_ablation(k: int = 20) -> list[Path]:
 
 def main() -> None:
     """Run what is asked, then print the table and draw the ablation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--dataset_dir", type=Path, default=Path("datasets"))
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"))
-    arguments = parser.parse_args()
+    arguments = TABLE.parser(__doc__).parse_args()
     if arguments.run:
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
-        asked = [(row, seed) for seed in arguments.seeds for row in arguments.rows if seed in ROWS[row][1]]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            folders = arguments.dataset_dir.absolute(), arguments.output_dir.absolute()
-            list(pool.map(lambda pair: execute(*pair, *folders), asked))
+        TABLE.run(arguments)
     print(table())
     print(f"\n{above_chance()}")
-    if any(run["row"] in ABLATION for run in read_kept()):
+    if any(run["row"] in ABLATION for run in TABLE.kept()):
         print(*draw_ablation())
 
 

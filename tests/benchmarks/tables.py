@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
 
-from model.evaluation.evaluator import Evaluator
-from model.modes.setup import build, prepare
-from model.training.checkpoints import load_checkpoint
+from tests.benchmarks.rows import served
 
 FOLDER = Path(__file__).parent / "results"
 ACCURACY = {
@@ -63,16 +60,7 @@ def keep(run: Path, dataset_dir: Path) -> None:
 
 def leakage_of(run: Path, dataset_dir: Path) -> dict[str, float]:
     """Measure the leakage of a finished run's checkpoint with today's probes; keys are those of result.json."""
-    config, checkpoint = load_checkpoint(run)
-    config = replace(config, dataset_dir=dataset_dir, device="cpu")
-    setting = prepare(config)
-    backbone, method = build(setting)
-    backbone.load_state_dict(checkpoint["backbone"])
-    method.load_state_dict(checkpoint["method"])
-    split = setting.protocol.phases[0].split
-    if split.fingerprint() != checkpoint["fingerprint"]:
-        raise ValueError(f"{run}: the data in {dataset_dir} are not those of the run")
-    evaluator = Evaluator(backbone, method, setting.environment)
+    setting, split, evaluator = served(run, dataset_dir)
     found = evaluator.leakage(split, setting.groups, setting.held_out)
     return {f"test/{key}": value for key, value in found.items()}
 

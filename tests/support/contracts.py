@@ -19,7 +19,7 @@ from model.modes import setup
 from model.runs.config import Config
 from model.runs.run import Run
 from model.runs.streams import global_generators, torch_generator
-from model.training.batches import batch_sampler
+from model.training.batches import batch_sampler, draw_batch
 from model.training.update import update
 from tests.support import runs
 
@@ -94,7 +94,7 @@ class Trained:
         """The next `count` batches of `stage`, which the same streams give again."""
         size = self.method.schedule(stage, self.phase).batch_size
         for edges in islice(self.sampler.batches(size, self.generators["order"]), count):
-            yield self.sampler.sample(edges, self.generators["negatives"], self.generators["history"])
+            yield draw_batch(self.sampler, edges, self.method, stage, self.generators)
 
     def step(self, stage: str, count: int = 1) -> list[dict[str, torch.Tensor]]:
         """Take `count` steps of every pass of an epoch of `stage`; what each reports."""

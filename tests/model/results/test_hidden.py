@@ -50,6 +50,11 @@ def test_each_control_may_hide_other_attributes(make_config):
     )
 
 
+def test_controls_that_hide_the_same_are_named_together():
+    hidden = {"t0": (), "t1": ("gender",), "t2": ("gender",)}
+    assert hidden_text(hidden, (), ("gender",)) == "asked to hide under t0 nothing; under t1, t2 gender"
+
+
 @pytest.mark.parametrize(
     ("hidden", "masked", "reported", "text"),
     [
