@@ -29,12 +29,13 @@ class Marks:
     """What tells N points apart: each curve, and each point that is on none, has one look and one name.
 
     `names` are those of the legend, `looks [N]` a point's colour and marker, `texts [N]` what stands beside it (""
-    for nothing), and `lines` the places of a curve's points, in order.
+    for nothing) and `inks [N]` in which colour, and `lines` the places of a curve's points, in order.
     """
 
     names: dict[str, dict[str, str]]
     looks: list[dict[str, str]]
     texts: list[str]
+    inks: list[str]
     lines: list[list[int]]
 
 
@@ -64,6 +65,8 @@ def marks_of(points: Sequence[str], joined: Curves) -> Marks:
         names,
         [looks[point] for point in points],
         [texts[point] for point in points],
+        # of several curves the levels' names are the same
+        [looks[point]["color"] if point in curve_of else BLACK for point in points],
         [[places[point] for point in curve] for curve in joined.values()],
     )
 
@@ -101,6 +104,7 @@ def name_points(panel: Any, places: np.ndarray, drawn: np.ndarray, marks: Marks)
         far = np.linalg.norm(OFFSETS[best]) > 12
         panel.annotate(
             marks.texts[place], places[place], xytext=OFFSETS[best], textcoords="offset points",
-            ha="center", va="center", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+            ha="center", va="center", zorder=4, color=marks.inks[place],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 3} if far else None,
         )  # fmt: skip
