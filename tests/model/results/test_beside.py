@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 
 import main
 from model.modes.serving import evaluate_checkpoint
-from model.results import pictures, writer
+from model.results import pareto, pictures, writer
 from model.runs.processes import ALONE
 from tests.support.light import light_runs
 from tests.support.pictures import blank_pictures
@@ -85,12 +85,15 @@ def test_levels_are_drawn_beside_other_runs(folder, monkeypatch, capsys):
     shutil.move(folder / "plain", folder / "gone")
     ((of_run, _, *rest),) = asked
     capsys.readouterr()
+    figures = []
+    monkeypatch.setattr(pareto, "save", lambda figure, stem: figures.append(figure) or [])
     try:
         left = pictures.draw_run(of_run, again, *rest)
     finally:
         shutil.move(folder / "gone", folder / "plain")
     assert "warning: what --beside names is left out (--beside: there is no plain" in capsys.readouterr().err
-    assert "<!-- plain -->" not in (again / "levels.svg").read_text() and "--beside" not in left["levels"].caption
+    assert figures[0].legends[0].get_texts()[0].get_text() == "this run, t0 to t2" and len(figures) == 2
+    assert "--beside" not in left["levels"].caption
 
 
 @pytest.mark.slow
