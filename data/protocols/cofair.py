@@ -11,6 +11,8 @@ from data.protocols.base import Definitions, Protocol, ProtocolSettings, make_sp
 from data.structs import InteractionData
 
 DEFINITIONS = Definitions(further=("recall",))
+# which has the attacker of the paper too
+PROBE = "model.evaluation.cofair_attack:cofair_leakage"
 # validations are compared as the authors' code prints them
 DIGITS = 4
 
@@ -54,7 +56,7 @@ def cofair(
 
     The paper's split is not public. This is the recipe of its first author's earlier scripts, whose counts agree with
     what is public (Decision 54). The epoch is selected by validation Recall@10. Validation items stay among the test
-    candidates.
+    candidates. Leakage is measured by the paper's own attacker too.
     """
     if options.selected_at not in settings.ks:
         raise ValueError(
@@ -92,4 +94,4 @@ def cofair(
         "validation items are among the test candidates"
     )
     phase = one_phase("cofair", settings, split, f"recall@{options.selected_at}", seen=split.train, digits=DIGITS)
-    return Protocol("cofair", description, settings.ks, (phase,), definitions=DEFINITIONS)
+    return Protocol("cofair", description, settings.ks, (phase,), definitions=DEFINITIONS, probe=PROBE)

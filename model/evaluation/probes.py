@@ -59,10 +59,17 @@ def leakage(vectors: np.ndarray, groups: Mapping[str, Group], held_out: np.ndarr
         figures = {"leakage_auc": attack.strongest()}
         figures |= {f"leakage_auc_{kind}": attack.of(kind) for kind in ATTACKERS}
         figures["leakage_auc_erased"] = erased.strongest()
-        for figure, (value, permuted) in figures.items():
-            key = MetricKey(figure, group=name)
-            results[str(key)] = value
-            results |= {str(key.of(part)): number for part, number in level(value, permuted).items()}
+        results |= with_chance(figures, name)
+    return results
+
+
+def with_chance(figures: Mapping[str, tuple[float, np.ndarray]], attribute: str) -> dict[str, float]:
+    """Give the figures of an attribute and their chance levels by key, from values by name with their permutations."""
+    results: dict[str, float] = {}
+    for figure, (value, permuted) in figures.items():
+        key = MetricKey(figure, group=attribute)
+        results[str(key)] = value
+        results |= {str(key.of(part)): number for part, number in level(value, permuted).items()}
     return results
 
 
