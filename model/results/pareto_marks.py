@@ -47,20 +47,20 @@ def marks_of(points: Sequence[str], joined: Curves) -> Marks:
     places = {point: place for place, point in enumerate(points)}
     texts = {point: text for curve in joined.values() for point, text in curve.items()}
     curve_of = {point: name for name, curve in joined.items() for point in curve}
-    owners = dict.fromkeys((curve_of.get(point), None if point in curve_of else point) for point in points)
+    # each curve and each point on none, in order
+    owners = list(dict.fromkeys((curve_of.get(point, point), point in curve_of) for point in points))
     many = len(owners) > len(COLORS)
-    short = dict(zip(points, _short(points), strict=True))
     names, looks = {}, {}
-    for number, (curve, point) in enumerate(owners):
+    for number, ((owner, is_curve), name) in enumerate(zip(owners, _short([name for name, _ in owners]), strict=True)):
         look = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
-        if curve is not None:
-            ends = list(joined[curve].values())
-            names[f"{curve}, {ends[0]} to {ends[-1]}"] = look | {"linestyle": "-", "linewidth": 0.9}
-            looks |= dict.fromkeys(joined[curve], look)
-            continue
-        names[f"{number + 1} {short[point]}" if many else short[point]] = look | {"linestyle": ""}
-        looks[point] = look
-        texts[point] = str(number + 1) if many else ""
+        if is_curve:
+            ends = list(joined[owner].values())
+            names[f"{name}, {ends[0]} to {ends[-1]}"] = look | {"linestyle": "-", "linewidth": 0.9}
+            looks |= dict.fromkeys(joined[owner], look)
+        else:
+            names[f"{number + 1} {name}" if many else name] = look | {"linestyle": ""}
+            looks[owner] = look
+            texts[owner] = str(number + 1) if many else ""
     return Marks(
         names,
         [looks[point] for point in points],
