@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 
-from model.comparison.finished import Finished
 from model.comparison.parity_statistics import change_interval, compare_excess, debiased_change_interval, signed_square
 from model.comparison.run_parity import PERMUTATIONS, RunParity, shift
 from model.comparison.statistics import (
@@ -27,6 +26,7 @@ from model.comparison.statistics import (
 )
 from model.evaluation.keys import EXCESS, MetricKey
 from model.evaluation.metric_table import METRICS
+from model.results.finished import Finished
 from model.results.metric_text import chance_of
 
 # names of what the statistics give, as columns of the long table

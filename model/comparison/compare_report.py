@@ -14,11 +14,12 @@ import pandas as pd
 
 from data.messages import WIDTH, wrapped
 from model.comparison.compare_summary import summary_lines
-from model.comparison.finished import Finished
 from model.comparison.overview import Overview, overview_tables
 from model.evaluation.keys import EXCESS, MetricKey
 from model.evaluation.metric_table import COLUMNS
 from model.results.drawing import attempt
+from model.results.finished import Finished
+from model.results.levels import curves_of
 from model.results.metric_text import UNDEFINED, arrow, cell, columns, interval, main_metrics, name_of, short_name
 from model.results.pages import Picture, Section, write_page
 from model.results.pareto import accuracy_against_fairness, fairness_metrics, how_to_read
@@ -211,8 +212,10 @@ def write_report(comparison: Comparison, runs: Sequence[Finished], command: str)
     if metrics:
         with attempt("the picture accuracy_against_fairness"):
             stem, intervals = comparison.directory / "accuracy_against_fairness", _as_drawn(overview, metrics)
-            paths = accuracy_against_fairness(points, stem, accuracy, metrics, intervals)
-            picture = Picture("Accuracy against fairness", how_to_read("run", metrics, intervals), tuple(paths))
+            curves = curves_of(runs)
+            paths = accuracy_against_fairness(points, stem, accuracy, metrics, intervals, curves)
+            reading = how_to_read("run", metrics, intervals, curves)
+            picture = Picture("Accuracy against fairness", reading, tuple(paths))
             sections.append(Section("Accuracy against fairness", images=[picture]))
     for other in runs[1:]:
         sections.append(

@@ -9,9 +9,9 @@ import pandas as pd
 
 from data.messages import counted
 from model.comparison.compare import USED
-from model.comparison.finished import Finished
 from model.evaluation.keys import MetricKey
 from model.evaluation.metric_table import ACCURACY, HEADLINE, PARITY, shown_in
+from model.results.finished import Finished
 from model.results.metric_text import cell, chance_of, interval, name_of
 
 # so many runs are named in a sentence, the others counted

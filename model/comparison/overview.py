@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from model.comparison.compare import USED, Parity, comparison_rows, shared_metrics
-from model.comparison.finished import Finished
 from model.comparison.run_parity import intervals_of
 from model.comparison.statistics import LEVEL, mean_interval
 from model.evaluation.keys import CHANCE_STD, EXCESS, YARDSTICKS, MetricKey
@@ -24,6 +23,7 @@ from model.evaluation.metric_table import (
     SPREAD,
     shown_in,
 )
+from model.results.finished import Finished
 from model.results.metric_text import LEGEND, WITHIN, arrow, cell_of, excess_cell, figure, interval
 from model.results.metric_text import short_name as short_metric
 from model.results.text_table import BEST, Table

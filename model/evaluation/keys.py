@@ -195,6 +195,21 @@ def yardsticks_of(list_name: str, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def lists_by_control(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Group a run's own lists among `names` that differ in their control alone, of a method that has several.
+
+    Groups are by the `label` of what their lists share; each is list -> control, in the order of `names`.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        # read as if there were one phase and task, so that the control is the last of what follows
+        own = ListKey.parse(name)
+        if own.source == TEST:
+            place, _, control = own.control.rpartition("/")
+            groups.setdefault(replace(own, control=place).label, {})[name] = control
+    return groups
+
+
 def choose_list(names: Iterable[str], chosen: str = "") -> str | None:
     """Find the list that `chosen` names, with or without `test` or `reference` in front; None where there is none.
 

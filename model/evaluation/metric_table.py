@@ -32,6 +32,7 @@ KINDS = {
 RUN = "run"  # the tables of one run, and all rows of a comparison that have no test
 COLUMNS = "columns"  # tables with a line for each run or list
 PARETO = "pareto"  # a panel of accuracy against fairness
+LEVELS = "levels"  # a panel of accuracy against fairness over a method's levels
 EPOCHS = "epochs"  # the report's table of epochs
 HEADLINE = "headline"  # what a claim about parity is made on: the summary, and the first table of a comparison
 
@@ -202,7 +203,7 @@ _ROWS = (
         "Signed root of (W - B)/(W + B), W the mean number of items that the lists of two users of one group share, B "
         "of two users of different groups: |r0 - r1|/(r0 + r1) where the rates r of all items differ alike, and 0 in "
         "expectation where lists do not depend on the group, however concentrated they are (ours).",
-        better="zero", places=(HEADLINE, RUN, COLUMNS, PARETO),
+        better="zero", places=(HEADLINE, RUN, COLUMNS, PARETO, LEVELS),
     ),
     _parity(
         "eo_debiased", "Equal opportunity, debiased", "EO debiased", SIGNED,
@@ -242,7 +243,7 @@ _ROWS = (
         "dp_js", "Demographic parity, JS distance", "DP JS", JS_DISTANCE,
         "Jensen-Shannon distance (natural logarithm) between the groups' distributions over shown items (Cofair, "
         "DP@K).",
-        places=(RUN, COLUMNS), most=JS_MOST,
+        places=(RUN, COLUMNS, LEVELS), most=JS_MOST,
     ),
     _parity(
         "eo_js", "Equal opportunity, JS distance", "EO JS", JS_DISTANCE,
@@ -263,7 +264,7 @@ _ROWS = (
         "leakage_auc", "Leakage AUC, strongest attacker", "AUC",
         "AUC of the strongest of three fresh attackers (linear, MLP, within) that read the attribute off the vectors "
         "of held-out users.",
-        (RUN, COLUMNS, PARETO),
+        (RUN, COLUMNS, PARETO, LEVELS),
     ),
     _leakage(
         "leakage_auc_erased", "Leakage AUC after linear erasure", "AUC, erased",

@@ -21,10 +21,10 @@ from model.comparison.compare import (
 )
 from model.comparison.compare_latex import latex_report
 from model.comparison.compare_report import Comparison, terminal_report, write_report
-from model.comparison.finished import Finished, check_comparable, find, load
 from model.comparison.overview import overview_of
 from model.comparison.run_parity import PERMUTATIONS, parity_of_runs
 from model.comparison.statistics import CONFIDENCE, RESAMPLES
+from model.results.finished import Finished, check_comparable, load, short_names
 from model.results.pages import typed_command
 from model.runs.files import own_run_dir, write_frame, write_json
 from model.runs.processes import Processes
@@ -67,15 +67,7 @@ def load_runs(specs: Sequence[str], output_dir: Path) -> list[Finished]:
         raise ValueError(f"--runs={shown_specs}: name two or more different runs, comma-separated, the baseline first")
     runs = [load(spec, output_dir) for spec in specs]
     check_comparable(runs, "only runs on the same task and users are compared")
-    short = [_short(spec, find(spec, output_dir)[1]) for spec in specs]
-    names = short if len(set(short)) == len(short) and all(short) else specs
-    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
-
-
-def _short(spec: str, chosen: str) -> str:
-    """Give a run's name without the folders that it lies in, but the name of a list, which may have slashes, whole."""
-    behind = f":{chosen}" if chosen else ""
-    return Path(spec.removesuffix(behind)).name + behind
+    return [replace(run, name=name) for run, name in zip(runs, short_names(specs, output_dir), strict=True)]
 
 
 def _write(comparison: Comparison, runs: Sequence[Finished], ks: Sequence[int]) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from data.messages import wrapped
-from model.comparison.finished import FOLDER_OF_SEEDS, read_json, read_result
 from model.comparison.seeds_page import write_seeds_page
 from model.comparison.seeds_summary import Seeds, folder_name, terminal_summary, write_summary
 from model.evaluation.evaluator import Evaluator
 from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
 from model.modes.setup import build, describe, prepare
+from model.results.finished import FOLDER_OF_SEEDS, read_json, read_result
 from model.results.pages import typed_command
 from model.runs.config import Config, differences
 from model.runs.files import lock_run_dir, reserve_run_dir

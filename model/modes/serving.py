@@ -18,6 +18,7 @@ from model.evaluation.keys import flat
 from model.evaluation.questions import ask_tests, results_of
 from model.methods.base import Method
 from model.modes.setup import build, describe, prepare, reported_groups
+from model.results.beside import lists_beside
 from model.results.tracking import Tracker
 from model.results.user_tables import recommendation_frame
 from model.results.writer import origin_of, tables_of, write_results
@@ -118,6 +119,7 @@ def evaluate_checkpoint(settings: Settings, started: float, processes: Processes
     served = serve(settings, processes)
     run, config = served.run, served.run.config
     describe(run)
+    lists_beside(run)
     with own_run_dir(config.output_dir, config.run_name) as directory:
         write_json(directory / "config.json", config.as_json())
         tracker = Tracker.of(config, directory)

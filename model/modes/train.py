@@ -26,6 +26,7 @@ from model.modes.dry_run import estimate
 from model.modes.export_split import export_split
 from model.modes.seeds import run_seeds
 from model.modes.setup import build, describe, prepare
+from model.results.beside import lists_beside
 from model.results.cautions import before_training, caution_text
 from model.results.tracking import Tracker
 from model.results.writer import origin_of, tables_of, write_lists, write_results
@@ -242,6 +243,8 @@ def execute(
     with processes.first_ahead():
         run = prepare(config, processes)
     describe(run)
+    # read anew when they are drawn, which is long after
+    lists_beside(run)
     if export is not None and processes.first:
         export_split(run, export)
     backbone, method = build(run)

@@ -40,6 +40,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#d55e00",
     "#cc79a7",
 )
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 # An axis is at least so many times as long as its largest value, and as its longest interval: less would make
 # differences that are noise, or next to nothing, look large.
 OF_LARGEST, OF_INTERVAL = 0.25, 3

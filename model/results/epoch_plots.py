@@ -12,6 +12,7 @@ import numpy as np
 from model.evaluation.keys import MetricKey, validation_key
 from model.results.drawing import (
     LEGEND_ABOVE,
+    MARKERS,
     MOST_POINTS,
     SMALL_PANEL,
     STYLES,
@@ -24,6 +25,10 @@ from model.results.drawing import (
 from model.results.metric_text import arrow, axis_name, axis_reference
 
 MARKERS_OF_A_CURVE = 25
+# curves that a legend of a panel names, and letters of names that all stand in one row
+MOST_NAMED, SHORT = 6, 6
+# where viridis, which goes from 0 to 1, is too pale on white
+LIGHTEST = 0.85
 # letters of a line above a panel
 LINE = 42
 
@@ -42,17 +47,23 @@ def training_curves(
     phases, whose epochs start again from 1, are drawn one after the other; `selected_epoch` is an epoch of the last
     one (None: the one with the best `metric`).
     """
-    others = dict.fromkeys(key for row in rows for key in row if key.startswith("train/") and key != loss)
-    parts = {"training loss": [loss], "adversaries and\nother losses": list(others)}
-    parts = {title: keys for title, keys in parts.items() if keys}
+    parts: dict[str, list[str]] = {"training loss": [loss]}
+    for key in dict.fromkeys(key for row in rows for key in row if key.startswith("train/") and key != loss):
+        # values of one kind, such as the losses of several adversaries, have a panel of their own
+        kind = key.rpartition("/")[0]
+        parts.setdefault(kind if kind != "train" else "other losses", []).append(key)
     figure = new_figure(SMALL_PANEL * (len(parts) + 1) + 0.5)
     *panels, last = figure.subplots(len(parts) + 1, 1, sharex=True)
     for panel, (title, keys) in zip(panels, parts.items(), strict=True):
-        for place, key in enumerate(keys):
-            _draw_curve(panel, *_curve(rows, key), STYLES[place % len(STYLES)], label=key)
+        for key, style in zip(keys, _styles(len(keys)), strict=True):
+            _draw_curve(panel, *_curve(rows, key), style, label=key.removeprefix(f"{title}/"))
         panel.set_ylabel(title if len(keys) > 1 else f"{title}\n({keys[0]})")
         if len(keys) > 1:
-            panel.legend(**LEGEND_ABOVE)
+            # of very many curves, evenly chosen ones
+            named = np.unique(np.linspace(0, len(keys) - 1, MOST_NAMED).round().astype(int))
+            handles = [panel.lines[place] for place in named]
+            short = max(len(handle.get_label()) for handle in handles) <= SHORT
+            panel.legend(handles=handles, **LEGEND_ABOVE | ({"ncols": MOST_NAMED} if short else {}))
     _draw_metric(last, rows, metric)
     last.set_ylabel(f"validation\n{axis_name(MetricKey.parse(metric))}")
     last.set_xlabel(_epoch_axis(rows, [*panels, last], metric, selected_epoch))
@@ -89,6 +100,17 @@ def _draw_metric(panel: Any, rows: Sequence[Mapping], metric: str) -> None:
     for reference in axis_reference(key):
         panel.axhline(reference, color="0.5", linestyle="-.", linewidth=0.9, zorder=1)
     panel.set_ylim(*honest_limits(values, values, *axis_reference(key), most=key.metric.scale))
+
+
+def _styles(count: int) -> Sequence[Style]:
+    """Choose the looks of `count` curves of a panel: of many, colours from dark to light in order."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if count <= len(STYLES):
+        return STYLES[:count]
+    colors = colormaps["viridis"](np.linspace(0, LIGHTEST, count))
+    return [Style(to_hex(color), "-", MARKERS[place % len(MARKERS)]) for place, color in enumerate(colors)]
 
 
 def _draw_curve(panel: Any, at: np.ndarray, values: np.ndarray, style: Style, **more: Any) -> None:

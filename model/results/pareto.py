@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,18 @@ import numpy as np
 
 from model.evaluation.keys import EXCESS, MetricKey
 from model.evaluation.metric_table import HEADLINE, PARETO, shown_in
-from model.results.drawing import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    WIDTH,
-    honest_limits,
-    new_figure,
-    own_style,
-    save,
-)
+from model.results.drawing import WIDTH, honest_limits, new_figure, own_style, save
 from model.results.metric_text import RANGE, axis_name, axis_reference, chance_of
+from model.results.pareto_marks import Curves, Marks, marks_of, name_points
 
 # fewer points show nothing that a table does not show better
 FEWEST_POINTS = 3
 PANELS_IN_A_ROW = 3
-COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
-# of another length than the colours, so that the pairs repeat late
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-# letters of a run's name in the legend, and of a line below a panel
-MOST_LETTERS, LINE = 36, 30
+# letters of a line below a panel
+LINE = 28
 LETTER = 0.072  # inches, of an average name
 # half of the central 95 % of a normal distribution, in standard deviations
 CENTRAL = 1.96
-# where a number may stand beside its point, in points of type: nearest first
-OFFSETS = np.array([(r * math.cos(a), r * math.sin(a)) for r in (11, 19, 28) for a in np.arange(8) * math.pi / 4])
 
 Points = Mapping[str, Mapping[str, float | None]]
 Intervals = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -86,12 +70,14 @@ def accuracy_against_fairness(
     accuracy: str = "ndcg@10",
     fairness: Sequence[str] | None = None,
     intervals: Intervals | None = None,
+    joined: Curves | None = None,
 ) -> list[Path]:
     """Draw each run of `points` (label -> metric, without a prefix such as test/ -> fraction), a panel per metric.
 
     Panels are those of `fairness`, by default all of `fairness_metrics`. `intervals` (label -> metric, named as it is
     drawn -> low, high) are whiskers where they are known; a point is hollow where another one beats it beyond them
-    (`undominated`). `how_to_read` says the same to the reader. ValueError without any panel.
+    (`undominated`). Points on one curve of `joined` have one look, a line through them in order, and their text beside
+    each. `how_to_read` says the same to the reader. ValueError without any panel.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -101,24 +87,21 @@ def accuracy_against_fairness(
         raise ValueError(
             f"no fairness metric beside {accuracy} is defined in {FEWEST_POINTS} of the runs {', '.join(points)}"
         )
-    many = len(points) > len(COLORS)
-    names = [f"{place} {name}" if many else name for place, name in enumerate(_short(points), 1)]
-    legend_columns = max(1, min(4, int((WIDTH - 0.2) / (LETTER * max(map(len, names)) + 0.5))))
+    marks = marks_of(list(points), joined or {})
+    legend_columns = max(1, min(4, int((WIDTH - 0.2) / (LETTER * max(map(len, marks.names)) + 0.5))))
     columns = min(PANELS_IN_A_ROW, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = new_figure(2.5 * rows + 0.19 * -(-(len(points) + 3) // legend_columns) + 0.2)
+    figure = new_figure(2.5 * rows + 0.19 * -(-(len(marks.names) + 3) // legend_columns) + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     heights = _axis(points, accuracy, intervals)
     axes = [_axis(points, metric, intervals) for metric in metrics]
     for place, (panel, axis) in enumerate(zip(panels, axes, strict=False)):
-        _draw_panel(panel, axis, heights)
+        _draw_panel(panel, axis, heights, marks)
         if place % columns == 0:
             panel.set_ylabel(heights.label)
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
-    handles = [
-        Line2D([], [], linestyle="", markersize=6, label=name, **_look(place)) for place, name in enumerate(names)
-    ]
+    handles = [Line2D([], [], markersize=6, label=name, **look) for name, look in marks.names.items()]
     beaten = {"marker": "o", "color": "0.4", "markerfacecolor": "white", "linestyle": ""}
     handles += [
         Line2D([], [], color="0.45", linestyle="--", linewidth=1, label="Pareto front"),
@@ -127,22 +110,26 @@ def accuracy_against_fairness(
     if any(axis.chance for axis in axes):
         handles.append(Patch(color="0.88", label="within chance"))
     figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns)
-    if many:
-        # numbers go where there is room, which is known only after the layout
+    if any(marks.texts):
+        # texts go where there is room, which is known only after the layout
         figure.get_layout_engine().execute(figure)
         for panel, axis in zip(panels, axes, strict=False):
-            _number(panel, axis.values, heights.values)
+            places = np.stack([axis.values, heights.values], axis=1)
+            name_points(panel, places, _lines(axis, heights, marks), marks)
     return save(figure, path_stem)
 
 
-def fairness_metrics(points: Points, accuracy: str) -> list[str]:
-    """Choose the metrics to set against `accuracy`, by the metric table: those at its K that enough runs have.
+def fairness_metrics(
+    points: Points, accuracy: str, places: Sequence[str] = (HEADLINE, PARETO), fewest: int = FEWEST_POINTS
+) -> list[str]:
+    """Choose the metrics to set against `accuracy`: those of `places` in the metric table that `fewest` runs have at
+    its K.
 
     A figure with a chance level is drawn as its excess where all runs that have it know its excess.
     """
     against = MetricKey.parse(accuracy)
-    order = list(dict.fromkeys(row.name for place in (HEADLINE, PARETO) for row in shown_in(place)))
-    places = {}
+    order = list(dict.fromkeys(row.name for place in places for row in shown_in(place)))
+    found = {}
     for text in dict.fromkeys(text for metrics in points.values() for text in metrics):
         key = MetricKey.parse(text)
         wanted = not key.part and key.judged_by.name in order and key.k in (None, against.k)
@@ -151,14 +138,16 @@ def fairness_metrics(points: Points, accuracy: str) -> list[str]:
         if not wanted:
             continue
         having = [metrics for metrics in points.values() if math.isfinite(_value(metrics, text))]
-        if len(having) >= FEWEST_POINTS:
+        if len(having) >= fewest:
             excess = str(key.of(EXCESS))
             drawn = excess if all(math.isfinite(_value(metrics, excess)) for metrics in having) else text
-            places[drawn] = order.index(key.judged_by.name)
-    return sorted(places, key=places.get)
+            found[drawn] = order.index(key.judged_by.name)
+    return sorted(found, key=found.get)
 
 
-def how_to_read(what: str, metrics: Sequence[str], intervals: Intervals | None = None) -> str:
+def how_to_read(
+    what: str, metrics: Sequence[str], intervals: Intervals | None = None, joined: Curves | None = None
+) -> str:
     """Say how to read the picture of `metrics`, in which a point is a `what`."""
     if any((intervals or {}).values()):
         noise = "better beyond the 95 % intervals (whiskers; what has none counts as exact)"
@@ -169,6 +158,11 @@ def how_to_read(what: str, metrics: Sequence[str], intervals: Intervals | None =
         f"one of the two and not worse in the other; the dashed line joins those of the rest that buy the one with the "
         f"other."
     )
+    if joined:
+        text += (
+            " A thin solid line joins the levels of one training, from the most accurate to the fairest as the method "
+            "orders them."
+        )
     if any(MetricKey.parse(metric).part for metric in metrics):
         text += (
             " Above chance: the figure less what it is when labels are shuffled among the users. In the grey band (of "
@@ -247,7 +241,16 @@ def _axis(points: Points, metric: str, intervals: Intervals | None) -> Axis:
     return Axis(scale * values, scale * low, scale * high, 1 if higher else -1, label, within, scale, reference, chance)
 
 
-def _draw_panel(panel: Any, axis: Axis, heights: Axis) -> None:
+def _lines(axis: Axis, heights: Axis, marks: Marks) -> np.ndarray:
+    """Give the whiskers and the pieces of the curves of a panel: `[L, 2, 2]`, start and end, x and y."""
+    ends = np.array([pair for places in marks.lines for pair in pairwise(places)], dtype=np.int64).reshape(-1, 2)
+    curves = np.stack([axis.values[ends], heights.values[ends]], axis=2)
+    across = np.stack([[axis.low, heights.values], [axis.high, heights.values]]).transpose(2, 0, 1)
+    upright = np.stack([[axis.values, heights.low], [axis.values, heights.high]]).transpose(2, 0, 1)
+    return np.concatenate([curves, across, upright])
+
+
+def _draw_panel(panel: Any, axis: Axis, heights: Axis, marks: Marks) -> None:
     accuracy, fairness = heights.goodness, axis.goodness
     best, line = undominated(accuracy, fairness), front_line(accuracy, fairness)
     if axis.chance:
@@ -259,48 +262,16 @@ def _draw_panel(panel: Any, axis: Axis, heights: Axis) -> None:
     )
     for ends, at, draw in ((axis, heights, panel.hlines), (heights, axis, panel.vlines)):
         known = np.flatnonzero(ends.high > ends.low)
-        colors = [_look(place)["color"] for place in known]
+        colors = [marks.looks[place]["color"] for place in known]
         draw(at.values[known], ends.low[known], ends.high[known], colors=colors, linewidth=1, zorder=2)
-    for place, (x, y) in enumerate(zip(axis.values, heights.values, strict=True)):
-        look = _look(place)
-        panel.plot(x, y, markersize=6, markerfacecolor=look["color"] if best[place] else "white", zorder=3, **look)
+    for places in marks.lines:
+        # a level that is undefined is passed over
+        known = [place for place in places if not np.isnan(axis.values[place] + heights.values[place])]
+        panel.plot(axis.values[known], heights.values[known], color=marks.looks[places[0]]["color"], linewidth=0.9)
+    for x, y, look, is_best in zip(axis.values, heights.values, marks.looks, best, strict=True):
+        panel.plot(x, y, markersize=6, markerfacecolor=look["color"] if is_best else "white", zorder=3, **look)
     panel.set_xlim(*axis.limits)
     panel.set_ylim(*heights.limits)
     panel.set_xlabel(axis.label)
     panel.locator_params(nbins=4)
     panel.grid(alpha=0.3)
-
-
-def _look(place: int) -> dict[str, str]:
-    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Shorten long names in their middle, unless two of them would then be the same."""
-    # names of runs differ at their end more often
-    start = MOST_LETTERS // 3
-    end = MOST_LETTERS - start - 1
-    short = [name if len(name) <= MOST_LETTERS else f"{name[:start]}…{name[-end:]}" for name in names]
-    return short if len(set(short)) == len(short) else list(names)
-
-
-def _number(panel: Any, values: np.ndarray, heights: np.ndarray) -> None:
-    """Write each point's number beside it, where it is farthest from other points and numbers."""
-    points = panel.transData.transform(np.stack([values, heights], axis=1))
-    defined = ~np.isnan(points).any(axis=1)
-    scale = panel.figure.dpi / 72
-    box = panel.bbox
-    taken = points[defined]
-    for number in np.flatnonzero(defined):
-        spots = points[number] + scale * OFFSETS
-        room = np.linalg.norm(spots[:, None] - taken, axis=2).min(axis=1)
-        inside = np.all((spots > box.min + 6 * scale) & (spots < box.max - 6 * scale), axis=1)
-        # the first that is far enough, else the farthest
-        best = int(np.argmax(np.where(inside, np.minimum(room, 10.5 * scale), -1)))
-        taken = np.concatenate([taken, spots[best : best + 1]])
-        far = np.linalg.norm(OFFSETS[best]) > 12
-        panel.annotate(
-            str(number + 1), (values[number], heights[number]), xytext=OFFSETS[best], textcoords="offset points",
-            ha="center", va="center", zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
-            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 3} if far else None,
-        )  # fmt: skip

@@ -17,12 +17,16 @@ from fairness_utils import (
 )
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name
+from model.evaluation.metric_table import LEVELS
 from model.evaluation.questions import Answer
 from model.results import epoch_plots, plots
+from model.results.beside import lists_beside
 from model.results.drawing import STYLES, attempt
+from model.results.finished import Finished
+from model.results.levels import curves_of, levels_of
 from model.results.metric_text import name_of
 from model.results.pages import Picture
-from model.results.pareto import accuracy_against_fairness, fairness_metrics, how_to_read
+from model.results.pareto import FEWEST_POINTS, accuracy_against_fairness, fairness_metrics, how_to_read
 from model.results.picture_numbers import (
     bucket_shares,
     group_estimates,
@@ -48,7 +52,12 @@ TEXTS = {
         "Fairness by epoch, beside accuracy",
         "On validation, arrows point to the better side; the dotted line is the epoch that {selector} selected.{raw}",
     ),
-    "settings": ("Accuracy against fairness of all tested lists", "{reading} The other pictures show {first}."),
+    "levels": (
+        "Accuracy against fairness by level",
+        "{reading} Demographic parity also moves with how concentrated lists are, since groups who are all shown the "
+        "same few items are alike: read it beside the Gini index of exposure.{others}{first}",
+    ),
+    "settings": ("Accuracy against fairness of all tested lists", "{reading}{others}{first}"),
     "exposure": (
         "Exposure over the catalogue",
         "The further a curve hangs below the diagonal, the fewer items share the exposure; the Gini index is twice the "
@@ -81,10 +90,12 @@ TEXTS = {
     ),
 }
 ADVERSARY = (
-    "; an adversary's loss near ln(number of classes), 0.693 for two, is at chance, which does not say that a fresh "
-    "attacker would be"
+    "; an adversary's loss near the entropy of the classes as it weighs them, ln 2 = 0.693 for two of equal weight, is "
+    "at chance, which does not say that a fresh attacker would be"
 )
 
+OTHERS = " Points that are not of this run are of others, trained separately (--beside)."
+FIRST = " The other pictures show {}."
 RAW = " What depends on user groups is drawn without its chance level, which is not measured by epoch."
 
 
@@ -143,7 +154,7 @@ def _training(album: Album, run: Run, rows: Sequence[Mapping], origin: Mapping[s
     if not rows:
         return
     phase, config = run.protocol.phases[-1], run.config
-    adversary = ADVERSARY if any("train/adversary/user" in row for row in rows) else ""
+    adversary = ADVERSARY if any(key.startswith("train/adversary/") for row in rows for key in row) else ""
     selector = "the protocol" if phase.valid is None else f"validation {phase.metric}"
     with album.picture("training", selector=selector, adversary=adversary) as draw:
         draw(epoch_plots.training_curves, rows, metric=phase.metric, selected_epoch=origin["epoch"])
@@ -156,22 +167,38 @@ def _training(album: Album, run: Run, rows: Sequence[Mapping], origin: Mapping[s
 
 
 def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Answer], shown: Answer | None) -> None:
-    results = progress.results
-    names = run_lists(results)
-    if is_one(names) or shown is None:
+    """Draw accuracy against fairness of all lists: over levels, and then by the metrics that are not there yet."""
+    results, config = progress.results, run.config
+    own = run_lists(results)
+    if shown is None or (is_one(own) and not config.beside):
         return
-    accuracy = str(MetricKey("ndcg", run.config.eval_k[0]))
-    levels = {"phase": shown.key.phase, "task": shown.key.task, "control": shown.key.control}
-    first = ", ".join(f"{level} {name}" for level, name in levels.items() if name)
-    points = {short_name(name): results[name] for name in names}
-    metrics = fairness_metrics(points, accuracy)
-    if metrics:
-        intervals = {
-            short_name(str(answer.key)): user_intervals(answer.metrics, answer.per_user, [accuracy, *metrics])
-            for answer in answers
-        }
-        with album.picture("settings", first=first, reading=how_to_read("list", metrics, intervals)) as draw:
-            draw(accuracy_against_fairness, points, accuracy=accuracy, fairness=metrics, intervals=intervals)
+    others: list[Finished] = []
+    with attempt("what --beside names"):
+        others = lists_beside(run)
+    names = {name: short_name(name) for name in own}
+    if others:
+        names = {name: f"this run:{short}" if short else "this run" for name, short in names.items()}
+    points = {names[name]: results[name] for name in own} | {one.name: one.metrics for one in others}
+    values = {names[str(answer.key)]: answer.per_user for answer in answers if str(answer.key) in names}
+    values |= {one.name: one.values for one in others}
+    curves = {
+        label: {names[name]: control for name, control in curve.items()}
+        for label, curve in levels_of(config.method, own).items()
+    } | curves_of(others)
+    accuracy, fewest = str(MetricKey("ndcg", config.eval_k[0])), 2 if others else FEWEST_POINTS
+    by_level = fairness_metrics(points, accuracy, (LEVELS,), fewest) if curves else []
+    by_level = [text for text in by_level if MetricKey.parse(text).group == config.attribute]
+    further = [text for text in fairness_metrics(points, accuracy, fewest=fewest) if text not in by_level]
+    parts = {part: getattr(shown.key, part) for part in ("phase", "task", "control")}
+    first = ", ".join(f"{part} {name}" for part, name in parts.items() if name)
+    words = {"others": OTHERS * bool(others), "first": FIRST.format(first) * bool(first)}
+    for picture, metrics in (("levels", by_level), ("settings", further)):
+        if not metrics:
+            continue
+        intervals = {name: user_intervals(points[name], values[name], [accuracy, *metrics]) for name in values}
+        with album.picture(picture, reading=how_to_read("list", metrics, intervals, curves), **words) as draw:
+            drawn = {"accuracy": accuracy, "fairness": metrics, "intervals": intervals, "joined": curves}
+            draw(accuracy_against_fairness, points, **drawn)
 
 
 def _exposure(album: Album, split: Split, k: int, shown: Mapping[str, Answer]) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from model.evaluation.keys import POPULAR, ListKey, MetricKey, is_one, run_lists
-from model.evaluation.metric_table import ACCURACY, HEADLINE, shown_in
+from model.evaluation.metric_table import ACCURACY, HEADLINE, LEVELS, shown_in
 from model.results.metric_text import Chance, cell, chance_cell, chance_of, excess_cell, name_of
 
 Metrics = Mapping[str, float | None]
@@ -19,12 +19,14 @@ def summary_lines(
     first: ListKey | None = None,
     hidden: Collection[str] | None = None,
     warnings: Sequence[str] | None = None,
+    levels: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Say what `results` (list -> metric -> value) found at cut-off `k`; what was not measured is left out.
 
-    Of several lists it speaks of the `first` (default: the one list of a run), and says so. `attributes` are the user
-    attributes in the order of the report, `hidden` those that training was asked to hide, and `warnings` those that the
-    page lists below (None: not known).
+    Of several lists it speaks of the `first` (default: the one list of a run), and says so; of `levels`, lists of one
+    training in their order, each with its name, also what lies between the first and the last. `attributes` are the
+    user attributes in the order of the report, `hidden` those that training was asked to hide, and `warnings` those
+    that the page lists below (None: not known).
     """
     first, names = first or ListKey(), run_lists(results)
     run, popular = results.get(str(first), {}), results.get(str(first.beside(POPULAR)), {})
@@ -36,6 +38,7 @@ def summary_lines(
         _tail(run, popular, reranked, k),
         _parity(run, reranked, attributes, k),
         _leakage(run, attributes, hidden),
+        _over_levels(results, levels, attributes, k) if levels else "",
     ]
     if warnings is not None:
         lines.append(f"Warnings: {f'{len(warnings)}, listed below' if warnings else 'none'}.")
@@ -140,3 +143,14 @@ def _leakage(run: Metrics, attributes: Sequence[str], hidden: Collection[str] | 
             notes.append(_verdict(chance))
         found.append(f"{attribute} with AUC {_amount(run, key)}" + (f" ({', '.join(notes)})" if notes else ""))
     return _sentence("Leakage", [f"the strongest attacker reads {', '.join(found)}", "0.5 is none"] if found else [])
+
+
+def _over_levels(results: Mapping[str, Metrics], levels: Mapping[str, str], attributes: Sequence[str], k: int) -> str:
+    """What the first and the last level give: accuracy, and parity and leakage of the first attribute."""
+    start, *_, end = levels
+    keys = {name_of(MetricKey("ndcg", k)): MetricKey("ndcg", k)}
+    for attribute in attributes[:1]:
+        keys |= {row.head: MetricKey(row.name, k if row.at_k else None, attribute) for row in shown_in(LEVELS)}
+    amounts = {name: [_amount(results[one], key) for one in (start, end)] for name, key in keys.items()}
+    found = [f"{name} from {before} to {after}" for name, (before, after) in amounts.items() if before and after]
+    return _sentence(f"Levels {levels[start]} to {levels[end]}", found)

@@ -24,6 +24,7 @@ from model.evaluation.questions import Answer
 from model.results.cautions import caution_text, cautions_of
 from model.results.drawing import attempt
 from model.results.hidden import Hidden, as_json, hidden_attributes, hidden_text, masked_attributes
+from model.results.levels import levels_of
 from model.results.pages import typed_command, write_page
 from model.results.pictures import draw_run
 from model.results.run_page import run_sections
@@ -182,7 +183,9 @@ def summary_of(
     if not lists:
         return []
     of_first = None if hidden is None else hidden[lists[0].control]
-    return summary_lines(results, run.groups, run.config.eval_k[0], lists[0], of_first, cautions)
+    levels = levels_of(run.config.method, run_lists(results)).values()
+    curve = next((curve for curve in levels if str(lists[0]) in curve), None)
+    return summary_lines(results, run.groups, run.config.eval_k[0], lists[0], of_first, cautions, curve)
 
 
 def _lists(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[ListKey]:

@@ -152,6 +152,7 @@ class Config:
     seed: int = _run(0, "Seed of every random stream", low=0, modes=("train", "score"))
     output_dir: Path = _run(Path("./runs"), "Folder for run folders", modes=PLACED, free=True, fed_back=False)
     run_name: str = _run(None, "Name of the run's folder", default_from="data set, method, seed and time", modes=PLACED, free=True, fed_back=False)
+    beside: tuple[str, ...] = _run([], "Finished runs on the same split, comma-separated, whose lists stand beside this run's in the pictures of accuracy against fairness; RUN:LIST takes one of several lists", modes=("train", "evaluate"), free=True, fed_back=False)
     resume: bool = _run(False, "Continue the run in the folder named by --output_dir and --run_name from its last saved state; without one, start it", free=True, fed_back=False)
     checkpoint_every: str = _run("1", "Epochs between saved states, or minutes with min behind (10min); a run that SIGINT or SIGTERM ends saves one too", check=saving_interval, free=True)
     wandb_mode: str = _run("disabled", "Weights & Biases tracking", choices=("disabled", "offline", "online"), modes=JUDGED, free=True)

@@ -79,9 +79,9 @@ class Settings:
 
     def over(self, trained: Config) -> Config:
         """Put the settings given here over those of a `trained` run."""
-        # where results go and what computes them is never taken from the trained run
+        # where results go, what computes them and what stands beside them is never taken from the trained run
         named = {name for name in self.named if self.reads(name) and self.values[name] is not None}
-        names = (self.given | named | {"output_dir", "device", "wandb_mode"}) & declared(self.kind).keys()
+        names = (self.given | named | {"output_dir", "device", "wandb_mode", "beside"}) & declared(self.kind).keys()
         chosen = {name: self.declared[name].converted(self.values[name]) for name in names}
         if "run_name" not in chosen:
             chosen["run_name"] = f"{trained.run_name}-{self.mode}-{datetime.now():%Y%m%d-%H%M%S}"

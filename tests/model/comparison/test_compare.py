@@ -14,13 +14,15 @@ from absl.testing import flagsaver
 from scipy import stats
 
 import main
-from model.comparison import compare, finished, run_parity, statistics
+from model.comparison import compare, run_parity, statistics
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.modes import compare as compare_mode
+from model.results import finished
 from model.runs.files import write_frame, write_json
 from model.runs.processes import ALONE
+from tests.support.light import light_runs
 from tests.support.pages import read_page
-from tests.support.runs import TINY
+from tests.support.runs import TINY, run_main
 
 USERS = 30
 NAN = math.nan
@@ -407,3 +409,16 @@ def test_compare_reads_no_settings_of_a_run(tmp_path, capsys):
     with flagsaver.flagsaver(mode="compare"), pytest.raises(SystemExit):
         main.main(["main.py"])
     assert "--mode=compare needs --runs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.pictures
+def test_levels_of_one_run_are_joined_in_the_picture(tmp_path):
+    levels = {"enable_fairness": True, "fairness_method": "cofair", "method_option": ["levels=2", "batch_size=128"]}
+    with light_runs():
+        run_main(tmp_path, backbone="bprmf", user_hidden=None, item_hidden=None, epochs=1, **levels)
+    compared(tmp_path, ["run:t1", "run:popular", "run:t0", "run:t2"], run_name="joined", eval_k=None)
+    picture = (tmp_path / "joined" / "accuracy_against_fairness.svg").read_text()
+    for words in ("run, t0 to t2", "run:popular", "t0", "t1", "t2"):
+        assert f"<!-- {words} -->" in picture
+    assert "joins the levels" in (tmp_path / "joined" / "report.html").read_text()

@@ -20,11 +20,11 @@ from model.comparison import run_parity, statistics
 from model.comparison.compare_latex import label_of, latex_report
 from model.comparison.compare_report import console
 from model.comparison.compare_summary import summary_lines
-from model.comparison.finished import counted_warnings
 from model.comparison.finished_lists import read_lists
 from model.comparison.overview import Block, Column, Overview, overview_tables
 from model.evaluation.keys import EXCESS, MetricKey
 from model.modes import compare as compare_mode
+from model.results.finished import counted_warnings
 from model.results.metric_text import UNDEFINED
 from model.runs.processes import ALONE
 from tests.support.latex import compiled, needs_latex

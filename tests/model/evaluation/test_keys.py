@@ -17,6 +17,7 @@ from model.evaluation.keys import (
     flat,
     is_one,
     is_result,
+    lists_by_control,
     run_lists,
     split_key,
     yardsticks_of,
@@ -100,6 +101,19 @@ def test_results_keep_their_structure_through_files():
     assert by_list(flat(results)) == results
     assert run_lists(results) == ["test/b", "test/a", "test/a/reranked"]
     assert is_one(["test", "test/reranked"]) and not is_one(["test/a"]) and not is_one(["test", "test/a"])
+
+
+def test_lists_that_differ_in_their_control_alone_are_grouped_in_order():
+    names = ["reference/popular", "test/t1", "test/t0", "test/t1/reranked", "test/t0/reranked"]
+    assert lists_by_control(names) == {
+        "this run": {"test/t1": "t1", "test/t0": "t0"},
+        "re-ranked": {"test/t1/reranked": "t1", "test/t0/reranked": "t0"},
+    }
+    tasks = ["test/next/t0", "test/rest/t0", "test/next/t1", "test/rest/t1", "reference/popular/next"]
+    assert {label: list(group.values()) for label, group in lists_by_control(tasks).items()} == {
+        "next": ["t0", "t1"],
+        "rest": ["t0", "t1"],
+    }
 
 
 @pytest.mark.parametrize("key", ["test/novelty@5", "test/control/novelty@5/gender", "test/novelty"])

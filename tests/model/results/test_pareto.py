@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from model.results import pareto
+from model.results import pareto, pareto_marks
 from model.results.drawing import honest_limits
 from model.results.pareto import accuracy_against_fairness, fairness_metrics, front_line, how_to_read, undominated
 from tests.support.pictures import looks_drawn
@@ -133,11 +133,11 @@ def test_what_is_not_known_of_noise_is_said():
     assert "95 % intervals" in known and "shuffled among the users" in known and "not known" not in known
 
 
-def drawn(monkeypatch, points):
+def drawn(monkeypatch, points, joined=None):
     """The figure of `points`, laid out."""
     figures = []
     monkeypatch.setattr(pareto, "save", lambda figure, stem: figures.append(figure) or [])
-    accuracy_against_fairness(points, "nowhere")
+    accuracy_against_fairness(points, "nowhere", joined=joined)
     (figure,) = figures
     figure.draw_without_rendering()
     return figure
@@ -178,9 +178,39 @@ def test_runs_are_told_apart_and_every_text_has_its_room(monkeypatch, count, nam
 
 def test_names_are_shortened_only_where_they_stay_different():
     long = "a" * 30 + "b" * 30
-    assert pareto._short([long, "c"]) == ["a" * 12 + "…" + "b" * 23, "c"]
+    assert pareto_marks._short([long, "c"]) == ["a" * 12 + "…" + "b" * 23, "c"]
     alike = [long[:30] + letter + long[30:] for letter in "xy"]
-    assert pareto._short(alike) == alike
+    assert pareto_marks._short(alike) == alike
+
+
+def test_levels_are_one_curve_with_a_name_beside_each(monkeypatch):
+    levels = {f"run:t{n}": {"ndcg@10": 0.2 - 0.01 * n, "gini@10": 0.9 - 0.05 * n} for n in range(6)}
+    levels["run:t2"]["gini@10"] = None
+    others = {name: {"ndcg@10": 0.15, "gini@10": 0.6 + 0.05 * n} for n, name in enumerate(("own lambda", "plain"))}
+    # the picture follows the curve's order, whatever that of the points
+    points = dict(reversed(levels.items())) | others
+    figure = drawn(monkeypatch, points, {"run": {f"run:t{n}": f"t{n}" for n in range(6)}})
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["run, t0 to t5", "own lambda", "plain", "Pareto front", "hollow: dominated"]
+    panel = figure.axes[0]
+    (curve,) = [line for line in panel.lines if line.get_marker() == "None" and line.get_linestyle() == "-"]
+    np.testing.assert_allclose(curve.get_xdata(), [0.9, 0.85, 0.75, 0.7, 0.65])
+    np.testing.assert_allclose(curve.get_ydata(), [20, 19, 17, 16, 15])
+    assert {text.get_text() for text in panel.texts} == {"t0", "t1", "t3", "t4", "t5"}
+    assert not overlaps(panel.texts)
+    looks = [(line.get_color(), line.get_marker()) for line in panel.lines if line.get_marker() != "None"]
+    assert len(looks) == 8 and len(set(looks)) == 3
+
+
+def test_points_on_no_curve_are_numbered_where_there_are_many():
+    marks = pareto_marks.marks_of(["a:t0", "a:t1", *"bcdefghi"], {"a": {"a:t0": "t0", "a:t1": "t1"}})
+    assert list(marks.names)[:3] == ["a, t0 to t1", "2 b", "3 c"] and marks.lines == [[0, 1]]
+    assert marks.texts == ["t0", "t1", *"23456789"] and marks.looks[0] == marks.looks[1] != marks.looks[2]
+
+
+def test_a_line_between_levels_is_told_to_the_reader():
+    assert "joins the levels" in how_to_read("list", ["gini@10"], joined={"this run": {"t0": "t0"}})
+    assert "joins the levels" not in how_to_read("list", ["gini@10"], joined={})
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=9), st.floats(0, 30), st.sampled_from([100.0, np.inf]))

@@ -210,6 +210,22 @@ def test_training_curves_of_stages_come_one_after_the_other(tmp_path):
     assert "selected: epoch 2" in svg.read_text() and "counted over all stages" in svg.read_text()
 
 
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_values_of_one_kind_have_a_panel_and_a_short_legend(monkeypatch, count):
+    figures = []
+    monkeypatch.setattr(epoch_plots, "save", lambda figure, stem: figures.append(figure) or [])
+    levels = {f"train/adversary/t{level}": 0.3 + 0.01 * level for level in range(1, count + 1)}
+    rows = [{"epoch": epoch, "train/loss": 1 / epoch, "train/ranking": 0.5} | levels for epoch in (1, 2, 3)]
+    epoch_plots.training_curves(rows, "nowhere")
+    loss, ranking, adversary, _ = figures[0].axes
+    assert (loss.get_ylabel(), ranking.get_ylabel()) == ("training loss\n(train/loss)", "other losses\n(train/ranking)")
+    assert adversary.get_ylabel() == "train/adversary" and ranking.get_legend() is None
+    looks = {(line.get_color(), line.get_marker()) for line in adversary.lines[:count]}
+    assert len(looks) == count
+    named = [text.get_text() for text in adversary.get_legend().get_texts()]
+    assert named[0] == "t1" and named[-1] == f"t{count}" and len(named) == min(count, 6)
+
+
 def test_undefined_and_empty_numbers_are_drawn_too(tmp_path):
     nothing = np.full((1, 3), NAN)
     plots.accuracy_intervals({"HR@10": {"this run": nothing}}, {"": ["everyone (n = 0)"]}, tmp_path / "intervals")
@@ -271,7 +287,8 @@ def test_a_run_has_every_picture_in_both_formats(finished):
     for name in found:
         looks_drawn(folder / name)
     texts = {name: (folder / f"{name}.svg").read_text() for name in OF_THIS_RUN}
-    assert "train/adversary/user" in texts["training"] and "selected: epoch" in texts["training"]
+    for words in ("<!-- train/adversary -->", "<!-- user -->", "selected: epoch"):
+        assert words in texts["training"]
     assert (
         "most popular" in texts["exposure_by_popularity"]
         and "share of the catalogue" in texts["exposure_by_popularity"]

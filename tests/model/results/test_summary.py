@@ -119,3 +119,13 @@ def test_what_was_not_measured_is_left_out():
     run = dict.fromkeys(RUN | LEAKAGE, NAN) | {"ndcg@20": 0.5}
     assert summary_lines({"test": run, "reference/popular": POPULAR}, GROUPS, 10) == []
     assert summary_lines({"test": {"ndcg@10": 0.1, "aplt@10": None}}, GROUPS, 10) == ["Accuracy: NDCG@10 is 10.00 %."]
+
+
+def test_levels_are_told_from_the_first_to_the_last():
+    auc = {name: {"leakage_auc/gender": value} for name, value in (("t0", 0.855), ("t1", 0.8), ("t2", 0.7449))}
+    results = {f"test/{name}": metrics | {"ndcg@10": 0.2 - 0.1 * at} for at, (name, metrics) in enumerate(auc.items())}
+    results["test/t2"]["dp_js@10/gender"] = 0.2
+    levels = {f"test/{name}": name for name in auc}
+    *_, line = summary_lines(results, GROUPS, 10, ListKey(control="t0"), levels=levels)
+    assert line == "Levels t0 to t2: NDCG@10 from 20.00 % to 0.00 %; AUC from 0.855 to 0.745."
+    assert "Levels" not in " ".join(summary_lines(results, GROUPS, 10, ListKey(control="t0")))

@@ -1,10 +1,10 @@
-"""Read what finished runs left behind: the results of one, or of a folder of seeds, as one list of recommendations."""
+"""Read what finished runs left behind: the results of one, or of a folder of seeds, a list of recommendations each."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from model.evaluation.keys import (
     by_list,
     choose_list,
     is_result,
+    run_lists,
     short_name,
     split_key,
     yardsticks_of,
@@ -41,7 +42,8 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Finished:
-    """One list of a finished run, or its mean over `seeds`; `root` is the list's name in the files ("test").
+    """One list of a finished run, or its mean over `seeds`; `root` is the list's name in the files ("test"), one of the
+    run's own `lists` or of a yardstick; `method` is what trained.
 
     `facts` are by the names of `FACTS`; `metrics` by key without the root; `values` have one row per user (sorted by
     the data set's own id, the index) and a column per metric ("ndcg@10"), means over seeds; `groups` are the same
@@ -52,6 +54,8 @@ class Finished:
     name: str
     label: str
     root: str
+    lists: tuple[str, ...]
+    method: str
     seeds: tuple[int, ...]
     facts: dict[str, object]
     metrics: dict[str, float]
@@ -98,8 +102,8 @@ def read_result(folder: Path) -> dict:
     return result | {"metrics": numbers}
 
 
-def find(spec: str, output_dir: Path) -> tuple[Path, str]:
-    """Find the folder that an entry of `--runs` names, and the name of the list behind its colon ("": none).
+def find(spec: str, output_dir: Path, flag: str = "--runs") -> tuple[Path, str]:
+    """Find the folder that an entry of a flag names, and the name of the list behind its colon ("": none).
 
     An entry is a path, or a name under `output_dir`.
     """
@@ -114,12 +118,12 @@ def find(spec: str, output_dir: Path) -> tuple[Path, str]:
         for place in (Path(text).expanduser(), output_dir / text):
             if place.is_dir():
                 raise ValueError(
-                    f"--runs: {place} {_lacks(place)}; pass folders of finished runs (one that was cut off goes on "
+                    f"{flag}: {place} {_lacks(place)}; pass folders of finished runs (one that was cut off goes on "
                     "with --resume)"
                 )
     name = readings[-1][0]
     there = [place.name for place in output_dir.iterdir()] if output_dir.is_dir() else []
-    raise ValueError(f"--runs: there is no {name}, neither here nor in {output_dir}{suggestion(name, there)}")
+    raise ValueError(f"{flag}: there is no {name}, neither here nor in {output_dir}{suggestion(name, there)}")
 
 
 def _lacks(folder: Path) -> str:
@@ -140,15 +144,49 @@ def load(spec: str, output_dir: Path) -> Finished:
     return _mean(spec, folder, parts)
 
 
-def _load_one(name: str, folder: Path, chosen: str) -> Finished:
+def load_lists(spec: str, output_dir: Path, flag: str) -> list[Finished]:
+    """Read the list that an entry of a flag names behind a colon, or without one all lists of its run but yardsticks.
+
+    What is missing, and a folder of seeds, is a ValueError.
+    """
+    folder, chosen = find(spec, output_dir, flag)
+    if not (folder / "result.json").exists():
+        raise ValueError(f"{flag}: {folder} holds runs of several seeds; name one of them, such as {spec}/seed0")
+    files = _read(folder)
+    own = [chosen] if chosen else [short_name(root) for root in files.lists]
+    return [_of_list(spec, files, one, flag) for one in own]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What is read of a finished run: `result` and `config`, per-user values, and the run's own lists in order."""
+
+    folder: Path
+    result: dict
+    config: dict
+    frame: pd.DataFrame
+    lists: tuple[str, ...]
+
+
+def _read(folder: Path) -> _Files:
     result, config = read_result(folder), read_json(folder / "config.json")
     try:
         frame = pd.read_parquet(folder / "per_user.parquet")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'per_user.parquet'} cannot be read ({error}); repeat the run") from error
-    frame = frame.set_index(USER).sort_index()
+    lists = result.get("lists", run_lists(by_list(result["metrics"])))
+    return _Files(folder, result, config, frame.set_index(USER).sort_index(), tuple(lists))
+
+
+def _load_one(name: str, folder: Path, chosen: str) -> Finished:
+    return _of_list(name, _read(folder), chosen, "--runs")
+
+
+def _of_list(name: str, files: _Files, chosen: str, flag: str) -> Finished:
+    """Take the list `chosen` ("": the run's one plain list) from the files of the run `name`."""
+    result, config, frame = files.result, files.config, files.frame
     measured = {column: split_key(column) for column in frame if is_result(column)}
-    root = _chosen_list(name, list(dict.fromkeys(owner for owner, _ in measured.values())), chosen)
+    root = _chosen_list(name, list(dict.fromkeys(owner for owner, _ in measured.values())), chosen, flag)
     columns = {column: metric for column, (owner, metric) in measured.items() if owner == root}
     results = by_list(result["metrics"])
     # with several tasks a row may be of a user whom this task does not ask
@@ -160,32 +198,53 @@ def _load_one(name: str, folder: Path, chosen: str) -> Finished:
         name=name,
         label=", ".join(part for part in parts if part),
         root=root,
+        lists=files.lists,
+        method=result["method"],
         seeds=() if result.get("seed") is None else (result["seed"],),
         facts={fact: result.get(fact, config.get(fact)) for fact in FACTS},
         metrics=results.get(root, {}),
         values=frame[list(columns)].rename(columns=columns).astype(np.float64),
         groups=frame[[column for column in frame if column not in measured]],
-        folder=folder,
+        folder=files.folder,
         yardsticks={yardstick: results[text] for yardstick, text in yardsticks_of(root, results).items()},
         warnings=tuple(result["warnings"]) if "warnings" in result else None,
     )
 
 
-def _chosen_list(name: str, lists: list[str], chosen: str) -> str:
-    """The list that stands after the colon of an entry of `--runs`; "" is the one list of a run's test."""
+def _chosen_list(name: str, lists: list[str], chosen: str, flag: str) -> str:
+    """The list that stands after the colon of an entry of `flag`; "" is the one list of a run's test."""
     wanted = choose_list(lists, chosen)
     if wanted is not None:
         return wanted
     allowed = [short_name(text) for text in lists if short_name(text)]
     what = f"has no list {chosen!r}" if chosen else "has several lists"
-    raise ValueError(f"--runs: {name} {what}; name one behind a colon: {', '.join(allowed)}")
+    raise ValueError(f"{flag}: {name} {what}; name one behind a colon: {', '.join(allowed)}")
+
+
+def short_names(specs: Sequence[str], output_dir: Path, flag: str = "--runs") -> list[str]:
+    """Give the entries of a flag names without the folders that they lie in, unless two would then be the same."""
+    short = []
+    for spec in specs:
+        # the name of a list may have slashes
+        _, chosen = find(spec, output_dir, flag)
+        behind = f":{chosen}" if chosen else ""
+        short.append(Path(spec.removesuffix(behind)).name + behind)
+    return short if len(set(short)) == len(short) and all(short) else list(specs)
+
+
+def differing_fact(first: Mapping[str, object], other: Mapping[str, object]) -> str | None:
+    """Say in words in which of `FACTS` two runs differ; None where in none."""
+    for fact, called in FACTS.items():
+        if first[fact] != other[fact]:
+            return f"{called}: {first[fact]} and {other[fact]}"
+    return None
 
 
 def difference(first: Finished, other: Finished) -> str | None:
     """Say in words what makes two runs' numbers incomparable; None where nothing does."""
-    for fact, called in FACTS.items():
-        if first.facts[fact] != other.facts[fact]:
-            return f"{called}: {first.facts[fact]} and {other.facts[fact]}"
+    reason = differing_fact(first.facts, other.facts)
+    if reason is not None:
+        return reason
     if not first.values.index.equals(other.values.index):
         lacking = first.values.index.difference(other.values.index)
         more = other.values.index.difference(first.values.index)
@@ -222,6 +281,8 @@ def _mean(name: str, folder: Path, parts: list[Finished]) -> Finished:
         name=name,
         label=first.label,
         root=first.root,
+        lists=first.lists,
+        method=first.method,
         seeds=tuple(seed for part in parts for seed in part.seeds),
         facts=first.facts,
         metrics=metrics,
