@@ -292,8 +292,10 @@ class Cofair(Method):
         if options.disc_update == "after":
             for number in range(options.levels):
                 step_discriminator(seen[:, number])
-        adversary = {f"adversary/t{number}": mean for number, mean in enumerate(means.detach(), 1)}
-        return {"loss": loss.detach(), "ranking": ranking.detach(), "monotonicity": monotonicity.detach(), **adversary}
+        values = {"loss": loss, "ranking": ranking}
+        values |= {"monotonicity": monotonicity} if options.levels > 1 else {}
+        values |= {f"adversary/t{number}": mean for number, mean in enumerate(means, 1)}
+        return {name: value.detach() for name, value in values.items()}
 
     def ranking_losses(self, levels: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Compute each level's BPR loss, from `levels [B, T, D]` and `items [B, 1 + M]`, positive first: [T]."""
