@@ -17,7 +17,8 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
-from model.evaluation.keys import CHANCE, MetricKey
+from model.evaluation.keys import CHANCE, EXCESS, MetricKey
+from model.results.pareto import accuracy_against_fairness
 from tests.benchmarks.rows import FOLDER, SEEDS, Row, Rows, served, shown
 
 COMMON = "--dataset=ml --title_encoder=hash --protocol=cofair"
@@ -153,11 +154,16 @@ def curve_area(network: str, rows_of: list[str], figure: str, k: int = 20) -> np
     return np.array(areas)
 
 
+def half_width(values: np.ndarray) -> float:
+    """Compute half of the 95 % interval of the mean over seeds; 0 for one seed."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else 0.0
+
+
 def interval(values: np.ndarray) -> str:
     """Format mean and 95 % interval over seeds (Student's t)."""
     if len(values) < 2:
         return f"{values.mean():.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    half = half_width(values)
     return f"{values.mean():.1f} [{values.mean() - half:.1f}, {values.mean() + half:.1f}]"
 
 
@@ -173,6 +179,42 @@ def areas() -> str:
             one, many = (curve_area(network, rows_of, figure) for rows_of in (curve, separate))
             lines.append([network, title, interval(one), interval(many), interval(one - many)])
     return tabulate(lines, ["", "against", "one training", f"{len(WEIGHTS)} trainings", "difference"], "github")
+
+
+# --- The picture ---
+
+
+def mean_over(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Average the metrics that all `runs` have."""
+    return {key: float(np.mean([run[key] for run in runs])) for key in runs[0] if all(key in run for run in runs)}
+
+
+def draw_curves(network: str, k: int = 20) -> list[Path]:
+    """Draw NDCG against parity and leakage: Cofair's levels, and the filters that are trained for one weight each.
+
+    Means over seeds, with 95 % intervals over them.
+    """
+    separate = {filter_row(network, weight): f"{weight:g}" for weight in WEIGHTS}
+    found = lists(f"Cofair {network}")
+    joined = {"Cofair": dict(zip(found, LEVELS, strict=True))}
+    anew = {row: text for row, text in separate.items() if lists(row)}
+    joined |= {"trained anew, λ =": anew}
+    for row in anew:
+        found |= lists(row)
+    for weight in USER_WEIGHTS:
+        row = f"FA-BUHS {weight:g} BPR"
+        found |= lists(row) if network == "BPR" else {}
+    fairness = [str(MetricKey(name, k, "gender").of(EXCESS)) for name in ("dp_debiased", "dp_js")]
+    fairness.append(str(MetricKey("leakage_auc", group="gender").of(EXCESS)))
+    intervals = {}
+    for name, runs in found.items():
+        values = {key: np.array([run[key] for run in runs]) for key in (f"ndcg@{k}", *fairness)}
+        intervals[name] = {
+            key: (own.mean() - half_width(own), own.mean() + half_width(own)) for key, own in values.items()
+        }
+    points = {name: mean_over(runs) for name, runs in found.items()}
+    path = FOLDER / f"cofair_{network.lower()}"
+    return accuracy_against_fairness(points, path, f"ndcg@{k}", fairness, intervals, joined)
 
 
 # --- User by user ---
@@ -255,6 +297,9 @@ def main() -> None:
     for columns in (COLUMNS, CHANCES, ATTACKS):
         print(table(columns, lambda row: True), end="\n\n")
     print(areas(), users(), sep="\n\n")
+    for network in NETWORKS:
+        if lists(f"Cofair {network}"):
+            print(*draw_curves(network))
 
 
 if __name__ == "__main__":
