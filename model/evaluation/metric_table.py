@@ -288,30 +288,15 @@ _ROWS = (
         (),
     ),
     _leakage(
-        "leakage_auc_linear", "Leakage AUC, logistic regression", "AUC, linear",
-        "AUC of a logistic regression fitted on the users whose attribute training saw (Zhu et al., SIGIR 2024).",
-        (),
-    ),
-    _leakage(
-        "leakage_auc_mlp", "Leakage AUC, MLP", "AUC, MLP",
-        "AUC of a small MLP fitted on the users whose attribute training saw (Zhu et al., SIGIR 2024).",
-        (),
-    ),
-    _leakage(
-        "leakage_auc_within", "Leakage AUC, within held-out users", "AUC, within",
-        "AUC of a logistic regression cross-validated among the held-out users alone.",
-        (),
-    ),
-    _leakage(
         "leakage_auc_hard", "Leakage AUC, Cofair's attacker", "AUC, hard",
         "Under --protocol=cofair, as published: the AUC a of a network's 0/1 predictions, or 1 - a where that is more, "
         "the largest of 500 epochs (Cofair).",
-        (RUN,),
+        (RUN, COLUMNS),
     ),
     _leakage(
         "leakage_auc_discriminator", "Leakage AUC, Cofair's network by Adam", "AUC, network",
         "Under --protocol=cofair: AUC of the probabilities of the network of Cofair's attacker, trained by Adam.",
-        (RUN,),
+        (RUN, COLUMNS),
     ),
     Metric(
         "infeasible_users", "Users whose exposure floor is out of reach", "infeasible", COUNT, "lower", UPWARDS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.support.pages import read_page
 from tests.support.runs import TINY, refused, run_main
 
 ROOT = Path(__file__).parents[3]
+TABLE = ROOT / "model" / "evaluation" / "metric_table.py"
 FEW = {"backbone": "bprmf", "embedding_dim": 8, "user_hidden": None, "item_hidden": None, "num_negatives": 1}
 NOVELTY = Metric(
     name="novelty",
@@ -119,3 +121,10 @@ def test_a_metric_without_a_row_is_an_error_that_names_it(tmp_path, monkeypatch,
     error = refused(capsys, tmp_path, **FEW, epochs=1)
     assert "metric 'novelty' is not in the metric table; add a row to METRICS" in error
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_no_metric_is_described_twice():
+    described = re.findall(
+        r'^    (?:Metric|_\w+)\(\n        (?:name=)?"(\w+)"', TABLE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert described == list(METRICS)
