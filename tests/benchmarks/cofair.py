@@ -10,7 +10,7 @@ Numbers are kept in results/cofair.jsonl, those of `--users` in results/cofair_u
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from model.evaluation.keys import CHANCE, EXCESS, MetricKey
 from model.results.pareto import accuracy_against_fairness
-from tests.benchmarks.rows import FOLDER, SEEDS, Row, Rows, served, shown
+from tests.benchmarks.rows import FOLDER, SEEDS, Row, Rows, lists_of, served, shown
 
 COMMON = "--dataset=ml --title_encoder=hash --protocol=cofair"
 COFAIR = "--enable_fairness=True --fairness_method=cofair"
@@ -30,8 +30,9 @@ LEVELS = tuple(f"t{number}" for number in range(6))
 # of the filter that is trained for one level alone, and of FA-BUHS's adversaries
 WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.5)
 USER_WEIGHTS = (0.1, 1.0)
-# on BPR, one seed
+# on BPR, one seed: name -> options
 ABLATION = {
+    "weights 0.02 to 0.2": "lambda0=0.02 alpha=0.045",
     "beta 0": "beta=0",
     "alpha 0": "alpha=0",
     "no shared layer": "shared_width=0",
@@ -41,7 +42,7 @@ ABLATION = {
     "spare_probe_users": "spare_probe_users=True",
 }
 USERS_FILE = FOLDER / "cofair_users.json"
-FOLDS = 5
+FOLDS, ATTACKERS = 5, 5
 
 
 def filter_row(network: str, weight: float) -> str:
@@ -60,12 +61,15 @@ def rows() -> dict[str, Row]:
     for weight in USER_WEIGHTS:
         flags = f"{NETWORKS['BPR']} {FABUHS} --adversarial_lambda_user={weight:g}"
         made[f"FA-BUHS {weight:g} BPR"] = Row(flags, SEEDS[:1])
-    for name, option in ABLATION.items():
-        made[f"Cofair BPR, {name}"] = Row(f"{NETWORKS['BPR']} {COFAIR} --method_option={option}", SEEDS[:1], "BPR")
+    for name, options in ABLATION.items():
+        flags = " ".join(f"--method_option={option}" for option in options.split())
+        made[f"Cofair BPR, {name}"] = Row(f"{NETWORKS['BPR']} {COFAIR} {flags}", SEEDS[:1], "BPR")
     return made
 
 
 TABLE = Rows("cofair", COMMON, rows())
+# row of the ablation -> what differs in it
+ABLATED = {f"Cofair BPR, {name}": name for name in ABLATION}
 
 
 def parity(name: str, k: int) -> str:
@@ -114,14 +118,29 @@ def lists(row: str) -> dict[str, list[dict[str, float]]]:
     return {f"{row}, {level}": TABLE.of(row, level) for level in LEVELS}
 
 
-def table(columns: Mapping[str, str], wanted: Callable[[str], bool], digits: int = 4) -> str:
-    """Make a table of `columns` with a line for each list of the rows that are `wanted`: mean ± deviation."""
+def table(columns: Mapping[str, str], digits: int = 3) -> str:
+    """Make a table of `columns` with a line for each list of each row but the ablation's: mean ± deviation."""
     lines = []
-    for row in filter(wanted, TABLE.rows):
-        for name, runs in lists(row).items():
+    for row in TABLE.rows:
+        for name, runs in lists(row).items() if row not in ABLATED else ():
             cells = [shown(np.array([metrics[key] for metrics in runs]), digits) for key in columns.values()]
             lines.append([f"{name} ({len(runs)})", *cells])
     return tabulate(lines, ["(seeds)", *columns], "github", disable_numparse=True)
+
+
+def ablation(k: int = 20) -> str:
+    """Make the table of the ablation on BPR, of one seed."""
+    lines = []
+    for row, name in {"Cofair BPR": "Cofair", **ABLATED}.items():
+        kept = [one for one in TABLE.kept() if (one["row"], one["seed"]) == (row, SEEDS[0])]
+        if kept:
+            found = lists_of(kept[0]["metrics"])
+            cells = [f"{found[level][f'ndcg@{k}']:.3f}" for level in (LEVELS[1], LEVELS[-1])]
+            cells += [f"{found[level][parity('dp_js', k)]:.3f}" for level in LEVELS[1:]]
+            cells.append(f"{found[LEVELS[-1]]['leakage_auc/gender']:.3f}")
+            lines.append([name, kept[0]["epoch"], *(cell.replace("0.", ".", 1) for cell in cells)])
+    headers = [f"NDCG@{k} {LEVELS[1]}", LEVELS[-1], f"DP@{k} {LEVELS[1]}", *LEVELS[2:], f"AUC {LEVELS[-1]}"]
+    return tabulate(lines, ["", "epoch", *headers], "github", disable_numparse=True)
 
 
 # --- One training against several ---
@@ -172,14 +191,17 @@ def areas() -> str:
     """Make the table of hypervolumes: one training against as many as there are weights."""
     lines = []
     for network in NETWORKS:
-        curve, separate = [f"Cofair {network}"], [filter_row(network, weight) for weight in WEIGHTS]
-        separate = [row for row in separate if lists(row)]
-        if not lists(curve[0]) or not separate:
+        curve, seeds = [f"Cofair {network}"], len(TABLE.of(network))
+        # as many seeds as the backbone has: places are seeds
+        whole = [filter_row(network, weight) for weight in WEIGHTS]
+        separate = [row for row in whole if len(lists(row).get(row, [])) == seeds]
+        if not separate or len(TABLE.of(curve[0], LEVELS[0])) != seeds:
             continue
         for figure, title in (("dp_js", "DP"), ("dp_debiased", "DP debiased")):
             one, many = (curve_area(network, rows_of, figure) for rows_of in (curve, separate))
-            lines.append([network, title, interval(one), interval(many), interval(one - many)])
-    return tabulate(lines, ["", "against", "one training", f"{len(WEIGHTS)} trainings", "difference"], "github")
+            name = f"{network} ({seeds}), {len(separate)} weights"
+            lines.append([name, title, interval(one), interval(many), interval(one - many)])
+    return tabulate(lines, ["(seeds)", "against", "one training", "trained anew", "difference"], "github")
 
 
 # --- The picture ---
@@ -199,7 +221,7 @@ def draw_curves(network: str, k: int = 20) -> list[Path]:
     found = lists(f"Cofair {network}")
     joined = {"Cofair": dict(zip(found, LEVELS, strict=True))}
     anew = {row: text for row, text in separate.items() if lists(row)}
-    joined |= {"trained anew, λ =": anew}
+    joined |= {"trained anew for λ": anew} if anew else {}
     for row in anew:
         found |= lists(row)
     for weight in USER_WEIGHTS:
@@ -222,19 +244,22 @@ def draw_curves(network: str, k: int = 20) -> list[Path]:
 
 
 def user_losses(vectors: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
-    """Compute each user's cross-entropy `[U]` under a fresh attacker, which was fitted on other users.
+    """Compute each user's mean cross-entropy `[U]` under fresh attackers, which were fitted on other users.
 
-    A small MLP on standardised vectors, cross-validated.
+    Small MLPs on standardised vectors, cross-validated, each with folds of its own.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    attacker = make_pipeline(StandardScaler(), MLPClassifier((64,), early_stopping=True, random_state=seed))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    shares = cross_val_predict(attacker, vectors, codes, cv=folds, method="predict_proba")
-    return -np.log(np.clip(shares[np.arange(len(codes)), codes], 1e-12, None))
+    losses = []
+    for own in np.random.SeedSequence(seed).generate_state(ATTACKERS).tolist():
+        attacker = make_pipeline(StandardScaler(), MLPClassifier((64,), early_stopping=True, random_state=own))
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=own)
+        shares = cross_val_predict(attacker, vectors, codes, cv=folds, method="predict_proba")
+        losses.append(-np.log(np.clip(shares[np.arange(len(codes)), codes], 1e-12, None)))
+    return np.mean(losses, axis=0)
 
 
 def measure_users(dataset_dir: Path, output_dir: Path) -> None:
@@ -250,7 +275,7 @@ def measure_users(dataset_dir: Path, output_dir: Path) -> None:
             vectors = evaluator.represent(everybody, split.test_histories, split, level).numpy()
             losses.append(user_losses(vectors, codes, kept["seed"]))
         rises = np.diff(losses, axis=0) > 0  # [T, U]
-        # another attacker on the same vectors: what rises between two levels that are alike
+        # other attackers on the same vectors: what rises between two levels that are alike
         again = user_losses(vectors, codes, kept["seed"] + 1000)
         found.append(
             {
@@ -259,7 +284,7 @@ def measure_users(dataset_dir: Path, output_dir: Path) -> None:
                 "loss": [round(float(loss.mean()), 4) for loss in losses],
                 "rises": [round(float(share), 4) for share in rises.mean(axis=1)],
                 "rises at every level": round(float(rises[1:].all(axis=0).mean()), 4),
-                "rises between two attackers on one level": round(float((again > losses[-1]).mean()), 4),
+                "rises between other attackers on one level": round(float((again > losses[-1]).mean()), 4),
             }
         )
         print(found[-1], flush=True)
@@ -278,12 +303,17 @@ def users() -> str:
             lines.append([f"{row}, {level} ({len(runs)})", shown(loss, 3), "" if rises is None else shown(rises, 3)])
         every, alike = (
             np.array([one[name] for one in runs])
-            for name in ("rises at every level", "rises between two attackers on one level")
+            for name in ("rises at every level", "rises between other attackers on one level")
         )
         lines.append([f"{row}: at every level from t1 to t5", "", shown(every, 3)])
-        lines.append([f"{row}: between two attackers on t5", "", shown(alike, 3)])
+        lines.append([f"{row}: between other attackers on t5", "", shown(alike, 3)])
     headers = ["(seeds)", "mean loss", "users whose loss is above the level before"]
     return tabulate(lines, headers, "github", disable_numparse=True)
+
+
+def tables() -> list[str]:
+    """Make every table."""
+    return [*map(table, (COLUMNS, CHANCES, ATTACKS)), areas(), users(), ablation()]
 
 
 def main() -> None:
@@ -295,9 +325,7 @@ def main() -> None:
         TABLE.run(arguments)
     if arguments.users:
         measure_users(arguments.dataset_dir, arguments.output_dir)
-    for columns in (COLUMNS, CHANCES, ATTACKS):
-        print(table(columns, lambda row: True), end="\n\n")
-    print(areas(), users(), sep="\n\n")
+    print(*tables(), sep="\n\n")
     for network in NETWORKS:
         if lists(f"Cofair {network}"):
             print(*draw_curves(network))
