@@ -28,8 +28,8 @@ FABUHS = "--enable_fairness=True --fairness_method=fabuhs --adversarial_lambda_i
 NETWORKS = {"BPR": "--backbone=bprmf", "LightGCN": "--backbone=lightgcn"}
 LEVELS = tuple(f"t{number}" for number in range(6))
 # of the filter that is trained for one level alone, and of FA-BUHS's adversaries
-WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.5)
-USER_WEIGHTS = (0.1, 1.0)
+WEIGHTS = (0.02, 0.05, 0.1, 0.2)
+USER_WEIGHTS = (1.0,)
 # on BPR, one seed: name -> options
 ABLATION = {
     "weights 0.02 to 0.2": "lambda0=0.02 alpha=0.045",
@@ -264,11 +264,13 @@ def user_losses(vectors: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray
 
 def measure_users(dataset_dir: Path, output_dir: Path) -> None:
     """Measure user-wise losses at every level of the kept runs of Cofair, and how many rise from level to level."""
-    found = []
+    found = json.loads(USERS_FILE.read_text()) if USERS_FILE.exists() else []
+    measured = [(one["row"], one["seed"]) for one in found]
     for kept in TABLE.kept():
-        if kept["row"] not in [f"Cofair {network}" for network in NETWORKS]:
+        own = (kept["row"], kept["seed"])
+        if own in measured or kept["row"] not in [f"Cofair {network}" for network in NETWORKS]:
             continue
-        run, split, evaluator = served(output_dir / TABLE.run_name(kept["row"], kept["seed"]), dataset_dir)
+        run, split, evaluator = served(output_dir / TABLE.run_name(*own), dataset_dir)
         codes, everybody = run.groups["gender"].codes, np.arange(split.num_users)
         losses = []
         for level in LEVELS:
