@@ -60,9 +60,9 @@ class Adapters(nn.Module):
         # the levels' layers one below the other, so that one product does them all
         self.own = nn.Linear(width, levels * adapter_width)
         self.output = nn.Linear(shared_width + adapter_width, width)
-        layers = [layer.weight for layer in (self.shared, self.output) if layer is not None]
+        joint = [layer.weight for layer in (self.shared, self.output) if layer is not None]
         # each level's layer by its own width
-        for weight in (*layers, *self.own.weight.data.split(adapter_width)):
+        for weight in (*joint, *self.own.weight.data.split(adapter_width)):
             nn.init.xavier_uniform_(weight)
 
     def _join(self, user: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
