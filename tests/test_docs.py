@@ -16,7 +16,7 @@ from model import METHODS
 from model.runs.config import Config
 from model.runs.presets import preset
 from model.runs.setting import declared
-from tests.benchmarks import fda, tables
+from tests.benchmarks import cofair, fda, tables
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("data", "datasets", "model", "tests")
@@ -174,6 +174,11 @@ def test_the_tables_of_results_are_those_of_the_kept_runs(title):
 def test_the_table_of_fda_is_that_of_the_kept_runs():
     assert fda.table() in RESULTS
     assert fda.above_chance() in RESULTS
+
+
+def test_the_tables_of_cofair_are_those_of_the_kept_runs():
+    tables_of = cofair.tables()
+    assert len(tables_of) > 5 and all(table.count("\n") > 2 and table in RESULTS for table in tables_of)
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_tables():

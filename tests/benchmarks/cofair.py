@@ -30,9 +30,11 @@ LEVELS = tuple(f"t{number}" for number in range(6))
 # of the filter that is trained for one level alone, and of FA-BUHS's adversaries
 WEIGHTS = (0.02, 0.05, 0.1, 0.2)
 USER_WEIGHTS = (1.0,)
-# on BPR, one seed: name -> options
+WIDE = "Cofair BPR 0.02 to 0.2"
+# network -> the rows of Cofair that are set against separate trainings
+CURVES = {"BPR": ["Cofair BPR", WIDE], "LightGCN": ["Cofair LightGCN"]}
+# on BPR, one seed: name -> option
 ABLATION = {
-    "weights 0.02 to 0.2": "lambda0=0.02 alpha=0.045",
     "beta 0": "beta=0",
     "alpha 0": "alpha=0",
     "no shared layer": "shared_width=0",
@@ -58,12 +60,14 @@ def rows() -> dict[str, Row]:
         for weight in WEIGHTS:
             options = f"--method_option=levels=1 --method_option=lambda0={weight:g}"
             made[filter_row(network, weight)] = Row(f"{flags} {COFAIR} {options}", backbone=network)
+    # the same levels with the range of weights that the filters have
+    wide = f"{NETWORKS['BPR']} {COFAIR} --method_option=lambda0=0.02 --method_option=alpha=0.045"
+    made[WIDE] = Row(wide, backbone="BPR")
     for weight in USER_WEIGHTS:
         flags = f"{NETWORKS['BPR']} {FABUHS} --adversarial_lambda_user={weight:g}"
         made[f"FA-BUHS {weight:g} BPR"] = Row(flags, SEEDS[:1])
-    for name, options in ABLATION.items():
-        flags = " ".join(f"--method_option={option}" for option in options.split())
-        made[f"Cofair BPR, {name}"] = Row(f"{NETWORKS['BPR']} {COFAIR} {flags}", SEEDS[:1], "BPR")
+    for name, option in ABLATION.items():
+        made[f"Cofair BPR, {name}"] = Row(f"{NETWORKS['BPR']} {COFAIR} --method_option={option}", SEEDS[:1], "BPR")
     return made
 
 
@@ -190,17 +194,18 @@ def interval(values: np.ndarray) -> str:
 def areas() -> str:
     """Make the table of hypervolumes: one training against as many as there are weights."""
     lines = []
-    for network in NETWORKS:
-        curve, seeds = [f"Cofair {network}"], len(TABLE.of(network))
+    for network, curves in CURVES.items():
         # as many seeds as the backbone has: places are seeds
-        whole = [filter_row(network, weight) for weight in WEIGHTS]
-        separate = [row for row in whole if len(lists(row).get(row, [])) == seeds]
-        if not separate or len(TABLE.of(curve[0], LEVELS[0])) != seeds:
-            continue
-        for figure, title in (("dp_js", "DP"), ("dp_debiased", "DP debiased")):
-            one, many = (curve_area(network, rows_of, figure) for rows_of in (curve, separate))
-            name = f"{network} ({seeds}), {len(separate)} weights"
-            lines.append([name, title, interval(one), interval(many), interval(one - many)])
+        seeds = len(TABLE.of(network))
+        filters = [filter_row(network, weight) for weight in WEIGHTS]
+        separate = [row for row in filters if len(lists(row).get(row, [])) == seeds]
+        for curve in curves:
+            if not separate or len(lists(curve).get(f"{curve}, {LEVELS[0]}", [])) != seeds:
+                continue
+            for figure, title in (("dp_js", "DP"), ("dp_debiased", "DP debiased")):
+                one, many = (curve_area(network, rows_of, figure) for rows_of in ([curve], separate))
+                line = [interval(one), interval(many), interval(one - many)]
+                lines.append([f"{curve} ({seeds}), {len(separate)} filters", title, *line])
     return tabulate(lines, ["(seeds)", "against", "one training", "trained anew", "difference"], "github")
 
 
@@ -218,8 +223,11 @@ def draw_curves(network: str, k: int = 20) -> list[Path]:
     Means over seeds, with 95 % intervals over them.
     """
     separate = {filter_row(network, weight): f"{weight:g}" for weight in WEIGHTS}
-    found = lists(f"Cofair {network}")
-    joined = {"Cofair": dict(zip(found, LEVELS, strict=True))}
+    found, joined = {}, {}
+    for row in CURVES[network]:
+        own = lists(row)
+        joined |= {row: dict(zip(own, LEVELS, strict=True))} if own else {}
+        found |= own
     anew = {row: text for row, text in separate.items() if lists(row)}
     joined |= {"trained anew for λ": anew} if anew else {}
     for row in anew:

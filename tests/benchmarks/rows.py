@@ -7,6 +7,7 @@ on, one that is kept is not run again.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shlex
@@ -67,7 +68,7 @@ class Rows:
 
     def kept(self) -> list[dict]:
         """Read all kept runs."""
-        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        return _lines(self.file, self.file.stat().st_size) if self.file.exists() else []
 
     def of(self, row: str, name: str = "") -> list[dict[str, float]]:
         """Give the metrics of a row's list `name` ("": the run's one list), one dict for each kept seed."""
@@ -127,6 +128,12 @@ class Rows:
             ]
             with ThreadPoolExecutor(arguments.jobs) as pool:
                 list(pool.map(lambda pair: self.execute(*pair, *folders), asked))
+
+
+@functools.cache
+def _lines(file: Path, size: int) -> list[dict]:
+    """Read the lines of a file, which grows and never changes otherwise: once for each `size`."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def served(run: Path, dataset_dir: Path) -> tuple[Run, Split, Evaluator]:
