@@ -217,24 +217,20 @@ def mean_over(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([run[key] for run in runs])) for key in runs[0] if all(key in run for run in runs)}
 
 
-def draw_curves(network: str, k: int = 20) -> list[Path]:
-    """Draw NDCG against parity and leakage: Cofair's levels, and the filters that are trained for one weight each.
+def draw_curve(network: str, row: str, k: int = 20) -> list[Path]:
+    """Draw NDCG against parity and leakage: the levels of a `row`, and the filters trained for one weight each.
 
     Means over seeds, with 95 % intervals over them.
     """
     separate = {filter_row(network, weight): f"{weight:g}" for weight in WEIGHTS}
-    found, joined = {}, {}
-    for row in CURVES[network]:
-        own = lists(row)
-        joined |= {row: dict(zip(own, LEVELS, strict=True))} if own else {}
-        found |= own
+    found = lists(row)
+    joined = {row: dict(zip(found, LEVELS, strict=True))}
     anew = {row: text for row, text in separate.items() if lists(row)}
     joined |= {"trained anew for λ": anew} if anew else {}
-    for row in anew:
-        found |= lists(row)
+    for other in anew:
+        found |= lists(other)
     for weight in USER_WEIGHTS:
-        row = f"FA-BUHS {weight:g} BPR"
-        found |= lists(row) if network == "BPR" else {}
+        found |= lists(f"FA-BUHS {weight:g} BPR") if network == "BPR" else {}
     fairness = [str(MetricKey(name, k, "gender").of(EXCESS)) for name in ("dp_debiased", "dp_js")]
     fairness.append(str(MetricKey("leakage_auc", group="gender").of(EXCESS)))
     intervals = {}
@@ -244,7 +240,7 @@ def draw_curves(network: str, k: int = 20) -> list[Path]:
             key: (own.mean() - half_width(own), own.mean() + half_width(own)) for key, own in values.items()
         }
     points = {name: mean_over(runs) for name, runs in found.items()}
-    path = FOLDER / f"cofair_{network.lower()}"
+    path = FOLDER / "_".join(row.lower().split())
     return accuracy_against_fairness(points, path, f"ndcg@{k}", fairness, intervals, joined)
 
 
@@ -336,9 +332,9 @@ def main() -> None:
     if arguments.users:
         measure_users(arguments.dataset_dir, arguments.output_dir)
     print(*tables(), sep="\n\n")
-    for network in NETWORKS:
-        if lists(f"Cofair {network}"):
-            print(*draw_curves(network))
+    for network, curves in CURVES.items():
+        for row in filter(lists, curves):
+            print(*draw_curve(network, row))
 
 
 if __name__ == "__main__":
