@@ -36,11 +36,8 @@ CURVES = {"BPR": ["Cofair BPR", WIDE], "LightGCN": ["Cofair LightGCN"]}
 # on BPR, one seed: name -> option
 ABLATION = {
     "beta 0": "beta=0",
-    "alpha 0": "alpha=0",
-    "no shared layer": "shared_width=0",
     "disc_update=after": "disc_update=after",
     "select=mean": "select=mean",
-    "regularise=users": "regularise=users",
     "spare_probe_users": "spare_probe_users=True",
 }
 USERS_FILE = FOLDER / "cofair_users.json"
