@@ -76,7 +76,15 @@ def matrix() -> str:
     return "\n".join([*head, *rows, *(["", *notes] if notes else [])])
 
 
-@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+# every backbone and method under leave-one-out, every protocol on BPR-MF and, plainly, where histories are read; the
+# rest where time allows
+OFTEN = [cell for cell in CELLS if cell[2] == "loo" or cell[0] == "bprmf" or cell[:2] == ("sparsenn", "none")]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(cell, marks=[] if cell in OFTEN else pytest.mark.slow, id="-".join(cell)) for cell in CELLS],
+)
 def test_a_cell_runs_or_gives_its_reason(tmp_path, capsys, cell):
     reason = reason_of(*cell)
     if reason is not None:

@@ -300,6 +300,7 @@ def test_a_run_has_every_picture_in_both_formats(finished):
     assert f"chosen: {plots.ALPHA} = 0.2, floor 0.1" in texts["rerank_trade_off"]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_pictures_whatever_the_matplotlibrc(finished, tmp_path):
     """No LaTeX is installed here, so a rc file that asks for it ends a picture that reads it."""
     folder, _, (of_run, _, *rest) = finished
