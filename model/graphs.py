@@ -49,9 +49,6 @@ class GraphConvolution(MatrixFactorisation):
     Subclasses say how interactions are weighed (`edge_weights`) and how layers become vectors (`vectors`).
     """
 
-    # the weights of edges, where a subclass leaves them open
-    norm: str = "symmetric"
-
     def __init__(self, num_users: int, num_items: int, dim: int, layers: int):
         super().__init__(num_users, num_items, dim)
         self.layers = layers
@@ -65,7 +62,6 @@ class GraphConvolution(MatrixFactorisation):
     def make(cls, data: InteractionData, config: Config) -> GraphConvolution:
         """As in `Backbone`."""
         network = cls(data.num_users, data.num_items, config.embedding_dim, config.graph_layers)
-        network.norm = config.graph_norm
         return network.start_tables(config.table_start)
 
     def begin_phase(self, split: Split) -> None:
@@ -116,6 +112,14 @@ class LightGCN(GraphConvolution):
         }
     }
     initial_std = 0.1  # as in the authors' code
+    norm: str = "symmetric"
+
+    @classmethod
+    def make(cls, data: InteractionData, config: Config) -> LightGCN:
+        """As in `Backbone`."""
+        network = super().make(data, config)
+        network.norm = config.graph_norm
+        return network
 
     def begin_phase(self, split: Split) -> None:
         """As in `GraphConvolution`; keep each node's share of the mean over itself and its neighbours."""

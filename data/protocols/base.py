@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.structs import Group, Histories, InteractionData, ItemLists, Split
+from data.structs import ItemLists, Split
 
 
 @dataclass(frozen=True)
@@ -303,38 +303,8 @@ def one_phase(
     )
 
 
-def popularity_group(degree: np.ndarray, warm_threshold: float) -> Group:
-    """Split items into head and tail by train degree `[I]`; equal degrees go to the tail in order of item id.
-
-    The tail is the first `int((1 - warm_threshold) * I)` items in ascending order of degree (Decision 11).
-    Raises ValueError for a threshold outside [0, 1].
-    """
-    if not 0 <= warm_threshold <= 1:
-        raise ValueError(f"warm_threshold {warm_threshold} is not allowed; use the head's share of items, in [0, 1]")
-    num_tail = int((1 - warm_threshold) * len(degree))
-    codes = np.zeros(len(degree), dtype=np.int64)
-    codes[np.argsort(degree, kind="stable")[:num_tail]] = 1
-    return Group("popularity", codes, ("head", "tail"))
-
-
-def _lists_of(user_id: np.ndarray, item_id: np.ndarray, num_users: int) -> ItemLists:
-    lists = Histories.build(user_id, item_id, None, num_users)
-    return ItemLists(lists.indptr, lists.item)
-
-
-def make_split(
-    data: InteractionData,
-    warm_threshold: float,
-    train: tuple[np.ndarray, np.ndarray, np.ndarray | None],
-    valid: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-) -> Split:
-    """Make the split of train rows (user ids, item ids, times), validation and test rows (user ids, item ids).
-
-    Histories are the train rows, in training and at test.
-    """
-    histories = Histories.build(*train, data.num_users)
-    degree = np.bincount(histories.item, minlength=data.num_items)
-    groups = {"popularity": popularity_group(degree, warm_threshold)}
-    held_out = (_lists_of(*part, data.num_users) for part in (valid, test))
-    return Split(histories, *held_out, histories, histories, degree, groups)
+def selecting_metric(protocol: str, title: str, k: int, ks: tuple[int, ...]) -> str:
+    """Give the name of the metric `title`@k that selects the epoch; a k that is not reported is a ValueError."""
+    if k not in ks:
+        raise ValueError(f"--protocol={protocol} selects by {title}@{k}; put {k} into --eval_k")
+    return f"{title.lower()}@{k}"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.options import check_options
-from data.protocols.base import Definitions, Protocol, ProtocolSettings, make_split, one_phase, protocol
+from data.protocols.base import Definitions, Protocol, ProtocolSettings, one_phase, protocol, selecting_metric
+from data.protocols.splits import make_split, shuffled_by_user
 from data.structs import InteractionData
 
 DEFINITIONS = Definitions(further=("recall",))
@@ -58,17 +59,12 @@ def cofair(
     what is public (Decision 54). The epoch is selected by validation Recall@10. Validation items stay among the test
     candidates. Leakage is measured by the paper's own attacker too.
     """
-    if options.selected_at not in settings.ks:
-        raise ValueError(
-            f"--protocol=cofair selects by Recall@{options.selected_at}; put {options.selected_at} into --eval_k"
-        )
-    count = np.bincount(data.user_id, minlength=data.num_users)
+    metric = selecting_metric("cofair", "Recall", options.selected_at, settings.ks)
+    # each user's interactions in random order: validation ones first, then test ones
+    order, place, count = shuffled_by_user(data.user_id, data.num_users, rng)
     held_out = np.maximum(np.floor(options.held_out * count).astype(np.int64), 2)
     num_valid = held_out // 2
-    # each user's interactions in random order: validation ones first, then test ones
-    order = np.lexsort((rng.random(len(data.user_id)), data.user_id))
     users = data.user_id[order]
-    place = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
     kept = count[users] >= options.fewest
     if not kept.any():
         raise ValueError(
@@ -93,5 +89,5 @@ def cofair(
         f"{part:g} % to validate and {part:g} % to test; the full catalogue minus the user's train items, so that "
         "validation items are among the test candidates"
     )
-    phase = one_phase("cofair", settings, split, f"recall@{options.selected_at}", seen=split.train, digits=DIGITS)
+    phase = one_phase("cofair", settings, split, metric, seen=split.train, digits=DIGITS)
     return Protocol("cofair", description, settings.ks, (phase,), definitions=DEFINITIONS, probe=PROBE)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.options import check_options
-from data.protocols.base import Definitions, Protocol, ProtocolSettings, make_split, one_phase, protocol
+from data.protocols.base import Definitions, Protocol, ProtocolSettings, one_phase, protocol, selecting_metric
+from data.protocols.splits import make_split, shuffled_by_user
 from data.structs import InteractionData
 
 DEFINITIONS = Definitions(hit_rate="share", unasked_ndcg="zero", further=("dp_code", "eo_code"))
@@ -52,10 +53,7 @@ def fda(
     after a fixed number of epochs instead (Decision 29). Test candidates are all but the user's train and validation
     items.
     """
-    if options.selected_at not in settings.ks:
-        raise ValueError(
-            f"--protocol=fda selects by NDCG@{options.selected_at}; put {options.selected_at} into --eval_k"
-        )
+    metric = selecting_metric("fda", "NDCG", options.selected_at, settings.ks)
     positive = data.rating > options.liked
     if not positive.any():
         raise ValueError(
@@ -69,9 +67,8 @@ def fda(
     is_test[order[: round(options.test_share * len(users))]] = True
     # each user's other positives in random order: the first of them are for validation
     kept = np.flatnonzero(~is_test)
-    kept = kept[np.lexsort((rng.random(len(kept)), users[kept]))]
-    count = np.bincount(users[kept], minlength=data.num_users)
-    place = np.arange(len(kept)) - np.repeat(np.cumsum(count) - count, count)
+    shuffled, place, count = shuffled_by_user(users[kept], data.num_users, rng)
+    kept = kept[shuffled]
     num_valid = np.floor(options.valid_share * count + 0.5).astype(np.int64)
     is_valid = np.zeros(len(users), dtype=bool)
     is_valid[kept[place < num_valid[users[kept]]]] = True
@@ -86,5 +83,5 @@ def fda(
         f"{share} of each user's train items for validation; the full catalogue minus the user's train and validation "
         "items; HR, NDCG, DP and EO as FDA computes them"
     )
-    phase = one_phase("fda", settings, split, f"ndcg@{options.selected_at}")
+    phase = one_phase("fda", settings, split, metric)
     return Protocol("fda", description, settings.ks, (phase,), definitions=DEFINITIONS)

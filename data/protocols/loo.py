@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.protocols.base import NoOptions, Protocol, ProtocolSettings, make_split, one_phase, protocol
+from data.protocols.base import NoOptions, Protocol, ProtocolSettings, one_phase, protocol
+from data.protocols.splits import make_split
 from data.structs import InteractionData
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from data.options import parse_options
 from data.protocols.base import Phase
-from data.structs import Batch, Histories, History, HistoryWeights, Split
+from data.structs import Batch, Group, Histories, History, HistoryWeights, Split
 from fairness_utils import catalogue_log_weights
 from model import BACKBONES, LOSSES
 from model.methods.histories import HistorySources
@@ -116,6 +116,21 @@ class Method:
         self.optimisers = make_optimisers(backbone, self.config.lr, self.config.weight_decay)
         if len(self.optimisers) > 1 and environment.processes.world > 1:
             raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")
+
+    def in_one_process(self, why: str) -> None:
+        """Refuse several processes (ValueError); `why` says what the method does with whole batches."""
+        if self.environment.processes.world > 1:
+            raise ValueError(f"--fairness_method={self.config.method} {why}: run it in one process")
+
+    def acted_on(self) -> Group:
+        """Give the users' groups of the attribute that is acted on; fewer than two of them are a ValueError."""
+        group = self.environment.user_groups[self.config.attribute]
+        if group.num_groups < 2:
+            raise ValueError(
+                f"--fairness_method={self.config.method} needs two groups: {group.name} has {', '.join(group.labels)} "
+                "alone; name another attribute in --user_attribute"
+            )
+        return group
 
     def begin_phase(self, phase: Phase, total_steps: int) -> None:
         """Get ready for a phase of at most `total_steps` steps; weights and optimisers persist from phase to phase."""

@@ -171,14 +171,11 @@ class Cofair(Method):
         epochs: int = 100
 
         def __post_init__(self):
-            finite = {name: np.isfinite(getattr(self, name)) for name in ("lambda0", "alpha", "beta", "rho", "lr")}
+            weights = ("lambda0", "alpha", "beta", "rho")
             check_options(
                 self,
                 ("levels", self.levels >= 1, "1 or more"),
-                ("lambda0", finite["lambda0"] and self.lambda0 >= 0, "a finite number of 0 or more"),
-                ("alpha", finite["alpha"] and self.alpha >= 0, "a finite number of 0 or more"),
-                ("beta", finite["beta"] and self.beta >= 0, "a finite number of 0 or more"),
-                ("rho", finite["rho"] and self.rho >= 0, "a finite number of 0 or more"),
+                *((name, 0 <= getattr(self, name) < np.inf, "a finite number of 0 or more") for name in weights),
                 ("shared_width", self.shared_width >= 0, "0 (no shared layer) or more"),
                 ("adapter_width", self.adapter_width >= 1, "1 or more"),
                 ("discriminator_layers", 1 <= self.discriminator_layers <= 3, "1, 2 or 3"),
@@ -186,7 +183,7 @@ class Cofair(Method):
                 ("disc_update", self.disc_update in UPDATES, " or ".join(UPDATES)),
                 ("regularise", self.regularise in REGULARISED, " or ".join(REGULARISED)),
                 ("select", self.select in SELECTED, " or ".join(SELECTED)),
-                ("lr", finite["lr"] and self.lr > 0, "a positive number"),
+                ("lr", 0 < self.lr < np.inf, "a positive number"),
                 ("batch_size", self.batch_size >= 2, "2 or more"),
                 ("epochs", self.epochs >= 1, "1 or more"),
             )
@@ -204,16 +201,8 @@ class Cofair(Method):
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
-        if environment.processes.world > 1:
-            raise ValueError(
-                "--fairness_method=cofair weighs levels by losses of the whole batch: run it in one process"
-            )
-        group, options, device = environment.user_groups[self.config.attribute], self.options, environment.device
-        if group.num_groups < 2:
-            raise ValueError(
-                f"--fairness_method=cofair needs two groups: {group.name} has {', '.join(group.labels)} alone; name "
-                "another attribute in --user_attribute"
-            )
+        self.in_one_process("weighs levels by losses of the whole batch")
+        group, options, device = self.acted_on(), self.options, environment.device
         # Decision 57
         codes = np.where(environment.held_out, -1, group.codes) if options.spare_probe_users else group.codes
         self.codes = torch.from_numpy(codes).to(device)
@@ -264,9 +253,11 @@ class Cofair(Method):
         known = target >= 0
         target = target.clamp(min=0)
 
+        def over_known(losses: torch.Tensor) -> torch.Tensor:
+            return (losses * known).sum(-1) / known.sum().clamp(min=1)
+
         def step_discriminator(vectors: torch.Tensor) -> None:
-            losses = group_losses(self.discriminator(vectors), target)
-            update((losses * known).sum() / known.sum().clamp(min=1), self.discriminator_optimiser)
+            update(over_known(group_losses(self.discriminator(vectors), target)), self.discriminator_optimiser)
 
         # The weights that each level meets, kept apart: the steps below change them before the adapters' gradient.
         met, seen = [], levels.detach()
@@ -280,7 +271,7 @@ class Cofair(Method):
                 for level, weights in zip(levels.unbind(1), met, strict=True)
             ]
         )  # [T, B]
-        means = (losses * known).sum(1) / known.sum().clamp(min=1)  # [T]
+        means = over_known(losses)  # [T]
         weights = adversarial_weights(means, options.lambda0, options.alpha)
         # Frobenius's norm, not squared, of the batch's matrix of vectors; those of items have no gradient
         norms = (distinct.square().sum(2) * count[:, None]).sum(0).sqrt()  # [T]

@@ -164,8 +164,7 @@ class FairUser(Method):
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
-        if environment.processes.world > 1:
-            raise ValueError("--fairness_method=fairuser adds rows to whole batches: run it in one process")
+        self.in_one_process("adds rows to whole batches")
         self.count = max(1, round(self.options.users * backbone.user.num_embeddings))
         numbers = self.count * backbone.num_items
         if numbers > MOST_NUMBERS:

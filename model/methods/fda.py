@@ -91,14 +91,8 @@ class FDA(Method):
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)
-        if environment.processes.world > 1:
-            raise ValueError("--fairness_method=fda pairs rows of the whole batch: run it in one process")
-        group = environment.user_groups[self.config.attribute]
-        if group.num_groups < 2:
-            raise ValueError(
-                f"--fairness_method=fda needs two groups: {group.name} has {', '.join(group.labels)} alone; name "
-                "another attribute in --user_attribute"
-            )
+        self.in_one_process("pairs rows of the whole batch")
+        group = self.acted_on()
         self.codes = torch.from_numpy(group.codes).to(environment.device)
         self.num_groups = group.num_groups
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 from tabulate import tabulate
 
+from model.comparison.statistics import summarise
 from model.evaluation.keys import CHANCE, EXCESS, MetricKey
 from model.results.pareto import accuracy_against_fairness
 from tests.benchmarks.rows import FOLDER, SEEDS, Row, Rows, lists_of, served, shown
@@ -175,17 +175,10 @@ def curve_area(network: str, rows_of: list[str], figure: str, k: int = 20) -> np
     return np.array(areas)
 
 
-def half_width(values: np.ndarray) -> float:
-    """Compute half of the 95 % interval of the mean over seeds; 0 for one seed."""
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else 0.0
-
-
 def interval(values: np.ndarray) -> str:
     """Format mean and 95 % interval over seeds (Student's t)."""
-    if len(values) < 2:
-        return f"{values.mean():.1f}"
-    half = half_width(values)
-    return f"{values.mean():.1f} [{values.mean() - half:.1f}, {values.mean() + half:.1f}]"
+    found = summarise(values)
+    return f"{found.mean:.1f}" + (f" [{found.low:.1f}, {found.high:.1f}]" if found.count > 1 else "")
 
 
 def areas() -> str:
@@ -232,10 +225,8 @@ def draw_curve(network: str, row: str, k: int = 20) -> list[Path]:
     fairness.append(str(MetricKey("leakage_auc", group="gender").of(EXCESS)))
     intervals = {}
     for name, runs in found.items():
-        values = {key: np.array([run[key] for run in runs]) for key in (f"ndcg@{k}", *fairness)}
-        intervals[name] = {
-            key: (own.mean() - half_width(own), own.mean() + half_width(own)) for key, own in values.items()
-        }
+        over_seeds = {key: summarise([run[key] for run in runs]) for key in (f"ndcg@{k}", *fairness)}
+        intervals[name] = {key: (own.low, own.high) for key, own in over_seeds.items()}
     points = {name: mean_over(runs) for name, runs in found.items()}
     path = FOLDER / "_".join(row.lower().split())
     return accuracy_against_fairness(points, path, f"ndcg@{k}", fairness, intervals, joined)

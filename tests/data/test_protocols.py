@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from data.options import parse_options
 from data.protocols import PROTOCOLS
-from data.protocols.base import Protocol, ProtocolSettings, Task, popularity_group
+from data.protocols.base import Protocol, ProtocolSettings, Task
 from data.protocols.loo import leave_one_out
+from data.protocols.splits import popularity_group
 from data.structs import FeatureSpec, FeatureTable, Histories, InteractionData, ItemLists, Split
 
 OPTIONS = ProtocolSettings(warm_threshold=0.2, ks=(10, 20), epochs=7, patience=3)

@@ -9,7 +9,8 @@ import torch
 
 from data.options import check_options
 from data.protocols import PROTOCOLS
-from data.protocols.base import PER_PHASE, Phase, Protocol, Task, make_split, protocol
+from data.protocols.base import PER_PHASE, Phase, Protocol, Task, protocol
+from data.protocols.splits import make_split
 from data.structs import Histories, ItemLists
 from model import BACKBONES, METHODS
 from model.evaluation.evaluator import Evaluator
