@@ -556,7 +556,7 @@ def test_phases_and_tasks_are_levels_of_the_keys(periods):
             assert 0 <= metrics[f"test/{phase}/{task}/ndcg@5"] <= 1
             assert f"reference/popular/{phase}/{task}/ndcg@5" in metrics
     lists = [f"test/{phase}/{task}" for phase in PHASES for task in ("half", "all")]
-    assert result["lists"] == [*lists, "test/mean/all"]
+    assert result["lists"] == [*lists, "test/mean/half", "test/mean/all"]
     mean = np.mean([metrics[f"test/{phase}/all/ndcg@5"] for phase in PHASES])
     assert metrics["test/mean/all/ndcg@5"] == pytest.approx(mean)
     assert not {"test", "test/half", "test/all"} & {split_key(key)[0] for key in metrics}

@@ -31,6 +31,7 @@ RUN = "run"  # the tables of one run, and all rows of a comparison that have no 
 COLUMNS = "columns"  # tables with a line for each run or list
 PARETO = "pareto"  # a panel of accuracy against fairness
 LEVELS = "levels"  # a panel of accuracy against fairness over a method's levels
+PHASES = "phases"  # the table over phases
 EPOCHS = "epochs"  # the report's table of epochs
 HEADLINE = "headline"  # what a claim about parity is made on: the summary, and the first table of a comparison
 

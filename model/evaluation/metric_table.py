@@ -22,6 +22,7 @@ from model.evaluation.metric_kinds import (
     LEVELS,
     PARETO,
     PARITY,
+    PHASES,
     RUN,
     SHARE,
     SIGNED,
@@ -74,7 +75,7 @@ _ROWS = (
         "ndcg", "NDCG",
         "Sum of 1/log2(rank + 1) over test items of rank at most K, divided by its largest value; mean over users (by "
         "FDA's definition users without a test item count as 0 in the overall value).",
-        "ndcg", (RUN, COLUMNS, EPOCHS),
+        "ndcg", (RUN, COLUMNS, EPOCHS, PHASES),
     ),
     _accuracy(
         "mrr", "MRR",
@@ -90,13 +91,13 @@ _ROWS = (
         "f1", "F1",
         "Harmonic mean of a user's hits over the list's length and her hits over her test items, 0 without a hit; mean "
         "over users (FADE).",
-        "f1", (RUN, COLUMNS), further=True,
+        "f1", (RUN, COLUMNS, PHASES), further=True,
     ),
     _accuracy(
         "ndcg_hits", "NDCG of the hits",
         "DCG over that of the same hits at the top of the list, 0 without a hit: as FADE's code computes NDCG, the "
         "order among the hits alone, however many test items are missing; mean over users.",
-        "ndcg_hits", (RUN, COLUMNS), further=True,
+        "ndcg_hits", (RUN, COLUMNS, PHASES), further=True,
     ),
     _exposure(
         "gini", "Gini of exposure", "Gini", "lower", SHARE, "0",
@@ -188,7 +189,7 @@ _ROWS = (
     Metric(
         "gap", "Gap", "gap", SPREAD, "lower", SHARE, "0",
         "Largest minus smallest mean of a user group.", "model.evaluation.metrics:gap",
-        places=(RUN, COLUMNS, PARETO),
+        places=(RUN, COLUMNS, PARETO, PHASES),
     ),
     Metric(
         "std", "Standard deviation", "std", SPREAD, "lower", (0.0, 0.5), "0",
@@ -199,7 +200,7 @@ _ROWS = (
         "difference", "Difference", "difference", SPREAD, "zero", SIGNED, "0",
         "Mean of the first user group minus that of the second, where there are two groups: FADE's performance "
         "disparity with its sign.",
-        "model.evaluation.metrics:difference", further=True, places=(),
+        "model.evaluation.metrics:difference", further=True, places=(PHASES,),
     ),
     _leakage(
         "leakage_auc", "Leakage AUC, strongest attacker", "AUC",

@@ -173,7 +173,9 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
     # epochs count from 1 in every stage, and the tracker's steps must rise
     session.tracker.log(row, len(progress.rows) + 1)
     spent = f"[{trained - started:.1f} s + {time.perf_counter() - trained:.1f} s]"
-    print(wrapped(f"{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}"), flush=True)
+    # epochs count from 1 in every phase
+    of_phase = f"{phase.name}, " if session.run.protocol.many_phases else ""
+    print(wrapped(f"{of_phase}{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}"), flush=True)
     if best:
         session.save_checkpoint(phase)
     progress.end_epoch(row)

@@ -34,7 +34,7 @@ def summary_lines(
     reranked = results.get(str(first.after_reranking()), {})
     attributes = list(attributes)
     lines = [
-        "" if is_one(names) else f"Of {len(names)} lists this is about the first, {first}.",
+        "" if is_one(names) else f"Of {len(names)} lists this is about {first}.",
         _accuracy(run, popular, reranked, k),
         _tail(run, popular, reranked, k),
         _parity(run, reranked, attributes, k),
