@@ -135,13 +135,15 @@ def _rows(count: int) -> str:
 class ReadReport:
     """What became of every row: `rows` per file, malformed rows `rejected`, and rows `filtered` by documented rules.
 
-    `encodings` names, by file, the encoding of a file whose encoding had to be found.
+    `encodings` names, by file, the encoding of a file whose encoding had to be found; `notes` say, each in a sentence,
+    what the files lack and what is read in its place.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
     encodings: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Give the report in words, one finding a line."""
@@ -151,7 +153,7 @@ class ReadReport:
             where = ", ".join(str(line) for line in entry.lines)
             text.append(f"{entry.file}: {_rows(entry.count)} rejected ({entry.reason}; line {where})")
         text += [f"filtered, {reason}: {count:,}" for reason, count in self.filtered.items()]
-        return text
+        return [*text, *self.notes]
 
 
 @dataclass(frozen=True)

@@ -82,13 +82,13 @@ class Request:
 class Config:
     """Every setting of a run after presets are filled in."""
 
-    dataset: str = _data("ml", "Data set: ml = MovieLens-1M, bx = BookCrossing, synthetic = generated", choices=READERS, modes=("train", "score"))
+    dataset: str = _data("ml", "Data set: ml = MovieLens-1M, bx = BookCrossing, modcloth = ModCloth, synthetic = generated", choices=READERS, modes=("train", "score"))
     dataset_dir: Path = _data(DEFAULT_DATASET_DIR, "Folder that holds the data sets' folders (datasets/README.md shows the trees)", needs=(READ_FROM_FILES,), modes=JUDGED_OR_SERVED, free=True)
     cache_dir: Path = _data(Path("~/.cache/fabuhs"), "Folder for data as read and title vectors, reused between runs", modes=JUDGED_OR_SERVED, free=True)
-    title_encoder: str = _data(None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"), network=True)
+    title_encoder: str = _data(None, "Encoder of item titles where the data have them: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"), network=True)
     max_bad_rows: float = _data(0.001, "Largest fraction of malformed rows of a file; above it the run stops", low=0, high=1, needs=(READ_FROM_FILES,), modes=("train", "score"))
     keep_incomplete_users: bool = _data(False, "BookCrossing: keep users with a missing age or country, as unknown", needs=(when("dataset", "bx"),), modes=("train", "score"))
-    user_attribute: tuple[str, ...] = _data(None, "Sensitive attributes, comma-separated: the first is acted on, all are reported. ml: gender, age, occupation; bx: age, country", default_from="preset", modes=JUDGED)
+    user_attribute: tuple[str, ...] = _data(None, "Sensitive attributes, comma-separated: the first is acted on, all are reported. ml: gender, age, occupation; bx: age, country; modcloth: size", default_from="preset", modes=JUDGED)
     synthetic_users: int = _data(600, "Synthetic data: number of users", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_items: int = _data(400, "Synthetic data: number of items", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_interactions: int = _data(24_000, "Synthetic data: number of interactions", low=100, needs=(SYNTHETIC,), modes=("train", "score"))
