@@ -17,7 +17,7 @@ from data.datareader import READERS
 from data.messages import shown, suggestion
 from data.protocols import PROTOCOLS
 from data.readers.options import DEFAULT_DATASET_DIR
-from model import BACKBONES, LOSSES, METHODS, MODES, SCORERS, SYNTHESIZERS
+from model import BACKBONES, LOSSES, METHODS, MODES, NCF_FORMS, SCORERS, SYNTHESIZERS
 from model.runs.presets import RECIPES, filled
 from model.runs.setting import Need, Setting, check_table_path, declared, saving_interval, setting, when
 
@@ -99,6 +99,7 @@ class Config:
     graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset", network=True)
     graph_norm: str = _model(None, "Weights of a graph's edges: symmetric = 1/sqrt(d_u d_i); rows = means over a node and its neighbours, of which the node itself is one", choices=("symmetric", "rows"), default_from="preset", network=True)
     table_start: str = _model(None, "How id tables start: normal = with the backbone's own deviation, or by Xavier", choices=("normal", "xavier_normal", "xavier_uniform"), default_from="preset")
+    ncf_form: str = _model(None, "Form of ncf: neumf = the paper's, ncf_bpr = FADE's: four layers of width 64 without biases, a bias for each user and item, all weights started with deviation 0.01", choices=NCF_FORMS, default_from="preset", needs=(when("backbone", "ncf"),), network=True)
     synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS, network=True)
     sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,), network=True)
     attention_heads: int = _model(1, "Heads of attention; they must divide 96 and the width of the items' features (columns x --embedding_dim)", low=1, needs=(when("synthesis_type", "attention"),), network=True)
