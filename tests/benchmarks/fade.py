@@ -69,12 +69,14 @@ def disparity(name: str, row: str, spread: str = "gap", part: str = "") -> str:
 
 
 def keeps(key: str) -> bool:
-    """Tell whether a metric is kept: accuracy of all users, the disparity and its chance level, of sampled tasks by
-    snapshot too."""
+    """Tell whether a metric is kept: means over snapshots, and of a snapshot the published NDCG and its disparity."""
     list_name, metric = split_key(f"test/{key}")
     own = MetricKey.parse(metric)
-    is_published = own.name in METRICS and own.part in ("", CHANCE) and (bool(own.spread) or not own.group)
-    return is_published and own.spread != "std" and ("/mean/" in list_name or "-full" not in list_name)
+    if own.name not in METRICS or (own.group and not own.spread):
+        return False
+    if "/mean/" in list_name:
+        return own.spread in ("", "gap") and own.part in ("", CHANCE)
+    return own.name == METRICS[0] and own.spread in ("", "difference") and not own.part and "-full" not in list_name
 
 
 TABLE = Rows("fade", COMMON, ROWS, keeps)
