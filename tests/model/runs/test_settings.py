@@ -271,10 +271,10 @@ def test_several_seeds_export_the_split_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--dataset=synthtic", "flag --dataset=synthtic: allowed is one of ml, bx, synthetic; did you mean synthetic?"),
+        ("--dataset=synthtic", "flag --dataset=synthtic: allowed is one of ml, bx, modcloth, synthetic; did you mean synthetic?"),
         ("--device=cdua", "did you mean cuda?"),
         ("--backbone=lightgnc", "did you mean lightgcn?"),
-        ("--dataset=netflix", "allowed is one of ml, bx, synthetic"),
+        ("--dataset=netflix", "allowed is one of ml, bx, modcloth, synthetic"),
         ("--sampel_size=3", "Did you mean: sample_size"),
         ("--flagfile=nowhere.txt", "error: Unable to open flagfile"),
     ],
