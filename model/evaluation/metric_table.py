@@ -94,7 +94,7 @@ _ROWS = (
         "f1", (RUN, COLUMNS, PHASES), further=True,
     ),
     _accuracy(
-        "ndcg_hits", "NDCG of the hits",
+        "ndcg_hits", "NDCG, hits",
         "DCG over that of the same hits at the top of the list, 0 without a hit: as FADE's code computes NDCG, the "
         "order among the hits alone, however many test items are missing; mean over users.",
         "ndcg_hits", (RUN, COLUMNS, PHASES), further=True,

@@ -33,9 +33,9 @@ def group_loss(gap: torch.Tensor, form: str = LOG) -> torch.Tensor:
 class FADE(Method):
     """Training by L_rec + weight * softplus(x), x the gap of a batch between two user groups.
 
-    x is the mean of the differentiable hit over the rows of advantaged users less that of the disadvantaged ones, and
-    may become negative: L_fair has no least value at 0. A batch with users of one group alone has the ranking loss
-    alone.
+    x is the mean of the differentiable hit over the rows of the first group's users, the advantaged ones, less that of
+    the second group's, and may become negative: L_fair has no least value at 0. A batch with users of one group alone
+    has the ranking loss alone.
     """
 
     @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class FADE(Method):
         `weight` is lambda. `measure`: what of a row is compared, hit (the first `k` places by the relaxed sort at
         `temperature`), neural_ndcg, approx_ndcg, or the positive's score. `form` of the loss: log or absolute.
         `adaptive` sets lambda in each step so that the gap moves towards `target`, and does not read `weight`.
-        `disadvantaged`: labels of groups, joined by +; "" is the second of two groups.
         """
 
         weight: float = by_dataset(0.5, modcloth=4.0)
@@ -55,7 +54,6 @@ class FADE(Method):
         form: str = LOG
         adaptive: bool = False
         target: float = 0.0
-        disadvantaged: str = ""
 
         def __post_init__(self):
             check_options(
@@ -71,36 +69,22 @@ class FADE(Method):
     def __init__(self, backbone: torch.nn.Module, environment: Environment):
         super().__init__(backbone, environment)
         self.in_one_process("compares the groups of whole batches")
-        sides = self._sides()
-        self.is_disadvantaged, self.is_known = (side.to(environment.device) for side in sides)
-
-    def _sides(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tell which users are disadvantaged and which have a known group: `[U]` bool each."""
-        group, named = self.acted_on(), self.options.disadvantaged.split("+")
-        if named == [""]:
-            if group.num_groups > 2:
-                raise ValueError(
-                    f"--fairness_method=fade compares two sides, and {group.name} has {group.num_groups} groups; name "
-                    "those of one side in --method_option=disadvantaged=LABEL+LABEL"
-                )
-            named = [group.labels[1]]
-        unknown = [label for label in named if label not in group.labels]
-        if unknown or len(named) == group.num_groups:
+        group = self.acted_on()
+        if group.num_groups > 2:
             raise ValueError(
-                f"--method_option=disadvantaged={self.options.disadvantaged}: allowed are some, not all, of "
-                f"{', '.join(group.labels)}"
+                f"--fairness_method=fade compares two groups, and {group.name} has {group.num_groups}: name an "
+                "attribute of two groups first in --user_attribute"
             )
-        codes = torch.from_numpy(group.codes)
-        chosen = torch.tensor([group.labels.index(label) for label in named])
-        return torch.isin(codes, chosen), codes >= 0
+        # by user: 0 advantaged, 1 disadvantaged, -1 unknown
+        self.side = torch.from_numpy(group.codes).to(environment.device)
 
     def gap(self, scores: torch.Tensor, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the gap x of a batch's `scores [B, n]` of `users [B]`, and whether it has rows of both sides (1.0).
 
         Rows are interactions, not users. The gap of a batch of one side alone means nothing.
         """
-        disadvantaged = self.is_disadvantaged[users]
-        sides = torch.stack([self.is_known[users] & ~disadvantaged, disadvantaged]).to(scores.dtype)  # [2, B]
+        side = self.side[users]
+        sides = torch.stack([side == 0, side == 1]).to(scores.dtype)  # [2, B]
         counts = sides.sum(1)
         quality = MEASURES[self.options.measure](scores, self.options.k, self.options.temperature)  # [B]
         means = sides @ quality / counts.clamp(min=1)
