@@ -27,6 +27,7 @@ MOVIELENS = {
     "user_attribute": ("gender",),
     "user_hidden": (512, 256, 128),
     "warm_threshold": 0.2,
+    "weight_decay": 0.0,
 }
 PRESETS: dict[str, dict] = {
     "ml": MOVIELENS,

@@ -16,6 +16,7 @@ METHODS = Registry(
     fabuhs="model.methods.fabuhs:FABUHS",
     fda="model.methods.fda:FDA",
     cofair="model.methods.cofair:Cofair",
+    fade="model.methods.fade:FADE",
     parity="model.methods.parity:Parity",
     bnslim="model.methods.bnslim:BNSLIM",
     fairuser="model.methods.fairuser:FairUser",

@@ -147,12 +147,9 @@ def two_periods(data, settings, rng, options) -> Protocol:
     third = Phase("third", split, 1, loo.metric, 1, 1, loo.valid, tasks, start="first")
     again = Phase("again", split, 2, loo.metric, 1, 2, loo.valid, tasks, start=FRESH)
 
-    def mean(results):
-        end = "/all/ndcg@5"
-        found = [value for key, value in results.items() if key.startswith("test/") and key.endswith(end)]
-        return {f"test/mean{end}": float(np.mean(found))}
-
-    return Protocol("periods", "two periods", settings.ks, (first, second, third, again), summarise=mean)
+    phases = (first, second, third, again)
+    averages = {"mean": tuple(phase.name for phase in phases)}
+    return Protocol("periods", "two periods", settings.ks, phases, averages=averages)
 
 
 @pytest.fixture(autouse=True)

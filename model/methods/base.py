@@ -112,7 +112,7 @@ class Method:
         self.backbone, self.environment, self.config = backbone, environment, environment.config
         self.histories = HistorySources(self)
         self.loss = LOSSES[self.config.loss]
-        self.options = parse_options(self.Options, self.config.method_option)
+        self.options = parse_options(self.Options, self.config.method_option, dataset=self.config.dataset)
         self.optimisers = self.backbone_optimisers()
         if len(self.optimisers) > 1 and environment.processes.world > 1:
             raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")

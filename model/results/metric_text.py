@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
-from model.evaluation.metric_table import ACCURACY, METRICS, RUN, SPREAD, of_kind, shown_in
+from model.evaluation.metric_kinds import ACCURACY, RUN, SPREAD
+from model.evaluation.metric_table import METRICS, of_kind, shown_in
 
 UNDEFINED = "\N{EN DASH}"
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→0", "one": "→1"}
