@@ -30,7 +30,7 @@ class NeuMF(MatrixFactorisation):
     }
     defaults_under: ClassVar = {
         "fda": MatrixFactorisation.defaults_under["fda"] | {"lr": 1e-3},
-        "fade": MatrixFactorisation.defaults_under.get("fade", {}) | {"ncf_form": "ncf_bpr"},
+        "fade": MatrixFactorisation.defaults_under["fade"] | {"loss": "bpr", "lr": 1e-3, "ncf_form": "ncf_bpr"},
     }
     # widths of the MLP's layers, and whether they and the output add a bias
     hidden: tuple[int, ...] = (64, 32, 16)
