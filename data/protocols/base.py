@@ -223,7 +223,8 @@ _LISTS = ("relevant", "excluded", "given")
 class Protocol:
     """A protocol applied to a data set.
 
-    `description` says in one line what its numbers mean, `definitions` how its metrics are defined.
+    `description` says in one line what its numbers mean, `definitions` how its metrics are defined, and `training` how
+    its phases are trained where that is a choice: runs may be compared that differ in nothing else.
 
     `probe` reads user attributes in the vectors that are served: a function or its "module:name", called with
     `(vectors [U, D], groups: Mapping[str, Group], held_out [U] bool, seed: int)`; it gives metrics by key
@@ -238,6 +239,7 @@ class Protocol:
     definitions: Definitions = Definitions()
     summarise: Callable[[Mapping[str, float]], dict[str, float]] | None = None
     probe: str | Callable[..., dict[str, float]] = "model.evaluation.probes:leakage"
+    training: str = ""
 
     def __post_init__(self):
         phases = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))
