@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,11 @@ from model.runs.config import Config, shown_network
 
 NAME = "periods"
 USERS, SEEDS = "users", "seeds"
+# setting -> the class of its options under other settings
+KINDS: dict[str, Callable[[Config], type]] = {
+    "protocol_option": lambda config: PROTOCOLS[config.protocol].Options,
+    "method_option": lambda config: METHODS[config.method].Options,
+}
 
 
 def periods_of_runs(runs: Sequence[Finished], k: int, directory: Path) -> list[Picture]:
@@ -114,27 +119,26 @@ def name_of(run: Finished, periods: Periods) -> str:
 
 
 def labels_of(configs: Mapping[str, Config]) -> dict[str, str]:
-    """Put behind each name in what its settings differ from others': method, backbone, options of method and protocol."""
-    facts = {name: _facts(config) for name, config in configs.items()}
-    differing = [
-        fact
-        for fact in dict.fromkeys(fact for one in facts.values() for fact in one)
-        if len({one.get(fact) for one in facts.values()}) > 1
-    ]
-    labels = {}
-    for name, one in facts.items():
-        told = ", ".join(one[fact] for fact in differing if fact in one)
-        labels[name] = f"{name} ({told})" if told else name
-    return labels
+    """Put behind each name what its settings differ in: method, backbone, options of protocol and method that any run
+    sets."""
+    is_set = {
+        about: {text.partition("=")[0] for config in configs.values() for text in getattr(config, about)}
+        for about in KINDS
+    }
+    facts = {name: _facts(config, is_set) for name, config in configs.items()}
+    order = dict.fromkeys(fact for one in facts.values() for fact in one)
+    differing = [fact for fact in order if len({one.get(fact) for one in facts.values()}) > 1]
+    told = {name: ", ".join(one[fact] for fact in differing if fact in one) for name, one in facts.items()}
+    return {name: f"{name} ({text})" if text else name for name, text in told.items()}
 
 
-def _facts(config: Config) -> dict[str, str]:
-    """What a label may tell of a run, by what it is about."""
-    facts = {"method": config.method, "backbone": shown_network(config.backbone, config.synthesis_type)}
-    for about, kind, assignments in (
-        ("protocol_option", PROTOCOLS[config.protocol].Options, config.protocol_option),
-        ("method_option", METHODS[config.method].Options, config.method_option),
-    ):
-        options = asdict(parse_options(kind, assignments, about))
-        facts |= {f"{about} {name}": f"{name}={shown(value)}" for name, value in options.items()}
+def _facts(config: Config, is_set: Mapping[str, set[str]]) -> dict[tuple[str, str], str]:
+    """What a label may tell of a run, by what it is about; of options those that `is_set` names."""
+    facts = {
+        ("method", ""): config.method,
+        ("backbone", ""): shown_network(config.backbone, config.synthesis_type),
+    }
+    for about, options_of in KINDS.items():
+        options = asdict(parse_options(options_of(config), getattr(config, about), about))
+        facts |= {(about, name): f"{name}={shown(value)}" for name, value in options.items() if name in is_set[about]}
     return facts
