@@ -9,6 +9,7 @@ from data.registry import Registry
 READERS = Registry(
     ml="data.readers.movielens:read",
     bx="data.readers.bookcrossing:read",
+    modcloth="data.readers.modcloth:read",
     synthetic="data.readers.synthetic:read_synthetic",
 )
 
@@ -27,6 +28,7 @@ MOVIELENS = {
     "user_attribute": ("gender",),
     "user_hidden": (512, 256, 128),
     "warm_threshold": 0.2,
+    "weight_decay": 0.0,
 }
 PRESETS: dict[str, dict] = {
     "ml": MOVIELENS,
@@ -42,6 +44,7 @@ PRESETS: dict[str, dict] = {
         "user_hidden": (256, 128),
         "warm_threshold": 0.001,
     },
+    "modcloth": MOVIELENS | {"title_encoder": "hash", "user_attribute": ("size",)},
     # not from upstream: small enough to train in a minute
     "synthetic": MOVIELENS
     | {"batch_size": 512, "epochs": 15, "lr": 1e-3, "num_negatives": 10, "patience": 5, "title_encoder": "hash"},
@@ -50,5 +53,6 @@ PRESETS: dict[str, dict] = {
 MADE_FOR: dict[str, tuple[str, int]] = {
     "ml": ("MovieLens-1M", 1_000_209),
     "bx": ("BookCrossing", 1_149_780),
+    "modcloth": ("ModCloth", 83_147),
     "synthetic": ("synthetic data", 24_000),
 }

@@ -9,13 +9,18 @@ from typing import Any
 from data.messages import shown, suggestion
 
 
-def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_option") -> Any:
-    """Make the options dataclass `kind` from the `name=value` strings of `--flag`.
+def by_dataset(default: Any, **values: Any) -> Any:
+    """Declare an option whose default depends on the data set: `default`, or the value under the data set's name."""
+    return dataclasses.field(default=default, metadata=values)
+
+
+def parse_options(kind: type, assignments: Sequence[str], flag: str = "method_option", dataset: str = "") -> Any:
+    """Make the options dataclass `kind` from the `name=value` strings of `--flag`; defaults are those on `dataset`.
 
     Values take the type of the default. Raises ValueError for an unknown name and for a value of another form.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    values = {}
+    values = {name: field.metadata[dataset] for name, field in fields.items() if dataset in field.metadata}
     for assignment in assignments:
         name, equals_sign, text = assignment.partition("=")
         if not equals_sign or name not in fields:

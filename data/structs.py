@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 FEATURE_KINDS = ("categorical", "multi_hot", "dense")
@@ -76,6 +77,15 @@ class FeatureTable:
         schema = tuple(spec for spec in self.schema if spec.name not in names)
         return FeatureTable(schema, {spec.name: self.columns[spec.name] for spec in schema})
 
+    def take(self, rows: np.ndarray) -> FeatureTable:
+        """Give the table of `rows [N]`, in that order; a column `id`, which numbers the rows, numbers them anew."""
+        chosen = torch.from_numpy(rows)
+        columns = {name: column[chosen.to(column.device)] for name, column in self.columns.items()}
+        if "id" in columns:
+            columns["id"] = torch.arange(len(rows), device=columns["id"].device)
+        schema = (replace(spec, size=len(rows)) if spec.name == "id" else spec for spec in self.schema)
+        return FeatureTable(tuple(schema), columns)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -97,6 +107,10 @@ class Group:
     @property
     def num_groups(self) -> int:
         return len(self.labels)
+
+    def take(self, members: np.ndarray) -> Group:
+        """Give the partition of `members [N]`, in that order."""
+        return replace(self, codes=self.codes[members])
 
     def counts(self) -> np.ndarray:
         """Count the members of each group, unknown ones left out: `[G]` int64."""
@@ -121,13 +135,15 @@ def _rows(count: int) -> str:
 class ReadReport:
     """What became of every row: `rows` per file, malformed rows `rejected`, and rows `filtered` by documented rules.
 
-    `encodings` names, by file, the encoding of a file whose encoding had to be found.
+    `encodings` names, by file, the encoding of a file whose encoding had to be found; `notes` say, each in a sentence,
+    what the files lack and what is read in its place.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     filtered: dict[str, int] = field(default_factory=dict)
     encodings: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Give the report in words, one finding a line."""
@@ -137,7 +153,7 @@ class ReadReport:
             where = ", ".join(str(line) for line in entry.lines)
             text.append(f"{entry.file}: {_rows(entry.count)} rejected ({entry.reason}; line {where})")
         text += [f"filtered, {reason}: {count:,}" for reason, count in self.filtered.items()]
-        return text
+        return [*text, *self.notes]
 
 
 @dataclass(frozen=True)
@@ -189,6 +205,36 @@ class InteractionData:
     @property
     def num_items(self) -> int:
         return self.items.num_rows
+
+    def take(self, rows: np.ndarray, reason: str) -> InteractionData:
+        """Give the data of the interactions `rows [E]` alone, in that order.
+
+        Users and items without one are left out, and the rest numbered anew in the order in which `rows` first name
+        them. The report counts the interactions that are left out under `reason`.
+        """
+        (users, user_id), (items, item_id) = (_by_appearance(ids[rows]) for ids in (self.user_id, self.item_id))
+        left_out = len(self.user_id) - len(rows)
+        filtered = self.report.filtered | ({reason: left_out} if left_out else {})
+        return replace(
+            self,
+            users=self.users.take(users),
+            items=self.items.take(items),
+            user_id=user_id,
+            item_id=item_id,
+            rating=self.rating[rows],
+            time=None if self.time is None else self.time[rows],
+            user_groups={name: group.take(users) for name, group in self.user_groups.items()},
+            original_user_ids=self.original_user_ids[users],
+            original_item_ids=self.original_item_ids[items],
+            item_titles=self.item_titles[items],
+            report=replace(self.report, filtered=filtered),
+        )
+
+
+def _by_appearance(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the distinct `ids [E]` in the order in which they first appear: these ids, and the number of each row."""
+    numbers, distinct = pd.factorize(ids)
+    return distinct, numbers.astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ BACKBONES = Registry(
     sparsenn="model.sparsenn:SparseNN",
     bprmf="model.factorisation:BPRMF",
     pmf="model.factorisation:PMF",
-    ncf="model.factorisation:NeuMF",
+    ncf="model.ncf:NeuMF",
     gccf="model.graphs:GCCF",
     lightgcn="model.graphs:LightGCN",
     slim="model.slim:NeighbourSLIM",
@@ -16,6 +16,7 @@ METHODS = Registry(
     fabuhs="model.methods.fabuhs:FABUHS",
     fda="model.methods.fda:FDA",
     cofair="model.methods.cofair:Cofair",
+    fade="model.methods.fade:FADE",
     parity="model.methods.parity:Parity",
     bnslim="model.methods.bnslim:BNSLIM",
     fairuser="model.methods.fairuser:FairUser",
@@ -26,6 +27,7 @@ SYNTHESIZERS = Registry(
     gru="model.sparsenn:GRUSynthesis",
     none=None,  # the two-tower base model without a history
 )
+NCF_FORMS = Registry(neumf="model.ncf:NeuMF", ncf_bpr="model.ncf:NCFBPR")
 SCORERS = Registry(dot_compress="model.scorers:DotCompressScorer", dot="model.scorers:DotScorer")
 LOSSES = Registry(
     margin="model.losses:margin_ranking_loss",

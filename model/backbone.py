@@ -62,6 +62,8 @@ class Backbone(nn.Module):
     defaults_on: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     # the code released with FDA clamps the item table of this backbone to [-1, 1] before it adds noise
     fda_code_clamps_items: ClassVar[bool] = False
+    # names of parameters that weight decay never moves
+    undecayed: ClassVar[frozenset[str]] = frozenset()
 
     num_items: int
     vector_width: int

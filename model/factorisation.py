@@ -1,9 +1,8 @@
-"""Backbones that learn a vector per id: matrix factorisation and NeuMF."""
+"""Backbones that learn a vector per id and score by inner products: matrix factorisation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from model.backbone import GRAPHS_ALONE, TOWERS_ALONE, Backbone
 from model.runs.config import Config
 from model.scorers import DotScorer
 
-# FDA's, AFRL's and NeuMF's code start so; FA-BUHS's tables differ (Decision 23)
+# FDA's, AFRL's, FADE's and NeuMF's code start so; FA-BUHS's tables differ (Decision 23)
 INITIAL_STD = 0.01
 
 
@@ -50,6 +49,7 @@ class MatrixFactorisation(Backbone):
     defaults_under: ClassVar = {
         "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60},
         # as the authors' code, but for the form of the l2 norm (Decision 55)
+        "fade": {"batch_size": 256, "epochs": 100, "num_negatives": 4, "weight_decay": 1e-4},
         "cofair": {"batch_size": 4096, "epochs": 1000, "l2": 3e-3, "table_start": "xavier_normal"},
     }
     # synthetic data are too small for the batches above
@@ -129,53 +129,3 @@ class PMF(MatrixFactorisation):
 
     free_vectors = True
     defaults: ClassVar = MatrixFactorisation.defaults | {"l2": 1e-3}
-
-
-class NeuMF(MatrixFactorisation):
-    """Neural collaborative filtering (He et al., WWW 2017): a product of one pair of tables beside an MLP on another.
-
-    A vector is both parts side by side, `[generalised product, MLP]`, so that noise reaches both.
-    """
-
-    inner_product = False
-    defaults: ClassVar = MatrixFactorisation.defaults | {"batch_size": 8192, "lr": 4e-3, "loss": "cross_entropy"}
-    defaults_under: ClassVar = {"fda": MatrixFactorisation.defaults_under["fda"] | {"lr": 1e-3}}
-
-    def __init__(self, num_users: int, num_items: int, dim: int, hidden: tuple[int, ...] = (64, 32, 16)):
-        super().__init__(num_users, num_items, 2 * dim)
-        self.dim = dim
-        self.layers = nn.ModuleList(nn.Linear(*widths) for widths in pairwise((2 * dim, *hidden)))
-        self.output = nn.Linear(dim + hidden[-1], 1)
-        self._floats = 2 * sum(hidden)
-
-    @property
-    def floats_per_pair(self) -> int:
-        """As in `Backbone`."""
-        return self._floats
-
-    def score(self, context: Tables, user: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Score `user [B, 2d]` with `items [B, M]`: `[B, M]`."""
-        product, item_part = context.items.split(self.dim, dim=1)
-        weighted, user_part = self._user_side(user)
-        return self.scorer(weighted, product.contiguous(), items) + self._deep(user_part, F.embedding(items, item_part))
-
-    def score_catalogue(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Score `user [b, 2d]` with all of the encoded `item [m, 2d]`: `[b, m]`."""
-        product, item_part = item.split(self.dim, dim=1)
-        weighted, user_part = self._user_side(user)
-        return self.scorer.catalogue(weighted, product) + self._deep(user_part, item_part[None])
-
-    def _user_side(self, user: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Split `user [b, 2d]` in the product's part, times the output's weights, and the MLP's: [b, d] each."""
-        product, user_part = user.split(self.dim, dim=1)
-        return product * self.output.weight[0, : self.dim], user_part
-
-    def _deep(self, user_part: torch.Tensor, item_part: torch.Tensor) -> torch.Tensor:
-        """Compute what the MLP adds to the scores of `own [b, d]` with `other [b or 1, m, d]`: [b, m]."""
-        first = self.layers[0]
-        # a Linear on [u; v] is the sum of one on u and one on v: no [b, m, 2d] of pairs is built
-        left, right = first.weight.split(self.dim, dim=1)
-        hidden = F.linear(user_part, left, first.bias)[:, None] + F.linear(item_part, right)  # [b, m, h]
-        for layer in self.layers[1:]:
-            hidden = layer(hidden.relu_())
-        return hidden.relu_() @ self.output.weight[0, self.dim :] + self.output.bias  # [b, m]

@@ -147,12 +147,9 @@ def two_periods(data, settings, rng, options) -> Protocol:
     third = Phase("third", split, 1, loo.metric, 1, 1, loo.valid, tasks, start="first")
     again = Phase("again", split, 2, loo.metric, 1, 2, loo.valid, tasks, start=FRESH)
 
-    def mean(results):
-        end = "/all/ndcg@5"
-        found = [value for key, value in results.items() if key.startswith("test/") and key.endswith(end)]
-        return {f"test/mean{end}": float(np.mean(found))}
-
-    return Protocol("periods", "two periods", settings.ks, (first, second, third, again), summarise=mean)
+    phases = (first, second, third, again)
+    averages = {"mean": tuple(phase.name for phase in phases)}
+    return Protocol("periods", "two periods", settings.ks, phases, averages=averages)
 
 
 @pytest.fixture(autouse=True)
@@ -559,7 +556,7 @@ def test_phases_and_tasks_are_levels_of_the_keys(periods):
             assert 0 <= metrics[f"test/{phase}/{task}/ndcg@5"] <= 1
             assert f"reference/popular/{phase}/{task}/ndcg@5" in metrics
     lists = [f"test/{phase}/{task}" for phase in PHASES for task in ("half", "all")]
-    assert result["lists"] == [*lists, "test/mean/all"]
+    assert result["lists"] == [*lists, "test/mean/half", "test/mean/all"]
     mean = np.mean([metrics[f"test/{phase}/all/ndcg@5"] for phase in PHASES])
     assert metrics["test/mean/all/ndcg@5"] == pytest.approx(mean)
     assert not {"test", "test/half", "test/all"} & {split_key(key)[0] for key in metrics}

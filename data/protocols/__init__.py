@@ -6,4 +6,5 @@ PROTOCOLS = Registry(
     loo="data.protocols.loo:leave_one_out",
     fda="data.protocols.fda:fda",
     cofair="data.protocols.cofair:cofair",
+    fade="data.protocols.fade:fade",
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from data.structs import ItemLists, Split
+from data.structs import InteractionData, ItemLists, Split
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,16 @@ class Task:
     """A question: rank `candidates` for each user and find `relevant`. Every collection has one list per user id.
 
     `candidates` are all items (None), so many random ones for each user (a number), or the lists given; the relevant
-    items are always added, the `excluded` ones never ranked.
+    items are always added, the `excluded` ones never ranked. Random ones are drawn among the items `pool [P]` (None:
+    all), and `apart` from the relevant ones unless nothing may know these.
     """
 
     name: str
     relevant: ItemLists
     excluded: ItemLists
     candidates: int | ItemLists | None
+    pool: np.ndarray | None = None
+    apart: bool = True
 
     def __post_init__(self):
         if isinstance(self.candidates, int) and self.candidates < 1:
@@ -143,7 +146,11 @@ class Phase:
     order: positions in `split.train` (None: all, in its order). `order` says how they become batches: "shuffled" draws
     the rows anew each pass; "blocks" takes them in order, batch after batch, the last one smaller; "shuffled blocks"
     takes the same batches in an order drawn anew each pass. `negatives` are drawn at each visit of a row ("per visit")
-    or once ("per phase"); items that `barred` lists for the user are never drawn (None: the user's train items).
+    or once ("per phase"), those of a row all different where `distinct`; items that `barred` lists for the user are
+    never drawn (None: the user's train items).
+
+    A phase of 0 epochs trains nothing: its tests are asked of the weights that it starts with. Where not `probed`, what
+    can be read in the vectors is not measured at its end.
 
     `number` is the phase's position in its protocol, which sets it.
     """
@@ -161,14 +168,16 @@ class Phase:
     order: str = SHUFFLED
     negatives: str = PER_VISIT
     barred: ItemLists | None = None
+    distinct: bool = False
     digits: int | None = None
+    probed: bool = True
     number: int = 0
 
     def __post_init__(self):
-        for field, allowed in (("order", ORDERS), ("negatives", NEGATIVES)):
-            value = getattr(self, field)
+        for part, allowed in (("order", ORDERS), ("negatives", NEGATIVES)):
+            value = getattr(self, part)
             if value not in allowed:
-                raise ValueError(f"phase {self.name}: {field} is {value!r}; allowed is one of {', '.join(allowed)}")
+                raise ValueError(f"phase {self.name}: {part} is {value!r}; allowed is one of {', '.join(allowed)}")
         if self.train_rows is not None:
             self._check_rows(self.train_rows, len(self.split.train.item))
         tasks = (self.valid, *self.tests) if self.valid is not None else self.tests
@@ -224,12 +233,13 @@ class Protocol:
     """A protocol applied to a data set.
 
     `description` says in one line what its numbers mean, `definitions` how its metrics are defined, and `training` how
-    its phases are trained where that is a choice: runs may be compared that differ in nothing else.
+    its phases are trained where that is a choice: runs may be compared that differ in nothing else. `data` are the
+    interactions, users and items that it counts (None: all of the data set): ids are theirs.
 
     `probe` reads user attributes in the vectors that are served: a function or its "module:name", called with
     `(vectors [U, D], groups: Mapping[str, Group], held_out [U] bool, seed: int)`; it gives metrics by key
-    (`leakage_auc/gender`). `summarise` turns the metrics of all phases (`test/<phase>/<task>/ndcg@10`) into further
-    ones, whose keys have a name of its own in the place of a phase (`test/mean/...`).
+    (`leakage_auc/gender`). `averages` names means over phases, which stand in the place of a phase in the results: name
+    -> the phases.
     """
 
     name: str
@@ -237,8 +247,9 @@ class Protocol:
     ks: tuple[int, ...]
     phases: tuple[Phase, ...]
     definitions: Definitions = Definitions()
-    summarise: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     probe: str | Callable[..., dict[str, float]] = "model.evaluation.probes:leakage"
+    data: InteractionData | None = None
     training: str = ""
 
     def __post_init__(self):
@@ -257,6 +268,12 @@ class Protocol:
             if phase.name in known:
                 raise ValueError(f"phase name {phase.name!r} occurs twice or says where a phase starts; pass another")
             known.append(phase.name)
+        for name, averaged in self.averages.items():
+            if name in known or not averaged or not set(averaged) <= set(known[2:]):
+                raise ValueError(
+                    f"average {name!r} is over {', '.join(averaged) or 'nothing'}; allowed is a name of no phase, over "
+                    f"phases of {', '.join(known[2:])}"
+                )
 
     @property
     def starts(self) -> frozenset[str]:

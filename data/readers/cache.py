@@ -135,5 +135,5 @@ def _unpack(arrays: dict[str, np.ndarray]) -> InteractionData:
     groups = {name: Group(name, arrays[f"groups/{name}"], tuple(labels)) for name, labels in facts["groups"].items()}
     report = facts["report"]
     rejected = tuple(Rejected(**(entry | {"lines": tuple(entry["lines"])})) for entry in report["rejected"])
-    report = ReadReport(report["rows"], rejected, report["filtered"], report["encodings"])
+    report = ReadReport(report["rows"], rejected, report["filtered"], report["encodings"], tuple(report["notes"]))
     return InteractionData(name=facts["name"], user_groups=groups, report=report, **fields)

@@ -166,15 +166,17 @@ def _plain_integers(data: bytes, width: int) -> pd.DataFrame | None:
     return table if is_plain else None
 
 
-def read_csv_rows(path: Path, names: Mapping[str, str], encoding: str, escape: str | None = None) -> FileRows:
-    """Read `;`-separated text with a header into str objects; `names` maps header fields to column names.
+def read_csv_rows(
+    path: Path, names: Mapping[str, str], encoding: str, escape: str | None = None, delimiter: str = ";"
+) -> FileRows:
+    """Read `delimiter`-separated text with a header into str objects; `names` maps header fields to column names.
 
-    Quoted fields may hold `;`, line ends and doubled quotes; with `escape`, also escaped characters. Reading
+    Quoted fields may hold the delimiter, line ends and doubled quotes; with `escape`, also escaped characters. Reading
     resumes on the line after the first line of a broken row, so that one stray quote costs one line; a row of more
     than `LONGEST_ROW` lines is broken.
     """
     lines, numbers, rejected, actual_encoding = _readable_lines(path, encoding)
-    dialect = {"delimiter": ";", "quotechar": '"', "escapechar": escape, "doublequote": True, "strict": True}
+    dialect = {"delimiter": delimiter, "quotechar": '"', "escapechar": escape, "doublequote": True, "strict": True}
     header = _header(path, lines, numbers, names, dialect)
     fields, starts, broken = _tokenize(lines, numbers, len(header), dialect)
     rejected += [_rejected(path.name, reason, numbers[np.array(bad)]) for reason, bad in broken.items()]
@@ -191,10 +193,11 @@ def _header(path: Path, lines: list[str], numbers: np.ndarray, names: Mapping[st
     except csv.Error:
         header = []
     if len(numbers) == 0 or numbers[0] != 1 or any(header.count(field) != 1 for field in names):
-        first_line = ";".join(header)[:200] if header else "nothing that can be read"
+        delimiter = dialect["delimiter"]
+        first_line = delimiter.join(header)[:200] if header else "nothing that can be read"
         raise DataError(
-            f"{path.name}: the first line is {first_line!r}, it must have the columns {';'.join(names)}, each once; "
-            "replace the file with a complete copy"
+            f"{path.name}: the first line is {first_line!r}, it must have the columns {delimiter.join(names)!r}, each "
+            "once; replace the file with a complete copy"
         )
     return header
 

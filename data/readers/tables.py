@@ -33,8 +33,9 @@ def feature_table(*columns: tuple[str, np.ndarray, int | None]) -> FeatureTable:
     return FeatureTable(tuple(schema), tensors)
 
 
-def read_report(files: tuple[FileRows, ...], filtered: dict[str, int]) -> ReadReport:
-    """Make the report of `files` that were read, and of rows `filtered` by documented rules: reason -> count."""
+def read_report(files: tuple[FileRows, ...], filtered: dict[str, int], notes: tuple[str, ...] = ()) -> ReadReport:
+    """Make the report of `files` that were read, of rows `filtered` by documented rules (reason -> count), and
+    `notes` on what the files do not say."""
     rejected = tuple(entry for rows in files for entry in rows.rejected)
     encodings = {rows.file: rows.encoding for rows in files if rows.encoding is not None}
-    return ReadReport({rows.file: rows.num_rows for rows in files}, rejected, filtered, encodings)
+    return ReadReport({rows.file: rows.num_rows for rows in files}, rejected, filtered, encodings, notes)

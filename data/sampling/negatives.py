@@ -15,7 +15,16 @@ class NegativeSampler:
     `known[j] - j` counts the unknown items below `known[j]`, so one binary search finds the r-th unknown item.
     """
 
-    def __init__(self, known: ItemLists, num_items: int, num_uniform: int, num_in_batch: int, device: torch.device):
+    def __init__(
+        self,
+        known: ItemLists,
+        num_items: int,
+        num_uniform: int,
+        num_in_batch: int,
+        device: torch.device,
+        distinct: bool = False,
+    ):
+        """`distinct`: the uniform negatives of a row differ, as far as its user has as many unknown items."""
         # numpy's own unique goes through a hash table, at ten times the cost of a sort
         keys = np.sort(known.owner * num_items + known.item)
         keys = keys[np.diff(keys, prepend=-1) > 0]
@@ -23,6 +32,7 @@ class NegativeSampler:
         count = np.bincount(owner, minlength=len(known.lengths))
         indptr = np.concatenate([[0], np.cumsum(count)])
         self.num_items, self.num_uniform, self.num_in_batch, self.device = num_items, num_uniform, num_in_batch, device
+        self.is_distinct = distinct
         # a last key that no pair has, so that every search ends within the array
         self.keys = torch.from_numpy(np.append(keys, np.iinfo(np.int64).max)).to(device)
         position = np.arange(len(item)) - indptr[owner]
@@ -67,7 +77,29 @@ class NegativeSampler:
         """Draw `count` unknown items for each of `users [B]`, uniformly with replacement: `[B, count]`."""
         limit = self.num_unknown[users][:, None]  # [B, 1]
         draw = torch.rand((len(users), count), generator=generator, device=users.device, dtype=torch.float64)
-        rank = torch.minimum((draw * limit).long(), limit - 1)  # [B, count]
+        return self._unknown_at(users, torch.minimum((draw * limit).long(), limit - 1))
+
+    def distinct(self, users: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw `count` distinct unknown items for each of `users [B]`, uniformly: `[B, count]`.
+
+        A user with fewer than `count` unknown items gets some of them twice.
+        """
+        limit = self.num_unknown[users]  # [B]
+        draw = torch.rand((count, len(users)), generator=generator, device=users.device, dtype=torch.float64)
+        taken = limit.new_empty((len(users), 0))  # [B, drawn], ascending
+        ranks = []
+        for place, uniform in enumerate(draw):
+            left = (limit - place).clamp(min=1)
+            rank = torch.minimum((uniform * left).long(), left - 1)
+            # the rank-th of those that are left: one further for each taken one at or below it
+            for earlier in taken.unbind(1):
+                rank = rank + (rank >= earlier)
+            ranks.append(torch.minimum(rank, limit - 1))
+            taken = torch.cat([taken, ranks[-1][:, None]], dim=1).sort(1).values
+        return self._unknown_at(users, torch.stack(ranks, dim=1))
+
+    def _unknown_at(self, users: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
+        """Find the unknown items of `users [B]` at places `rank [B, count]` among them, from 0: `[B, count]`."""
         wanted = users[:, None] * (self.num_items + 1) + rank
         below = torch.searchsorted(self.gap_keys, wanted, right=True) - self.indptr[users][:, None]
         return torch.where(self.knows_all[users][:, None], rank, rank + below)
@@ -77,6 +109,9 @@ class NegativeSampler:
 
         With the known ones drawn again from the unknown items, every unknown item is equally likely.
         """
+        if self.is_distinct:
+            items = self.distinct(users, self.num_uniform, generator)
+            return items, torch.zeros_like(items, dtype=torch.bool)
         shape = (len(users), self.num_uniform)
         items = torch.randint(self.num_items, shape, generator=generator, device=users.device)
         return items, self.is_known(users, items)

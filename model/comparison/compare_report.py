@@ -17,7 +17,7 @@ from model.comparison.compare_summary import summary_lines
 from model.comparison.overview import Overview, overview_tables
 from model.comparison.periods import periods_of_runs
 from model.evaluation.keys import EXCESS, MetricKey
-from model.evaluation.metric_table import COLUMNS
+from model.evaluation.metric_kinds import COLUMNS
 from model.results.drawing import attempt
 from model.results.finished import Finished
 from model.results.levels import curves_of

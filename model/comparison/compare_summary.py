@@ -10,7 +10,8 @@ import pandas as pd
 from data.messages import counted
 from model.comparison.compare import USED
 from model.evaluation.keys import MetricKey
-from model.evaluation.metric_table import ACCURACY, HEADLINE, PARITY, shown_in
+from model.evaluation.metric_kinds import ACCURACY, HEADLINE, PARITY
+from model.evaluation.metric_table import shown_in
 from model.results.finished import Finished
 from model.results.metric_text import cell, chance_of, interval, name_of
 

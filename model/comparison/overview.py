@@ -12,17 +12,8 @@ from model.comparison.compare import USED, Parity, comparison_rows, shared_metri
 from model.comparison.run_parity import intervals_of
 from model.comparison.statistics import LEVEL, mean_interval
 from model.evaluation.keys import CHANCE_STD, EXCESS, YARDSTICKS, MetricKey
-from model.evaluation.metric_table import (
-    ACCURACY,
-    COLUMNS,
-    EPOCHS,
-    EXPOSURE,
-    HEADLINE,
-    LEAKAGE,
-    PARITY,
-    SPREAD,
-    shown_in,
-)
+from model.evaluation.metric_kinds import ACCURACY, COLUMNS, EPOCHS, EXPOSURE, HEADLINE, LEAKAGE, PARITY, SPREAD
+from model.evaluation.metric_table import shown_in
 from model.results.finished import Finished
 from model.results.metric_text import LEGEND, WITHIN, arrow, cell_of, excess_cell, figure, interval
 from model.results.metric_text import short_name as short_metric

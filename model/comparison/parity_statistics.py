@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from fairness_utils import count_by_group, mean_contrast, signed_root
 from model.comparison.statistics import CONFIDENCE, NORMAL, SEED
 from model.evaluation.chance import CELLS, TOLERANCE
-from model.evaluation.metric_table import Metric
+from model.evaluation.metric_kinds import Metric
 from model.evaluation.parity import ByGroup
 
 # directions in which an ellipse is searched for its ends

@@ -139,6 +139,6 @@ def _facts(config: Config, is_set: Mapping[str, set[str]]) -> dict[tuple[str, st
         ("backbone", ""): shown_network(config.backbone, config.synthesis_type),
     }
     for about, options_of in KINDS.items():
-        options = asdict(parse_options(options_of(config), getattr(config, about), about))
+        options = asdict(parse_options(options_of(config), getattr(config, about), about, config.dataset))
         facts |= {(about, name): f"{name}={shown(value)}" for name, value in options.items() if name in is_set[about]}
     return facts

@@ -14,7 +14,8 @@ from model.comparison.finished_lists import FinishedLists, read_lists
 from model.comparison.parity_statistics import Jackknife, averaged, debiased_interval, jackknife, leave_parts_out
 from model.evaluation.chance import permuted_parity
 from model.evaluation.keys import MetricKey
-from model.evaluation.metric_table import PARITY, of_kind
+from model.evaluation.metric_kinds import PARITY
+from model.evaluation.metric_table import of_kind
 from model.results.finished import Finished
 
 # more than a run's own: the smallest p must survive Holm's correction for many figures

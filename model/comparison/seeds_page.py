@@ -9,7 +9,8 @@ from model.comparison.periods import periods_of_seeds
 from model.comparison.seeds_summary import Seeds, folder_name, summary_tables
 from model.comparison.statistics import Summary
 from model.evaluation.keys import EXCESS, POPULAR, YARDSTICKS, MetricKey, by_list, choose_list, yardsticks_of
-from model.evaluation.metric_table import ACCURACY, HEADLINE, PARITY, shown_in
+from model.evaluation.metric_kinds import ACCURACY, HEADLINE, PARITY
+from model.evaluation.metric_table import shown_in
 from model.results.drawing import attempt
 from model.results.metric_text import cell, interval, name_of
 from model.results.pages import Picture, Section, write_page

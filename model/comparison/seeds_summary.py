@@ -17,7 +17,7 @@ from data.messages import WIDTH
 from model.comparison.compare_latex import comment, label_of, text
 from model.comparison.statistics import CONFIDENCE, Summary, summarise
 from model.evaluation.keys import CHANCE, EXCESS, MetricKey, by_list, is_one, run_lists, short_name, split_key
-from model.evaluation.metric_table import COLUMNS
+from model.evaluation.metric_kinds import COLUMNS
 from model.results.finished import FOLDER_OF_SEEDS, counted_warnings
 from model.results.latex import escape, latex_table
 from model.results.metric_text import UNDEFINED, cell, columns, interval, main_metrics, name_of

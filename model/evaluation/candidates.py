@@ -19,10 +19,13 @@ def sample_candidates(
     num_items: int,
     size: int,
     generator: np.random.Generator,
+    pool: np.ndarray | None = None,
+    apart: bool = True,
 ) -> ItemLists:
     """Draw `size` items per user, uniformly without replacement, and add the relevant ones (ascending ids).
 
-    Neither excluded nor relevant items are drawn; where fewer than `size` remain, all of them are taken. The lists
+    Items are drawn among `pool [P]` (None: all). Neither excluded nor relevant items are drawn (where not `apart`, the
+    relevant ones may be); where fewer than `size` remain, all of them are taken. The lists
     do not depend on how `users [T]` are cut into successive calls, so a caller for whom `8 * T * size` bytes are
     too many hands `rank_catalogue` a function that samples each block. Raises ValueError for a size below 1.
     """
@@ -30,11 +33,13 @@ def sample_candidates(
         raise ValueError(f"{size} sampled candidates per user: allowed is 1 or more; drop it to rank the catalogue")
     check_request(users, relevant, excluded, num_items, top=1, block_users=1)
     step = max(1, _SAMPLER_KEYS // num_items)
+    outside = None if pool is None else np.setdiff1d(np.arange(num_items), pool)
     lengths, items = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
     for start in range(0, len(users), step):
         rows = np.arange(start, min(start + step, len(users)))
         wanted, barred = relevant.take(rows), excluded.take(users[rows])
-        chosen = _draw_without_replacement(wanted, barred, num_items, size, generator)
+        taken = (wanted, barred) if apart else (barred,)
+        chosen = _draw_without_replacement(taken, num_items, size, generator, outside)
         chosen[wanted.owner, wanted.item] = True
         lengths.append(chosen.sum(1))
         items.append(np.nonzero(chosen)[1])
@@ -66,12 +71,20 @@ def random_scores(num_items: int, seed: int) -> ScoreBlock:
 
 
 def _draw_without_replacement(
-    wanted: ItemLists, barred: ItemLists, num_items: int, size: int, generator: np.random.Generator
+    taken: tuple[ItemLists, ...],
+    num_items: int,
+    size: int,
+    generator: np.random.Generator,
+    outside: np.ndarray | None,
 ) -> np.ndarray:
-    """Mark `size` random items per row that are neither wanted nor barred (all where fewer exist): `[b, I]` bool."""
-    keys = generator.random((len(wanted.indptr) - 1, num_items), dtype=np.float32)
-    for lists in (wanted, barred):
+    """Mark `size` random items per row, none of those that are `taken` or `outside` (all where fewer exist): `[b, I]`
+    bool.
+    """
+    keys = generator.random((len(taken[0].indptr) - 1, num_items), dtype=np.float32)
+    for lists in taken:
         keys[lists.owner, lists.item] = 2.0
+    if outside is not None:
+        keys[:, outside] = 2.0
     available = keys < 1.0
     if size >= num_items:
         return available

@@ -8,7 +8,7 @@ for every figure, cut-off and list of the same users, so that lists can be compa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -18,7 +18,8 @@ from data.structs import EvalResult, Group, Ranking, Split
 from fairness_utils import over
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
 from model.evaluation.lists import Lists, lists_at
-from model.evaluation.metric_table import ACCURACY, PARITY, SPREAD, Metric, computed, of_kind
+from model.evaluation.metric_kinds import ACCURACY, PARITY, SPREAD, Metric
+from model.evaluation.metric_table import computed
 from model.evaluation.metrics import spread
 from model.evaluation.parity import ByGroup
 
@@ -92,19 +93,25 @@ def _counted(incidence: csr_matrix, members: np.ndarray) -> np.ndarray:
     return counts.reshape(incidence.shape[0], groups, count).transpose(2, 1, 0).astype(np.float64, order="C")
 
 
-def permuted_spreads(values: np.ndarray, codes: np.ndarray, count: int = PERMUTATIONS) -> dict[str, np.ndarray]:
-    """Compute the spreads between group means of per-user values `[M, T]` (NaN: none) under permutations: `[P, M]`."""
+def permuted_spreads(
+    values: np.ndarray, codes: np.ndarray, count: int = PERMUTATIONS, further: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Compute the spreads between group means of per-user values `[M, T]` (NaN: none) under permutations: `[P, M]`.
+
+    Spreads of `further` are among them.
+    """
     known = codes >= 0
     codes, values = codes[known], values[:, known]
     defined = ~np.isnan(values)
     both = np.concatenate([np.where(defined, values, 0), defined]).T  # [N, 2M]
     num_groups = int(codes.max(initial=-1)) + 1
-    spreads: dict[str, list[np.ndarray]] = {row.name: [] for row in of_kind(SPREAD)}
+    rows = computed(SPREAD, further)
+    spreads: dict[str, list[np.ndarray]] = {row.name: [] for row in rows}
     for labels in permutations(codes, count, max(1, CELLS // max(1, num_groups * len(codes)))):
         members = _members(labels, num_groups).astype(np.float64)
         sums = np.tensordot(members, both, (0, 0))  # [G, p, 2M]
         totals, counts = np.split(sums.transpose(1, 2, 0), 2, axis=1)  # [p, M, G]
-        for row in of_kind(SPREAD):
+        for row in rows:
             spreads[row.name].append(spread(row, over(totals, counts)))
     return {name: np.concatenate(blocks) for name, blocks in spreads.items()}
 
@@ -134,7 +141,7 @@ def chance_levels(
                 add(MetricKey(row_name, k, name), permuted)
         keys = [MetricKey(row.name, k) for k in ks for row in accuracy]
         values = np.stack([outcome.per_user[str(key)] for key in keys])  # [M, T]
-        for spread_name, permuted in permuted_spreads(values, codes, count).items():
+        for spread_name, permuted in permuted_spreads(values, codes, count, definitions.further).items():
             for key, column in zip(keys, permuted.T, strict=True):
                 add(MetricKey(key.name, key.k, name, spread=spread_name), column)
     return levels

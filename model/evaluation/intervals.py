@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 from data.structs import EvalResult, Group
 from fairness_utils import mean_defined
 from model.evaluation.keys import HIGH, HITS, LOW, USERS, MetricKey
-from model.evaluation.metric_table import ACCURACY
+from model.evaluation.metric_kinds import ACCURACY
 
 LEVEL = 0.95
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.evaluation.metric_table import METRICS, SPREAD, Metric, metric
+from model.evaluation.metric_kinds import SPREAD, Metric
+from model.evaluation.metric_table import METRICS, metric
 
 TEST, REFERENCE, VALID, RERANKED = "test", "reference", "valid", "reranked"
 # what a figure by user group has beside its value: the mean and the standard deviation of the same figure under labels

@@ -25,7 +25,8 @@ from fairness_utils import (
 from fairness_utils import gini as gini_of
 from model.evaluation.keys import MetricKey
 from model.evaluation.lists import Lists, lists_at
-from model.evaluation.metric_table import ACCURACY, EXPOSURE, PARITY, SPREAD, Metric, computed, of_kind
+from model.evaluation.metric_kinds import ACCURACY, EXPOSURE, PARITY, SPREAD, Metric
+from model.evaluation.metric_table import computed, of_kind
 from model.evaluation.parity import ByGroup
 
 STANDARD = Definitions()
@@ -88,6 +89,21 @@ def mrr(found: Found) -> np.ndarray:
 def recall(found: Found) -> np.ndarray:
     """Compute the share of hits among the relevant items: `[T]`."""
     return found.of_asked(np.bincount(found.owner, minlength=len(found.asked)), found.relevant.lengths)
+
+
+def f1(found: Found) -> np.ndarray:
+    """Compute the harmonic mean 2 hits / (K + relevant items) of precision and recall: `[T]`."""
+    hits = np.bincount(found.owner, minlength=len(found.asked))
+    return found.of_asked(2.0 * hits, found.k + found.relevant.lengths)
+
+
+def ndcg_hits(found: Found) -> np.ndarray:
+    """Divide the DCG by that of the same number of hits at the top of the list, 0 without a hit: `[T]`."""
+    gains = 1 / np.log2(found.ranks[found.hit] + 1.0)
+    gain = np.bincount(found.owner, weights=gains, minlength=len(found.asked))
+    hits = np.bincount(found.owner, minlength=len(found.asked))
+    ideal = np.concatenate([[1.0], np.cumsum(position_weights(found.k))])
+    return found.of_asked(gain, ideal[np.minimum(hits, found.k)])
 
 
 def per_user_accuracy(
@@ -178,13 +194,20 @@ def std(means: np.ndarray) -> np.ndarray:
     return np.sqrt((centred**2).sum(axis=-1) / count[..., 0])
 
 
+def difference(means: np.ndarray) -> np.ndarray:
+    """Subtract the second from the first of two group means `[..., G]`: `[...]`; NaN for another number of groups."""
+    return means[..., 0] - means[..., 1] if means.shape[-1] == 2 else np.full(means.shape[:-1], np.nan)
+
+
 def spread(row: Metric, means: np.ndarray) -> np.ndarray:
     """Compute the spread `row` of the group means `[..., G]`: `[...]`, NaN where fewer than two are defined."""
     return np.where((~np.isnan(means)).sum(axis=-1) > 1, row.function(means), np.nan)
 
 
-def _of_groups(key: MetricKey, values: np.ndarray, codes: np.ndarray, group: Group) -> dict[str, float]:
-    """Means of `values [T]` by user group, and the spreads between them."""
+def _of_groups(
+    key: MetricKey, values: np.ndarray, codes: np.ndarray, group: Group, further: Collection[str]
+) -> dict[str, float]:
+    """Means of `values [T]` by user group, and the spreads between them, those of `further` included."""
     counted = (codes >= 0) & ~np.isnan(values)
     sizes = np.bincount(codes[counted], minlength=group.num_groups)
     totals = np.bincount(codes[counted], weights=values[counted], minlength=group.num_groups)
@@ -195,7 +218,7 @@ def _of_groups(key: MetricKey, values: np.ndarray, codes: np.ndarray, group: Gro
     }
     return summary | {
         str(MetricKey(key.name, key.k, group.name, spread=row.name)): float(spread(row, means))
-        for row in of_kind(SPREAD)
+        for row in computed(SPREAD, further)
     }
 
 
@@ -237,7 +260,7 @@ def evaluate(
             for label, part_values in restricted.items():
                 summary[str(MetricKey(name, k, label))] = mean_defined(part_values[name])
             for group in user_groups.values():
-                summary |= _of_groups(key, values, codes[group.name], group)
+                summary |= _of_groups(key, values, codes[group.name], group, definitions.further)
         if definitions.unasked_ndcg == "zero":
             summary[str(MetricKey("ndcg", k))] *= (ranking.relevant.lengths > 0).sum() / split.num_users
         listed = list_metrics(lists_at(ranking, split, k), codes, definitions.further)

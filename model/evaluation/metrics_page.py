@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from model.evaluation.metric_table import BETTER, HEADLINE, KINDS, SPREAD, Metric, of_kind, shown_in
+from model.evaluation.metric_kinds import BETTER, HEADLINE, KINDS, SPREAD, Metric
+from model.evaluation.metric_table import of_kind, shown_in
 
 
 def markdown() -> str:

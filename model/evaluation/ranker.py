@@ -84,8 +84,10 @@ class Ranker:
 
             def candidates(rows: np.ndarray):
                 block = users[rows]
+                wanted = relevant.take(rows)
+                size, pool = task.num_sampled, task.pool
                 return sample_candidates(
-                    block, relevant.take(rows), task.excluded, self.num_items, task.num_sampled, rng
+                    block, wanted, task.excluded, self.num_items, size, rng, pool=pool, apart=task.apart
                 )
 
         block_users = block_users_for(self.num_items, 4 * self._floats_at_a_time() / 2**20)

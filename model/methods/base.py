@@ -112,10 +112,15 @@ class Method:
         self.backbone, self.environment, self.config = backbone, environment, environment.config
         self.histories = HistorySources(self)
         self.loss = LOSSES[self.config.loss]
-        self.options = parse_options(self.Options, self.config.method_option)
-        self.optimisers = make_optimisers(backbone, self.config.lr, self.config.weight_decay)
+        self.options = parse_options(self.Options, self.config.method_option, dataset=self.config.dataset)
+        self.optimisers = self.backbone_optimisers()
         if len(self.optimisers) > 1 and environment.processes.world > 1:
             raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")
+
+    def backbone_optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Make fresh optimisers of the backbone, by `--lr` and `--weight_decay`."""
+        config = self.config
+        return make_optimisers(self.backbone, config.lr, config.weight_decay, self.backbone.undecayed)
 
     def in_one_process(self, why: str) -> None:
         """Refuse several processes (ValueError); `why` says what the method does with whole batches."""

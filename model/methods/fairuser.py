@@ -19,7 +19,6 @@ from data.structs import Batch, Group, Histories, ItemLists, Split
 from model import BACKBONES
 from model.factorisation import INITIAL_STD, Tables
 from model.methods.base import Method, Update
-from model.methods.optimisers import make_optimisers
 from model.methods.stateful import Stateful
 from model.runs.config import Config
 from model.runs.environment import Environment
@@ -211,7 +210,7 @@ class FairUser(Method):
             return
         self._take(self._find())
         self.backbone.load_state_dict(self.initial)
-        self.optimisers = make_optimisers(self.backbone, self.config.lr, self.config.weight_decay)
+        self.optimisers = self.backbone_optimisers()
 
     @torch.no_grad()
     def _find(self) -> torch.Tensor:

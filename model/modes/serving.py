@@ -35,7 +35,7 @@ EVERYBODY = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """Trained weights in place: the run, its last phase, the evaluator, the weights' origin, the controls to ask."""
+    """Trained weights in place: the run, their phase, the evaluator, their origin, the controls to ask."""
 
     run: Run
     phase: Phase
@@ -54,7 +54,9 @@ def serve(settings: Settings, processes: Processes) -> Served:
     config = settings.over(trained)
     # the attribute that the method acts on, and the held-out users, stay those of training; others can be reported
     run = prepare(dataclasses.replace(config, user_attribute=trained.user_attribute), may_download=False)
-    phase = run.protocol.phases[-1]
+    # a checkpoint that says no phase is of the last one
+    named = [phase for phase in run.protocol.phases if phase.name == content.get("phase")]
+    phase = (named or run.protocol.phases)[-1]
     _check_train_data(path, config, content["train_fingerprint"], phase)
     backbone, method = build(run)
     backbone.begin_phase(phase.split)

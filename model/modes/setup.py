@@ -105,7 +105,7 @@ def apply_protocol(config: Config, data: InteractionData, seed: int) -> Protocol
         eval_negatives=config.eval_negatives,
         upstream_compat=config.upstream_compat,
     )
-    options = parse_options(rules.Options, config.protocol_option, "protocol_option")
+    options = parse_options(rules.Options, config.protocol_option, "protocol_option", config.dataset)
     protocol = rules(data, settings, np.random.default_rng(seed), options)
     if not any(len(task.relevant.item) for phase in protocol.phases for task in phase.tests):
         raise ValueError(
@@ -122,6 +122,8 @@ def prepare(config: Config, processes: Processes = ALONE, may_download: bool = T
     data = read_data(config, may_download)
     groups = reported_groups(data, config)
     protocol = apply_protocol(config, data, seeds["split"])
+    if protocol.data is not None:
+        data, groups = protocol.data, reported_groups(protocol.data, config)
     held_out = held_out_users(groups[config.attribute].codes, seed=seeds["probe"])
     return Run(data, protocol, Environment(config, groups, held_out, seeds, device, processes))
 

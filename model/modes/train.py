@@ -18,8 +18,9 @@ from data.dataloader import BatchSampler
 from data.files import WriteError
 from data.messages import progress_shown, wrapped
 from data.protocols.base import Phase
+from model.evaluation.averages import averaged
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import by_list, flat, validation_key
+from model.evaluation.keys import flat, validation_key
 from model.evaluation.questions import ask_tests, ask_validation, results_of
 from model.methods.base import Schedule
 from model.modes.dry_run import estimate
@@ -38,7 +39,7 @@ from model.runs.setting import saving_interval
 from model.runs.settings import Settings
 from model.runs.streams import global_generators, torch_generator
 from model.training.batches import batch_sampler, draw_batch, planned_steps
-from model.training.checkpoints import Selection, save_checkpoint
+from model.training.checkpoints import CHECKPOINT, Selection, phase_checkpoint, save_checkpoint
 from model.training.pretrained import load_backbone, stages_to_train
 from model.training.progress import EPOCH_MARKS, Progress
 from model.training.signals import Stopped, StopSignals, resume_command
@@ -64,6 +65,14 @@ class Session:
         with self.training.naming(f"epoch {self.training.progress.epoch}"):
             write_state(self.directory / "state.pt", self.run.config, self.run.fingerprint, self.training)
         self.saved = time.monotonic()
+
+    def save_checkpoint(self, phase: Phase) -> None:
+        """Write the weights that are selected so far in `phase`, also under its name where `--keep_phases`."""
+        if not self.run.processes.first:
+            return
+        names = [CHECKPOINT] + [phase_checkpoint(phase.name)] * self.run.config.keep_phases
+        for name in names:
+            save_checkpoint(self.directory / name, self.run.config, phase, self.training.selection)
 
     def save_by_clock(self) -> None:
         """Save where `--checkpoint_every` is in minutes and as many have passed."""
@@ -164,9 +173,11 @@ def run_epoch(session: Session, phase: Phase, sampler: BatchSampler, stage: str,
     # epochs count from 1 in every stage, and the tracker's steps must rise
     session.tracker.log(row, len(progress.rows) + 1)
     spent = f"[{trained - started:.1f} s + {time.perf_counter() - trained:.1f} s]"
-    print(wrapped(f"{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}"), flush=True)
-    if best and first:
-        save_checkpoint(session.directory / "checkpoint.pt", session.run.config, phase, training.selection)
+    # epochs count from 1 in every phase
+    of_phase = f"{phase.name}, " if session.run.protocol.many_phases else ""
+    print(wrapped(f"{of_phase}{epoch_line(row, schedule.epochs, phase.metric, best)} {spent}"), flush=True)
+    if best:
+        session.save_checkpoint(phase)
     progress.end_epoch(row)
     if training.over(schedule):
         session.save()
@@ -198,13 +209,19 @@ def train_phase(session: Session, phase: Phase, saved: dict | None) -> None:
     seeds = run.environment.phase_seeds(phase.number)
     streams = {name: torch_generator(seeds[name], run.device) for name in ("order", "negatives", "history")}
     streams |= global_generators(seeds["dropout"], run.device, run.processes.rank)
-    sampler = batch_sampler(run, phase, training.backbone, training.method)
     training.backbone.begin_phase(phase.split)
+    if not phase.epochs:
+        training.begin_phase(phase, streams, saved)
+        training.selection.take(0, training.backbone, training.method)
+        session.save_checkpoint(phase)
+        training.end_phase(phase)
+        return
+    sampler = batch_sampler(run, phase, training.backbone, training.method)
     training.method.begin_phase(phase, planned_steps(phase, sampler, training.method))
     training.begin_phase(phase, streams, saved)
-    if saved is not None and run.processes.first and training.selection.weights:
+    if saved is not None and training.selection.weights:
         # epochs after the saved state may have written other weights there
-        save_checkpoint(session.directory / "checkpoint.pt", run.config, phase, training.selection)
+        session.save_checkpoint(phase)
     stages = stages_to_train(training.method)
     try:
         for stage in stages[progress.stage :]:
@@ -293,8 +310,7 @@ def train_and_test(session: Session, saved: dict | None) -> dict[str, float]:
             progress.phase, progress.stage = progress.phase + 1, 0
         if not run.processes.first:
             return {}
-        if run.protocol.summarise is not None:
-            progress.results |= by_list(run.protocol.summarise(flat(progress.results)))
+        progress.results |= averaged(progress.results, run.protocol)
         selection = session.training.selection
         origin = origin_of(run.config, phases[-1].selected_by, selection.epoch, selection.value)
         images = write_results(run, session.directory, progress, origin, answers, session.evaluator)

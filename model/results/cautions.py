@@ -19,7 +19,8 @@ from data.protocols.base import Phase
 from data.structs import Group
 from model import BACKBONES
 from model.evaluation.keys import POPULAR, TEST, ListKey, MetricKey, list_keys, validation_key
-from model.evaluation.metric_table import HEADLINE, shown_in
+from model.evaluation.metric_kinds import HEADLINE
+from model.evaluation.metric_table import shown_in
 from model.evaluation.questions import Answer
 from model.results.metric_text import cell, chance_cell, chance_of, name_of, parsed
 from model.runs.presets import in_effect

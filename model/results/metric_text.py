@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, MetricKey, P
-from model.evaluation.metric_table import ACCURACY, METRICS, RUN, SPREAD, of_kind, shown_in
+from model.evaluation.metric_kinds import ACCURACY, RUN, SPREAD
+from model.evaluation.metric_table import METRICS, of_kind, shown_in
 
 UNDEFINED = "\N{EN DASH}"
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→0", "one": "→1"}
@@ -22,12 +23,15 @@ LEGEND = f"Better: ↓ lower, ↑ higher, →0 near 0, →1 near 1.  {UNDEFINED}
 
 @dataclass(frozen=True)
 class Chance:
-    """What permuted labels give: `mean` and `std` of the figure, its `excess` over the mean, and the one-sided `p`."""
+    """What permuted labels give: `mean` and `std` of the figure, its `excess` over the mean, and the one-sided `p`.
+
+    A mean over phases has no `std` and no `p` (NaN).
+    """
 
     mean: float
-    std: float
     excess: float
-    p: float
+    std: float = math.nan
+    p: float = math.nan
 
     @property
     def within(self) -> bool:
@@ -38,8 +42,10 @@ class Chance:
 
 def chance_of(metrics: Mapping[str, float | None], key: MetricKey) -> Chance | None:
     """Read the chance level of the figure `key` among `metrics`; None where there is none, or an undefined one."""
-    values = [metrics.get(str(key.of(part))) for part in (CHANCE, CHANCE_STD, EXCESS, P)]
-    return None if any(value is None or math.isnan(value) for value in values) else Chance(*values)
+    own = {part: metrics.get(str(key.of(part))) for part in (CHANCE, EXCESS, CHANCE_STD, P)}
+    if any(own[part] is None or math.isnan(own[part]) for part in (CHANCE, EXCESS)):
+        return None
+    return Chance(*(math.nan if value is None else value for value in own.values()))
 
 
 def name_of(key: MetricKey) -> str:
@@ -97,7 +103,9 @@ def figure(metrics: Mapping[str, float | None], key: MetricKey) -> str:
 def chance_cell(metrics: Mapping[str, float | None], key: MetricKey) -> str:
     """Write the chance level of a figure as `mean ± standard deviation`; nothing where there is none."""
     chance = chance_of(metrics, key)
-    return "" if chance is None else f"{cell(key, chance.mean)} ± {cell(key, chance.std)}"
+    if chance is None or math.isnan(chance.std):
+        return "" if chance is None else cell(key, chance.mean)
+    return f"{cell(key, chance.mean)} ± {cell(key, chance.std)}"
 
 
 def excess_cell(metrics: Mapping[str, float | None], key: MetricKey) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from model.evaluation.keys import EXCESS, MetricKey
-from model.evaluation.metric_table import HEADLINE, PARETO, shown_in
+from model.evaluation.metric_kinds import HEADLINE, PARETO
+from model.evaluation.metric_table import shown_in
 from model.results.drawing import honest_limits, legend_columns, new_figure, own_style, save
 from model.results.metric_text import RANGE, axis_name, axis_reference, chance_of
 from model.results.pareto_marks import Curves, Marks, marks_of, name_points

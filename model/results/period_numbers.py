@@ -17,7 +17,8 @@ import pandas as pd
 
 from data.protocols.base import Protocol
 from model.evaluation.keys import CHANCE, CHANCE_STD, ListKey, MetricKey, key
-from model.evaluation.metric_table import PARETO, SPREAD, shown_in
+from model.evaluation.metric_kinds import PHASES, SPREAD
+from model.evaluation.metric_table import shown_in
 from model.results.pareto import CENTRAL
 from model.results.picture_numbers import user_intervals
 from model.results.user_tables import PER_USER
@@ -91,7 +92,7 @@ Panels = Mapping[str, Mapping[MetricKey, Mapping[str, Line]]]
 
 def metrics_by_phase(k: int, attribute: str) -> list[MetricKey]:
     """List what is drawn: NDCG, and how far it lies apart between the groups of `attribute`."""
-    spreads = [row.name for row in shown_in(PARETO) if row.kind == SPREAD and row.bounds[0] == 0]
+    spreads = [row.name for row in shown_in(PHASES) if row.kind == SPREAD and row.bounds[0] == 0]
     return [MetricKey("ndcg", k), *(MetricKey("ndcg", k, attribute, spread=name) for name in spreads)]
 
 

@@ -22,7 +22,7 @@ from fairness_utils import (
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.intervals import mean_interval
 from model.evaluation.keys import EXCESS, MetricKey, validation_metrics
-from model.evaluation.metric_table import ACCURACY, EPOCHS, HEADLINE
+from model.evaluation.metric_kinds import ACCURACY, EPOCHS, HEADLINE
 from model.evaluation.metrics import per_user_accuracy
 from model.evaluation.questions import Answer
 from model.results import plots

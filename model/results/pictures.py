@@ -18,7 +18,7 @@ from fairness_utils import (
 )
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name
-from model.evaluation.metric_table import LEVELS
+from model.evaluation.metric_kinds import LEVELS
 from model.evaluation.questions import Answer
 from model.results import epoch_plots, plots
 from model.results.beside import lists_beside

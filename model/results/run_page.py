@@ -9,7 +9,7 @@ import pandas as pd
 
 from data.messages import shown
 from model.evaluation.keys import validation_key, validation_metrics
-from model.evaluation.metric_table import EPOCHS
+from model.evaluation.metric_kinds import EPOCHS
 from model.results.metric_text import UNDEFINED, columns
 from model.results.pages import Picture, Section
 from model.results.text_table import Table

@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from model.evaluation.keys import POPULAR, ListKey, MetricKey, is_one, run_lists
-from model.evaluation.metric_table import ACCURACY, HEADLINE, LEVELS, shown_in
+from model.evaluation.metric_kinds import ACCURACY, HEADLINE, LEVELS
+from model.evaluation.metric_table import shown_in
 from model.results.metric_text import Chance, cell, chance_cell, chance_of, excess_cell, name_of
 
 Metrics = Mapping[str, float | None]
@@ -33,7 +34,7 @@ def summary_lines(
     reranked = results.get(str(first.after_reranking()), {})
     attributes = list(attributes)
     lines = [
-        "" if is_one(names) else f"Of {len(names)} lists this is about the first, {first}.",
+        "" if is_one(names) else f"Of {len(names)} lists this is about {first}.",
         _accuracy(run, popular, reranked, k),
         _tail(run, popular, reranked, k),
         _parity(run, reranked, attributes, k),

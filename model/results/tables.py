@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import groupby
 
 from model.evaluation.keys import HIGH, HITS, LOW, TEST, USERS, YARDSTICKS, ListKey, MetricKey
-from model.evaluation.metric_table import ACCURACY, COLUMNS, COUNT, HEADLINE, METRICS, RUN, SPREAD, Metric, of_kind
+from model.evaluation.metric_kinds import ACCURACY, COLUMNS, COUNT, HEADLINE, RUN, SPREAD, Metric
+from model.evaluation.metric_table import METRICS, of_kind
 from model.results.metric_text import (
     LEGEND,
     WITHIN,

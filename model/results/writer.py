@@ -27,6 +27,7 @@ from model.results.hidden import Hidden, as_json, hidden_attributes, hidden_text
 from model.results.levels import levels_of
 from model.results.pages import typed_command, write_page
 from model.results.period_numbers import Periods
+from model.results.phase_tables import tables_over_phases
 from model.results.pictures import draw_run
 from model.results.run_page import run_sections
 from model.results.summary import summary_lines
@@ -167,14 +168,22 @@ def write_results(
 
 
 def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Table]:
-    """Make the tables of a run's `results` at its first K; of several lists, a line for each."""
+    """Make the tables of a run's `results` at its first K; of several lists, a line for each.
+
+    Where the protocol averages over phases, they are those of the averages, and others over the phases come first.
+    """
     labels, k = {name: group.labels for name, group in run.groups.items()}, run.config.eval_k[0]
     lists = _lists(run, results)
     if not lists:
         return []
     if is_one(run_lists(results)):
         return tables_of_one(results, labels, k)
-    return tables_of_several(results, lists, labels, k)
+    averages = [key for key in lists if key.phase in run.protocol.averages]
+    if not averages:
+        return tables_of_several(results, lists, labels, k)
+    further = run.protocol.definitions.further
+    over_phases = tables_over_phases(results, lists, run.config.attribute, k, further, run.protocol.averages)
+    return [*over_phases, *tables_of_several(results, averages, labels, k)]
 
 
 def summary_of(
@@ -184,10 +193,11 @@ def summary_of(
     lists = _lists(run, results)
     if not lists:
         return []
-    of_first = None if hidden is None else hidden[lists[0].control]
+    first = next((key for key in lists if key.phase in run.protocol.averages), lists[0])
+    of_first = None if hidden is None else hidden[first.control]
     levels = levels_of(run.config.method, run_lists(results)).values()
-    curve = next((curve for curve in levels if str(lists[0]) in curve), None)
-    return summary_lines(results, run.groups, run.config.eval_k[0], lists[0], of_first, cautions, curve)
+    curve = next((curve for curve in levels if str(first) in curve), None)
+    return summary_lines(results, run.groups, run.config.eval_k[0], first, of_first, cautions, curve)
 
 
 def _lists(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[ListKey]:

@@ -17,7 +17,7 @@ from data.datareader import READERS
 from data.messages import shown, suggestion
 from data.protocols import PROTOCOLS
 from data.readers.options import DEFAULT_DATASET_DIR
-from model import BACKBONES, LOSSES, METHODS, MODES, SCORERS, SYNTHESIZERS
+from model import BACKBONES, LOSSES, METHODS, MODES, NCF_FORMS, SCORERS, SYNTHESIZERS
 from model.runs.presets import RECIPES, filled
 from model.runs.setting import Need, Setting, check_table_path, declared, saving_interval, setting, when
 
@@ -82,13 +82,13 @@ class Request:
 class Config:
     """Every setting of a run after presets are filled in."""
 
-    dataset: str = _data("ml", "Data set: ml = MovieLens-1M, bx = BookCrossing, synthetic = generated", choices=READERS, modes=("train", "score"))
+    dataset: str = _data("ml", "Data set: ml = MovieLens-1M, bx = BookCrossing, modcloth = ModCloth, synthetic = generated", choices=READERS, modes=("train", "score"))
     dataset_dir: Path = _data(DEFAULT_DATASET_DIR, "Folder that holds the data sets' folders (datasets/README.md shows the trees)", needs=(READ_FROM_FILES,), modes=JUDGED_OR_SERVED, free=True)
     cache_dir: Path = _data(Path("~/.cache/fabuhs"), "Folder for data as read and title vectors, reused between runs", modes=JUDGED_OR_SERVED, free=True)
-    title_encoder: str = _data(None, "Encoder of item titles: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"), network=True)
+    title_encoder: str = _data(None, "Encoder of item titles where the data have them: a sentence-transformers name, a local model folder, or 'hash' (deterministic stand-in)", default_from="preset", modes=("train", "score"), network=True)
     max_bad_rows: float = _data(0.001, "Largest fraction of malformed rows of a file; above it the run stops", low=0, high=1, needs=(READ_FROM_FILES,), modes=("train", "score"))
     keep_incomplete_users: bool = _data(False, "BookCrossing: keep users with a missing age or country, as unknown", needs=(when("dataset", "bx"),), modes=("train", "score"))
-    user_attribute: tuple[str, ...] = _data(None, "Sensitive attributes, comma-separated: the first is acted on, all are reported. ml: gender, age, occupation; bx: age, country", default_from="preset", modes=JUDGED)
+    user_attribute: tuple[str, ...] = _data(None, "Sensitive attributes, comma-separated: the first is acted on, all are reported. ml: gender, age, occupation; bx: age, country; modcloth: size", default_from="preset", modes=JUDGED)
     synthetic_users: int = _data(600, "Synthetic data: number of users", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_items: int = _data(400, "Synthetic data: number of items", low=10, needs=(SYNTHETIC,), modes=("train", "score"))
     synthetic_interactions: int = _data(24_000, "Synthetic data: number of interactions", low=100, needs=(SYNTHETIC,), modes=("train", "score"))
@@ -99,6 +99,7 @@ class Config:
     graph_layers: int = _model(None, "Layers of a graph's convolution", low=0, default_from="preset", network=True)
     graph_norm: str = _model(None, "Weights of a graph's edges: symmetric = 1/sqrt(d_u d_i); rows = means over a node and its neighbours, of which the node itself is one", choices=("symmetric", "rows"), default_from="preset", network=True)
     table_start: str = _model(None, "How id tables start: normal = with the backbone's own deviation, or by Xavier", choices=("normal", "xavier_normal", "xavier_uniform"), default_from="preset")
+    ncf_form: str = _model(None, "Form of ncf: neumf = the paper's, ncf_bpr = FADE's: four layers of width 64 without biases, a bias for each user and item, all weights started with deviation 0.01", choices=NCF_FORMS, default_from="preset", needs=(when("backbone", "ncf"),), network=True)
     synthesis_type: str = _model("mean", "User history synthesis; none = two-tower base model without a history", choices=SYNTHESIZERS, network=True)
     sample_size: int = _model(15, "Synthesis horizon N: items drawn from the user's history", low=1, needs=(READS_HISTORY,), network=True)
     attention_heads: int = _model(1, "Heads of attention; they must divide 96 and the width of the items' features (columns x --embedding_dim)", low=1, needs=(when("synthesis_type", "attention"),), network=True)
@@ -134,7 +135,7 @@ class Config:
     in_batch_negatives: int = _trained(None, "Other positives of the batch as further negatives per positive", low=0, default_from="preset, or as many as --num_negatives")
     loss: str = _trained(None, "Ranking loss of a positive against its negatives", choices=LOSSES, default_from="preset")
     l2: float = _trained(None, "Weight of the mean squared norm of a row's vectors, for backbones that know ids alone", low=0, default_from="preset")
-    weight_decay: float = _trained(0.0, "Weight decay of the optimisers (Adam's own, added to the gradient)", low=0)
+    weight_decay: float = _trained(None, "Weight decay of the optimisers (Adam's own, added to the gradient)", low=0, default_from="preset")
     patience: int = _trained(None, "Epochs without a better validation score before stopping", low=1, default_from="preset")
     sparse_updates: bool = _trained(False, "Update only those rows of user tables that a step reads: faster with many users, not exact (the momentum of other rows waits)")
     device: str = _trained("auto", "Where to compute; cuda is an error where there is no GPU", choices=("auto", "cpu", "cuda"), modes=SERVED, free=True)
@@ -155,6 +156,7 @@ class Config:
     beside: tuple[str, ...] = _run([], "Finished runs on the same split, comma-separated, whose lists stand beside this run's in the pictures of accuracy against fairness; RUN:LIST takes one of several lists", modes=("train", "evaluate"), free=True, fed_back=False)
     resume: bool = _run(False, "Continue the run in the folder named by --output_dir and --run_name from its last saved state; without one, start it", free=True, fed_back=False)
     checkpoint_every: str = _run("1", "Epochs between saved states, or minutes with min behind (10min); a run that SIGINT or SIGTERM ends saves one too", check=saving_interval, free=True)
+    keep_phases: bool = _run(False, "Keep the weights of every phase as checkpoint-PHASE.pt, for --mode=evaluate and --mode=recommend", free=True)
     wandb_mode: str = _run("disabled", "Weights & Biases tracking", choices=("disabled", "offline", "online"), modes=JUDGED, free=True)
     wandb_project: str = _run("fabuhs", "Weights & Biases project", needs=(TRACKED,), modes=JUDGED, free=True)
     dry_run: bool = _run(False, "Print phases, sizes, parameters and a time estimate; train nothing, and write nothing but --export_split", free=True, fed_back=False)

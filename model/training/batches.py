@@ -19,7 +19,8 @@ def batch_sampler(run: Run, phase: Phase, backbone: torch.nn.Module, method: Met
     """Make the sampler of a phase's batches."""
     config, split = run.config, phase.split
     known = split.train if phase.barred is None else phase.barred
-    negatives = NegativeSampler(known, split.num_items, config.num_negatives, config.in_batch_negatives, run.device)
+    counts = config.num_negatives, config.in_batch_negatives
+    negatives = NegativeSampler(known, split.num_items, *counts, run.device, phase.distinct)
     history = method.histories.of(split.histories, split)
     # upstream leaves the target in its history where there are no times (BookCrossing)
     exclude_target = not (config.upstream_compat and split.train.time is None)

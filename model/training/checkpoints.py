@@ -19,6 +19,7 @@ from model.methods.base import Method
 from model.runs.config import Config
 
 CHECKPOINT_FORMAT = 3
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Selection:
         method.load_state_dict(self.weights["method"])
 
 
+def phase_checkpoint(name: str) -> str:
+    """Name the file that keeps the weights of the phase `name`."""
+    return f"checkpoint-{name}.pt"
+
+
 def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selection) -> None:
     """Write the selected weights, whole or not at all: tensors and plain JSON, readable with `weights_only=True`.
 
@@ -58,6 +64,7 @@ def save_checkpoint(path: Path, config: Config, phase: Phase, selection: Selecti
     content = {
         "format": CHECKPOINT_FORMAT,
         "config": json.dumps(config.as_json(), sort_keys=True),
+        "phase": phase.name,
         "fingerprint": phase.split.fingerprint(),
         "train_fingerprint": phase.split.train_fingerprint(),
         "selected_by": phase.selected_by,
@@ -92,7 +99,7 @@ def load_tensors(path: Path, kind: str, expected_format: int | str, remedy: str)
 def _refuse_scored(folder: Path) -> None:
     """Raise ValueError where `folder` is what `--mode=score` wrote."""
     result = folder / "result.json"
-    if result.is_file() and not (folder / "checkpoint.pt").exists() and '"rankings"' in result.read_text("utf-8"):
+    if result.is_file() and not (folder / CHECKPOINT).exists() and '"rankings"' in result.read_text("utf-8"):
         raise ValueError(f"{folder} holds scored rankings, which have no weights; pass the folder of a trained run")
 
 
@@ -100,9 +107,9 @@ def load_checkpoint(path: Path) -> tuple[Config, dict[str, Any]]:
     """Read what `save_checkpoint` wrote, from the file or the run's folder: the run's settings and the content."""
     if path.is_dir():
         _refuse_scored(path)
-        path = path / "checkpoint.pt"
+        path = path / CHECKPOINT
     if not path.is_file():
-        raise ValueError(f"{path} is no file; pass a run's folder or its checkpoint.pt")
+        raise ValueError(f"{path} is no file; pass a run's folder or its {CHECKPOINT}")
     remedy = "pass one that this version of the program wrote"
     content = load_tensors(path, "checkpoint", CHECKPOINT_FORMAT, remedy)
     try:

@@ -27,7 +27,8 @@ from model.evaluation.chance import (
     permuted_spreads,
 )
 from model.evaluation.lists import Lists
-from model.evaluation.metric_table import PARITY, computed
+from model.evaluation.metric_kinds import PARITY
+from model.evaluation.metric_table import computed
 from model.evaluation.metrics import list_metrics
 from model.evaluation.parity import ByGroup
 from tests.support.lists import planted_lists

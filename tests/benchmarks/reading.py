@@ -25,7 +25,7 @@ from data.protocols.loo import leave_one_out
 from data.readers.options import ReadOptions
 from data.readers.rows import DataError
 
-SOURCES = (("ml", "."), ("bx", "BookCrossing"), ("bx", "BookCrossing-2004"))
+SOURCES = (("ml", "."), ("bx", "BookCrossing"), ("bx", "BookCrossing-2004"), ("modcloth", "."))
 LEAVE_ONE_OUT = ProtocolSettings(warm_threshold=0.2, ks=(10,), epochs=1, patience=1)
 
 

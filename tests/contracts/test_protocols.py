@@ -9,7 +9,8 @@ import pytest
 
 from data.protocols import PROTOCOLS
 from data.protocols.base import CONTINUE, FRESH, ProtocolSettings
-from model.evaluation.metric_table import ACCURACY, METRICS
+from model.evaluation.metric_kinds import ACCURACY
+from model.evaluation.metric_table import METRICS
 from model.modes import setup
 from tests.support.contracts import config_of
 

@@ -14,11 +14,15 @@ from data.protocols.loo import leave_one_out
 from data.readers.options import ReadOptions
 from data.readers.rows import DataError
 from data.structs import InteractionData
-from tests.support.raw_files import cleaned_bytes, dump_bytes, movielens_bytes, write
+from tests.support.raw_files import cleaned_bytes, dump_bytes, movielens_bytes, prepared_bytes, release_bytes, write
 from tests.support.settings import TINY
 
 # raw files of every form that a reader knows; a reader without an entry makes its data itself
-FORMS = {"ml": {"ml-1m": movielens_bytes()}, "bx": {"cleaned": cleaned_bytes(), "2004": dump_bytes()}}
+FORMS = {
+    "ml": {"ml-1m": movielens_bytes()},
+    "bx": {"cleaned": cleaned_bytes(), "2004": dump_bytes()},
+    "modcloth": {"release": release_bytes(), "prepared": prepared_bytes()},
+}
 CASES = [(name, form) for name in READERS for form in FORMS.get(name, {"": {}})]
 every_case = pytest.mark.parametrize(("name", "form"), CASES)
 

@@ -15,18 +15,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.datareader import READERS
-from data.readers import bookcrossing, cache, movielens
+from data.readers import bookcrossing, cache, modcloth, movielens
 from data.readers.cache import cached
 from data.readers.options import SyntheticOptions
 from data.readers.rows import DataError
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData, ReadReport, Rejected
-from tests.support.raw_files import BOOKS, MOVIELENS, cleaned_bytes, dump_bytes, movielens_bytes, options, write
+from tests.support.raw_files import (
+    BOOKS,
+    MOVIELENS,
+    PREPARED_ROWS,
+    REVIEWS,
+    cleaned_bytes,
+    dump_bytes,
+    movielens_bytes,
+    options,
+    prepared_bytes,
+    release_bytes,
+    write,
+)
 
 # Every form has a rejected row, so that the report is not trivial.
 FORMS = {
     "ml": ("ml", movielens_bytes({"movies.dat": [*MOVIELENS["movies.dat"], "11::Broken"]})),
     "bx": ("bx", cleaned_bytes(books=[*BOOKS, BOOKS[0]])),
     "bx-2004": ("bx", dump_bytes(books=[*BOOKS, BOOKS[0]])),
+    "modcloth": ("modcloth", prepared_bytes([*PREPARED_ROWS, PREPARED_ROWS[0]])),
+    "modcloth-release": ("modcloth", release_bytes([*REVIEWS, REVIEWS[0]])),
 }
 FORM = pytest.mark.parametrize("form", FORMS)
 
@@ -46,8 +60,13 @@ def entries(folder: Path) -> list[Path]:
 
 
 def forbid_reading(monkeypatch) -> None:
-    for module, names in ((movielens, ("read_integer_rows", "read_text_rows")), (bookcrossing, ("read_csv_rows",))):
-        for name in (*names, "encode_titles"):
+    parsers = {
+        movielens: ("read_integer_rows", "read_text_rows", "encode_titles"),
+        bookcrossing: ("read_csv_rows", "encode_titles"),
+        modcloth: ("read_csv_rows",),
+    }
+    for module, names in parsers.items():
+        for name in names:
             monkeypatch.setattr(module, name, lambda *_: pytest.fail("the raw files are read"))
 
 
@@ -125,7 +144,12 @@ def data_sets(draw):
         original_user_ids=numbers(users, 0, 2**62) if draw(st.booleans()) else texts(users),
         original_item_ids=texts(items),
         item_titles=texts(items),
-        report=ReadReport(draw(counts), tuple(draw(st.lists(rejected, max_size=2))), draw(counts)),
+        report=ReadReport(
+            draw(counts),
+            tuple(draw(st.lists(rejected, max_size=2))),
+            draw(counts),
+            notes=tuple(draw(st.lists(TEXT, max_size=2))),
+        ),
     )
 
 

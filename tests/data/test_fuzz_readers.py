@@ -1,8 +1,8 @@
-"""Files of nine kinds, damaged at random: what is read is exactly what a naive reader of the same bytes finds.
+"""Files of twelve kinds, damaged at random: what is read is exactly what a naive reader of the same bytes finds.
 
 Either both give the same data and the same number of rejected rows, or the reader raises DataError with one line. The
 naive readers below share no code with `data.rows`: they go character by character and row by row. Closed-form cases of
-both formats are in `test_datareader.py`.
+the formats are in `test_datareader.py` and `test_modcloth.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,10 +23,21 @@ from hypothesis import strategies as st
 
 from data.readers import bookcrossing, movielens
 from data.readers.bookcrossing import countries, read_bookcrossing
+from data.readers.modcloth import ITEM_COLUMNS, MISSING, SIZES, read_modcloth
 from data.readers.movielens import LAST_TIMESTAMP, read_movielens
 from data.readers.rows import LONGEST_ROW, DataError
 from data.readers.vocabulary import AGE_CODES, GENRES
-from tests.support.raw_files import BOOK_USERS, BOOKS, cleaned_bytes, dump_bytes, options, write
+from tests.support.raw_files import (
+    BOOK_USERS,
+    BOOKS,
+    REVIEWS,
+    cleaned_bytes,
+    dump_bytes,
+    options,
+    prepared_bytes,
+    release_bytes,
+    write,
+)
 
 COUNTRIES = countries()
 
@@ -57,12 +71,13 @@ RATING_ROWS = [(USER_ROWS[row * 5 % 30][0], BOOK_ROWS[row * 7 % 30][0], str(row 
     ("8", "unknown", "7"),
     ("99", "0000000001", "7"),
 ]
-FORMS = {
-    "ml": (read_movielens, movielens_files()),
-    "bx": (read_bookcrossing, cleaned_bytes(BOOK_ROWS, USER_ROWS, RATING_ROWS)),
-    "bx-2004": (read_bookcrossing, dump_bytes(BOOK_ROWS, USER_ROWS, RATING_ROWS)),
-}
-FILES = [(form, name) for form, (_, files) in FORMS.items() for name in files]
+REVIEW_ROWS = REVIEWS + [
+    (str(70 + 3 * row % 21), f"user {row * 5 % 17}", str(1 + row % 5), f"2015-{1 + row % 12:02d}-03 07:00:00+00:00", "",
+     "", ("Small", "Large")[row * 5 % 17 % 2], "Small", "Dresses", f"Brand {row % 4}", str(2010 + row % 3), "0")
+    for row in range(24)
+]  # fmt: skip
+REVIEWER_ROWS = [(str(user), str(user % 2)) for user in range(30)]
+SHORT_ROWS = [(str(row * 7 % 29), str(row % 11), f"2016-05-{1 + row % 28:02d} 07:00:00.5+00:00") for row in range(30)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +129,7 @@ def has_cut_off_row(data: bytes) -> bool:
     return bool(data) and not data.endswith(b"\n")
 
 
-def naive_movielens(files: dict[str, bytes]) -> dict | None:
+def naive_movielens(files: dict[str, bytes], keep_incomplete: bool) -> dict | None:
     """What `read_movielens` should give for these bytes; None where it should refuse them."""
     if any(map(is_utf_16, files.values())):
         return None
@@ -170,8 +185,8 @@ def read_back_movielens(data) -> dict:
     }
 
 
-def naive_record(lines: list[str], escape: str | None) -> tuple[list[str], int] | None:
-    """Read one `;`-separated record from the start of `lines`: its fields and the lines it takes; None if broken."""
+def naive_record(lines: list[str], escape: str | None, delimiter: str) -> tuple[list[str], int] | None:
+    """Read one record from the start of `lines`: its fields and the lines it takes; None if broken."""
     fields, field, state = [], "", "start"
     for taken, line in enumerate(lines[:LONGEST_ROW], start=1):
         if re.search("[\0\ud800-\udfff]", line):
@@ -192,7 +207,7 @@ def naive_record(lines: list[str], escape: str | None) -> tuple[list[str], int] 
                 state, field = "quoted", field + char
             elif ends:
                 return None if line[place:].strip("\r\n") else ([*fields, field], taken)
-            elif char == ";":
+            elif char == delimiter:
                 fields, field, state = [*fields, field], "", "start"
             elif state == "quote":
                 return None
@@ -205,17 +220,19 @@ def naive_record(lines: list[str], escape: str | None) -> tuple[list[str], int] 
     return None
 
 
-def naive_table(data: bytes, names: dict[str, str], form) -> tuple[list[dict], int] | None:
+def naive_table(
+    data: bytes, names: dict[str, str], encoding: str, escape: str | None = None, delimiter: str = ";"
+) -> tuple[list[dict], int] | None:
     """Rows of a file as dictionaries by column name and the number of rows rejected; None for a wrong header."""
     if is_utf_16(data):
         return None
-    lines = [f"{line}\n" for line in naive_lines(data, form.encoding)]
-    header = naive_record(lines[:1], form.escape)
+    lines = [f"{line}\n" for line in naive_lines(data, encoding)]
+    header = naive_record(lines[:1], escape, delimiter)
     if header is None or any(header[0].count(field) != 1 for field in names):
         return None
     header, rows, rejected, start = header[0], [], int(has_cut_off_row(data)), 1
     while start < len(lines):
-        record = naive_record(lines[start:], form.escape)
+        record = naive_record(lines[start:], escape, delimiter)
         if record is None or len(record[0]) != len(header):
             rejected, start = rejected + 1, start + 1
             continue
@@ -228,11 +245,12 @@ def naive_table(data: bytes, names: dict[str, str], form) -> tuple[list[dict], i
     return rows, rejected
 
 
-def naive_bookcrossing(files: dict[str, bytes], form, keep_incomplete: bool) -> dict | None:
+def naive_bookcrossing(form, files: dict[str, bytes], keep_incomplete: bool) -> dict | None:
     """What `read_bookcrossing` should give for these bytes; None where it should refuse them."""
     names = form.books, form.users, form.ratings
     tables = [
-        naive_table(files[f"BookCrossing/{file}"], fields, form) for file, fields in zip(form.files, names, strict=True)
+        naive_table(files[f"BookCrossing/{file}"], fields, form.encoding, form.escape)
+        for file, fields in zip(form.files, names, strict=True)
     ]
     if None in tables:
         return None
@@ -263,7 +281,7 @@ def naive_bookcrossing(files: dict[str, bytes], form, keep_incomplete: bool) -> 
     return None if not events else {
         "rejected": {file: part.rejected for file, part in zip(form.files, parts, strict=True)},
         "rows": {file: part.rejected + len(part.kept) for file, part in zip(form.files, parts, strict=True)},
-        "users": {user: values for user, values in users.kept.items() if user in active},
+        "users": regions({user: values for user, values in users.kept.items() if user in active}),
         "items": [(isbn, book["Title"]) for isbn, book in books.kept.items()],
         "authors": ranked([book["Author"] for book in books.kept.values()]),
         "publishers": ranked([book["Publisher"] for book in books.kept.values()]),
@@ -308,6 +326,134 @@ def regions(users: dict) -> dict:
         return -1 if country == "" else 0 if country in ("usa", "united states") else 1
 
     return {user: (age, code(country)) for user, (age, country) in users.items()}
+
+
+def naive_seconds(text: str) -> int | None:
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?\+00:00", text):
+        return None
+    try:
+        seconds = int(datetime.strptime(text[:19] + "+0000", "%Y-%m-%d %H:%M:%S%z").timestamp())
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) else None
+
+
+def naive_release(files: dict[str, bytes], keep_incomplete: bool) -> dict | None:
+    """What `read_modcloth` should give for these bytes of the release; None where it should refuse them."""
+    names = ("item_id", "user_id", "rating", "timestamp", "user_attr", *ITEM_COLUMNS)
+    table = naive_table(files["modcloth/df_modcloth.csv"], dict(zip(names, names, strict=True)), "utf-8", None, ",")
+    if table is None:
+        return None
+    rows, rejected = table
+    good, seen, sizes = [], set(), {}
+    for row in rows:
+        row = {name: "" if value in MISSING and name in ("user_id", "user_attr", *ITEM_COLUMNS) else value
+               for name, value in row.items()}  # fmt: skip
+        user, size = row["user_id"], row["user_attr"]
+        item, rating = (number(row[name].removesuffix(".0")) for name in ("item_id", "rating"))
+        time = naive_seconds(row["timestamp"])
+        is_good = None not in (item, rating, time) and 1 <= rating <= 5 and size in ("", *SIZES)
+        is_good = is_good and not (user and (user, item) in seen)
+        if is_good:
+            seen.add((user, item))
+        if is_good and user and size:
+            is_good = sizes.setdefault(user, size) == size
+        if is_good:
+            good.append((user, item, rating, time, size, [row[name] for name in ITEM_COLUMNS]))
+        else:
+            rejected += 1
+    kept = [row for row in good if row[0] and row[4]]
+    if not kept:
+        return None
+    facts = {}
+    for _, item, _, _, _, values in kept:
+        facts.setdefault(item, values)
+    facts = dict(sorted(facts.items()))
+    return {
+        "rejected": {"df_modcloth.csv": rejected},
+        "rows": {"df_modcloth.csv": rejected + len(good)},
+        "users": {user: SIZES.index(size) for user, size in sorted({row[0]: row[4] for row in kept}.items())},
+        "items": list(facts),
+        "facts": [ranked(list(column)) for column in zip(*facts.values(), strict=True)],
+        "events": [row[:4] for row in kept],
+    }
+
+
+def naive_prepared(files: dict[str, bytes], keep_incomplete: bool) -> dict | None:
+    """What `read_modcloth` should give for these bytes of the prepared form; None where it should refuse them."""
+    names = {"modcloth.csv": ("user_id", "item_id", "timestamp"), "user_attr.csv": ("user_id", "user_attr")}
+    tables = [
+        naive_table(files[f"modcloth/{file}"], dict(zip(fields, fields, strict=True)), "utf-8", None, "\t")
+        for file, fields in names.items()
+    ]
+    if None in tables:
+        return None
+    rows, users = Rejecting(), Rejecting()
+    for part, (_, rejected) in zip((rows, users), tables, strict=True):
+        part.rejected = rejected
+    for row in tables[0][0]:
+        user, item = (number(row[name].removesuffix(".0")) for name in ("user_id", "item_id"))
+        time = naive_seconds(row["timestamp"])
+        rows.offer((user, item), (3, time), None not in (user, item, time))
+    for row in tables[1][0]:
+        user, size = (number(row[name].removesuffix(".0")) for name in ("user_id", "user_attr"))
+        users.offer(user, size, user is not None and size in (0, 1))
+    events = [(*pair, *rest) for pair, rest in rows.kept.items() if pair[0] in users.kept]
+    if not events:
+        return None
+    active = sorted({user for user, *_ in events})
+    parts = dict(zip(names, (rows, users), strict=True))
+    return {
+        "rejected": {file: part.rejected for file, part in parts.items()},
+        "rows": {file: part.rejected + len(part.kept) for file, part in parts.items()},
+        "users": {user: users.kept[user] for user in active},
+        "items": sorted({item for _, item, *_ in events}),
+        "facts": [],
+        "events": events,
+    }
+
+
+def read_back_modcloth(data) -> dict:
+    users, items = data.original_user_ids[data.user_id].tolist(), data.original_item_ids[data.item_id].tolist()
+    size = data.user_groups["size"].codes.tolist()
+    return {
+        "users": dict(zip(data.original_user_ids.tolist(), size, strict=True)),
+        "items": data.original_item_ids.tolist(),
+        "facts": [column.tolist() for name, column in data.items.columns.items() if name != "id"],
+        "events": list(zip(users, items, map(int, data.rating), data.time.tolist(), strict=True)),
+    }
+
+
+# Forms
+
+
+class Form(NamedTuple):
+    """A form of files: what reads it, small files, what a naive reader gives for bytes, and what was read."""
+
+    reader: Callable
+    files: dict[str, bytes]
+    naive: Callable
+    read_back: Callable
+
+
+FORMS = {
+    "ml": Form(read_movielens, movielens_files(), naive_movielens, read_back_movielens),
+    "bx": Form(
+        read_bookcrossing,
+        cleaned_bytes(BOOK_ROWS, USER_ROWS, RATING_ROWS),
+        partial(naive_bookcrossing, bookcrossing.CLEANED),
+        read_back_bookcrossing,
+    ),
+    "bx-2004": Form(
+        read_bookcrossing,
+        dump_bytes(BOOK_ROWS, USER_ROWS, RATING_ROWS),
+        partial(naive_bookcrossing, bookcrossing.DUMP_2004),
+        read_back_bookcrossing,
+    ),
+    "modcloth": Form(read_modcloth, prepared_bytes(SHORT_ROWS, REVIEWER_ROWS), naive_prepared, read_back_modcloth),
+    "modcloth-release": Form(read_modcloth, release_bytes(REVIEW_ROWS), naive_release, read_back_modcloth),
+}
+FILES = [(form, name) for form, (_, files, *_) in FORMS.items() for name in files]
 
 
 # Damage
@@ -387,9 +533,8 @@ def damaged(data: bytes, edit: tuple, another: bytes) -> bytes:
 
 def fuzz(folder: Path, form: str, name: str, examples: int, derandomize: bool) -> Counter:
     """Damage one file `examples` times; count how often data and how often an error came of it."""
-    reader, files = FORMS[form]
-    others = [content for other, content in files.items() if other != name]
-    dialect = {"bx": bookcrossing.CLEANED, "bx-2004": bookcrossing.DUMP_2004}.get(form)
+    reader, files, naive, read_back = FORMS[form]
+    another = next((content for other, content in files.items() if other != name), b"")
     outcomes = Counter()
     write(folder, files)
 
@@ -404,10 +549,9 @@ def fuzz(folder: Path, form: str, name: str, examples: int, derandomize: bool) -
     def check(edits, keep):
         content = files[name]
         for edit in edits:
-            content = damaged(content, edit, others[0])
+            content = damaged(content, edit, another)
         write(folder, {name: content})
-        now = {**files, name: content}
-        expected = naive_bookcrossing(now, dialect, keep) if dialect else naive_movielens(now)
+        expected = naive({**files, name: content}, keep)
         try:
             data = reader(options(folder, max_bad_rows=1.0, keep_incomplete_users=keep))
         except DataError as error:
@@ -422,9 +566,7 @@ def fuzz(folder: Path, form: str, name: str, examples: int, derandomize: bool) -
             rejected[entry.file] += entry.count
         assert data.report.rows == expected.pop("rows")
         assert {file: rejected[file] for file in data.report.rows} == expected.pop("rejected")
-        if dialect:
-            expected["users"] = regions(expected["users"])
-        found = read_back_bookcrossing(data) if dialect else read_back_movielens(data)
+        found = read_back(data)
         assert found == expected
         assert list(found["users"]) == list(expected["users"])
 

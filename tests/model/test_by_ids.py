@@ -18,9 +18,8 @@ from data.sampling.negatives import NegativeSampler
 from data.structs import Batch, Group, Histories, Split
 from model import BACKBONES
 from model.evaluation.evaluator import Evaluator
-from model.factorisation import MatrixFactorisation, NeuMF, Tables
+from model.factorisation import MatrixFactorisation, Tables
 from model.graphs import GCCF, Edges, LightGCN, _Spread
-from model.losses import cross_entropy_loss
 from model.methods.base import Method
 from model.modes import train
 from model.runs.environment import Environment
@@ -39,7 +38,7 @@ every_backbone = pytest.mark.parametrize("name", NAMES)
 every_graph = pytest.mark.parametrize("kind", [GCCF, LightGCN])
 USERS, ITEMS, DIM = 7, 9, 4
 # towers have hidden layers, these have none
-STANDARD = {"graph_norm": "symmetric", "table_start": "normal"}
+STANDARD = {"graph_norm": "symmetric", "ncf_form": "neumf", "table_start": "normal"}
 BY_IDS = {"user_hidden": None, "item_hidden": None, "lr": 0.02}
 
 
@@ -137,9 +136,6 @@ def test_number_of_parameters():
     # FDA counts its noise, one row an item
     assert count(plain) + np.prod(plain.noise_shape) == 892_416
     assert count(GCCF(users, items, 64, 2)) == count(LightGCN(users, items, 64, 3)) == 639_488
-    # two pairs of tables; 128 -> 64 -> 32 -> 16, and 64 + 16 -> 1
-    mlp = (128 * 64 + 64) + (64 * 32 + 32) + (32 * 16 + 16)
-    assert count(NeuMF(users, items, 64)) == 2 * 639_488 + mlp + 81
 
 
 @every_backbone
@@ -159,7 +155,7 @@ def test_tables_may_start_by_xavier_and_start_as_ever_where_they_do_not(name):
     data = SimpleNamespace(num_users=500, num_items=300)
 
     def tables(start):
-        config = SimpleNamespace(embedding_dim=16, graph_layers=2, graph_norm="symmetric", table_start=start)
+        config = SimpleNamespace(embedding_dim=16, graph_layers=2, **STANDARD | {"table_start": start})
         network = BACKBONES[name].build(data, config, seed, CPU)
         return {side: getattr(network, side).weight.detach() for side in sizes}
 
@@ -306,36 +302,11 @@ def test_vectors_follow_every_change_of_what_they_are_made_of(kind):
         assert_same(backbone.prepare(), twin(backbone, other))
 
 
-def literal_neumf(backbone, user, item):
-    """Score one pair by He et al.'s equations: `user [2d]`, `item [2d]`."""
-    hidden = torch.cat([user[backbone.dim :], item[backbone.dim :]])
-    for layer in backbone.layers:
-        hidden = torch.relu(layer(hidden))
-    product = user[: backbone.dim] * item[: backbone.dim]
-    return backbone.output(torch.cat([product, hidden])).squeeze()
-
-
 def make_rows():
     """Five users with three items each, some of them twice."""
     generator = torch.Generator().manual_seed(1)
     users = torch.tensor([0, 3, 3, 6, 1])
     return users, torch.randint(ITEMS, (5, 3), generator=generator)
-
-
-def test_neumf_equals_the_literal_concatenation_in_scores_and_gradients():
-    backbone = make("ncf").double()
-    users, items = make_rows()
-    context = backbone.prepare()
-    scores = backbone.score(context, backbone.encode_users(context, users, None), items)
-    literal = torch.stack([
-        torch.stack([literal_neumf(backbone, backbone.user.weight[user], backbone.item.weight[item]) for item in row])
-        for user, row in zip(users, items, strict=True)
-    ])  # fmt: skip
-    assert_close(scores, literal)
-    parameters = list(backbone.parameters())
-    gradients = [torch.autograd.grad(cross_entropy_loss(value), parameters) for value in (scores, literal)]
-    assert_close(*gradients)
-    assert all(gradient.abs().max() > 0 for gradient in gradients[0])
 
 
 @every_backbone
@@ -461,9 +432,11 @@ def test_pmf_is_bprmf_with_a_prior():
     assert plain | {"l2": prior["l2"]} == prior
 
 
-@pytest.mark.parametrize("name", ["ncf", "lightgcn"])
-def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(name, tmp_path, monkeypatch):
-    values = {"backbone": name, **BY_IDS, "epochs": 3}
+@pytest.mark.parametrize(
+    "form", [{"backbone": "ncf", "ncf_form": "ncf_bpr", "weight_decay": 1e-3}, {"backbone": "lightgcn"}]
+)
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(form, tmp_path, monkeypatch):
+    values = {**form, **BY_IDS, "epochs": 3}
     run_main(tmp_path / "whole", **values)
 
     class CutOff(Exception):

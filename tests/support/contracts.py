@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 import main
 from data.dataloader import BatchSampler
 from data.protocols.base import Phase
-from model import BACKBONES, METHODS, SYNTHESIZERS
+from model import BACKBONES, METHODS, NCF_FORMS, SYNTHESIZERS
 from model.methods.base import Method
 from model.modes import setup
 from model.runs.config import Config
@@ -21,7 +21,6 @@ from model.runs.run import Run
 from model.runs.streams import global_generators, torch_generator
 from model.training.batches import batch_sampler, draw_batch
 from model.training.update import update
-from tests.support import runs
 
 # K lists of every protocol; all else as presets have it
 SMALL = {
@@ -56,12 +55,17 @@ def flags_of(backbone: str, method: str = "none", protocol: str = "loo") -> dict
 
 
 def forms() -> dict[str, dict]:
-    """Every backbone, in each synthesis of histories that it reads: flags by name."""
-    found = {backbone: {"backbone": backbone} for backbone in BACKBONES}
-    for backbone, synthesis in product(BACKBONES, SYNTHESIZERS):
-        values = {"backbone": backbone, "synthesis_type": synthesis}
-        if synthesis != runs.FLAGS["synthesis_type"].default and not is_refused(**values):
-            found[f"{backbone}-{synthesis}"] = values
+    """Every backbone, in each form of itself and each synthesis of histories that it reads: flags by name."""
+    found = {}
+    settings = (("synthesis_type", SYNTHESIZERS), ("ncf_form", NCF_FORMS))
+    for backbone in BACKBONES:
+        found[backbone] = {"backbone": backbone}
+        plain = config_of(backbone=backbone)
+        for setting, names in settings:
+            for name in names:
+                values = {"backbone": backbone, setting: name}
+                if name != getattr(plain, setting) and not is_refused(**values):
+                    found[f"{backbone}-{name}"] = values
     return found
 
 

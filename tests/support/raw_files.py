@@ -46,6 +46,28 @@ BOOK_RATINGS = [
     ("10", "0000000001", "3"),
 ]
 
+RELEASE_HEADER = "item_id,user_id,rating,timestamp,size,fit,user_attr,model_attr,category,brand,year,split"
+REVIEWS = [
+    ("7443", "Robyn", "4", "2010-01-21 08:00:00+00:00", "", "", "Small", "Small", "Dresses", "", "2012", "0"),
+    ("7443", "carolyn.a", "3", "2010-01-27 08:00:00+00:00", "", "", "", "Small", "Dresses", "", "2012", "0"),
+    ("7443", "Alex", "2", "2010-01-27 08:00:00+00:00", "", "", "Large", "Small", "Dresses", "", "2012", "0"),
+    ("154797", "Bern", "5", "2019-06-26 21:15:13.165000+00:00", "6.0", "Just right", "Large", "Small&Large", "", "",
+     "2017", "2"),
+    ("71607", "", "5", "2019-06-26 22:00:00+00:00", "", "", "Small", "Small&Large", "Tops", "Jack, by BB", "2016", "1"),
+    ("71607", 'O"Neil, amy', "3", "2019-06-27 15:45:06.250000+00:00", "4.0", "Slightly small", "Small", "Small&Large",
+     "Tops", "Jack, by BB", "2016", "0"),
+    ("7443", "Bern", "1", "2019-06-28 07:00:00+00:00", "", "", "Large", "Small", "Dresses", "", "2012", "2"),
+    ("154797", "Robyn", "3", "2019-06-29 13:55:16.542000+00:00", "", "", "Small", "Small&Large", "", "", "2017", "2"),
+]  # fmt: skip
+# users and items as places among those kept with ratings of 3 and more, in sorted order
+PREPARED_ROWS = [
+    ("2", "0", REVIEWS[0][3]),
+    ("0", "2", REVIEWS[3][3]),
+    ("1", "1", REVIEWS[5][3]),
+    ("2", "2", REVIEWS[7][3]),
+]
+PREPARED_USERS = [("2", "0"), ("0", "1"), ("1", "0")]
+
 
 def options(folder: Path, **changes) -> ReadOptions:
     return ReadOptions(Path(folder), "hash", Path(folder) / "cache", **changes)
@@ -91,6 +113,22 @@ def dump_bytes(books=BOOKS, users=BOOK_USERS, ratings=BOOK_RATINGS) -> dict[str,
         "BookCrossing/BX-Book-Ratings.csv": lines(
             "User-ID;ISBN;Book-Rating", [";".join(map(quoted, r)) for r in ratings]
         ),
+    }
+
+
+def release_bytes(reviews=REVIEWS) -> dict[str, bytes]:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([RELEASE_HEADER.split(","), *reviews])
+    return {"modcloth/df_modcloth.csv": text.getvalue().encode()}
+
+
+def prepared_bytes(rows=PREPARED_ROWS, users=PREPARED_USERS) -> dict[str, bytes]:
+    tables = {
+        "modcloth.csv": [("user_id", "item_id", "timestamp"), *rows],
+        "user_attr.csv": [("user_id", "user_attr"), *users],
+    }
+    return {
+        f"modcloth/{name}": "".join("\t".join(row) + "\n" for row in table).encode() for name, table in tables.items()
     }
 
 

@@ -21,7 +21,8 @@ from model.comparison.parity_statistics import (
     leave_parts_out,
 )
 from model.evaluation.chance import permutations, permuted_parity
-from model.evaluation.metric_table import PARITY, computed
+from model.evaluation.metric_kinds import PARITY
+from model.evaluation.metric_table import computed
 from model.evaluation.parity import ByGroup
 
 ITEMS, K = 60, 5

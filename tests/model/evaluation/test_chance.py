@@ -16,7 +16,8 @@ from model.evaluation import chance, probes
 from model.evaluation.chance import chance_levels, level, permutations, permuted_parity, permuted_spreads
 from model.evaluation.keys import CHANCE, CHANCE_PARTS, CHANCE_STD, EXCESS, ListKey, MetricKey, P, by_list
 from model.evaluation.lists import Lists
-from model.evaluation.metric_table import HEADLINE, PARITY, computed, of_kind, shown_in
+from model.evaluation.metric_kinds import HEADLINE, PARITY
+from model.evaluation.metric_table import computed, of_kind, shown_in
 from model.evaluation.metrics import evaluate
 from model.evaluation.parity import ByGroup
 from tests.support.lists import item_lists, make_ranking, make_split, planted_lists, random_case

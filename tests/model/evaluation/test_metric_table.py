@@ -19,7 +19,8 @@ import main
 from model.comparison import run_parity, statistics
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import MetricKey
-from model.evaluation.metric_table import BETTER, COLUMNS, EXPOSURE, METRICS, PARETO, RUN, Metric
+from model.evaluation.metric_kinds import BETTER, COLUMNS, EXPOSURE, PARETO, RUN, Metric
+from model.evaluation.metric_table import METRICS
 from model.evaluation.metrics_page import markdown
 from model.results.metric_text import ARROWS
 from tests.support.light import light_runs

@@ -24,7 +24,8 @@ from data.protocols.fda import DEFINITIONS
 from data.structs import Group, Ranking
 from model.evaluation.keys import MetricKey
 from model.evaluation.lists import Lists
-from model.evaluation.metric_table import COUNT, LEAKAGE, METRICS
+from model.evaluation.metric_kinds import COUNT, LEAKAGE
+from model.evaluation.metric_table import METRICS
 from model.evaluation.metrics import evaluate, list_metrics, per_user_accuracy
 from model.evaluation.parity import ByGroup, dp_code, eo_code
 from tests.support.lists import demographic_parity, item_lists, js_distance, make_ranking, make_split, random_case

@@ -13,7 +13,8 @@ from absl.testing import flagsaver
 import main
 from data.structs import Group, Ranking
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, ListKey, MetricKey, P
-from model.evaluation.metric_table import HEADLINE, METRICS
+from model.evaluation.metric_kinds import HEADLINE
+from model.evaluation.metric_table import METRICS
 from model.evaluation.questions import Answer
 from model.modes.setup import prepare
 from model.results import cautions

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from model.evaluation.keys import CHANCE_PARTS, ListKey, MetricKey
-from model.evaluation.metric_table import HEADLINE, shown_in
+from model.evaluation.metric_kinds import HEADLINE
+from model.evaluation.metric_table import shown_in
 from model.results.metric_text import cell
 from model.results.summary import summary_lines
 

@@ -4,6 +4,7 @@ import pytest
 
 from data.messages import WIDTH
 from data.readers.bookcrossing import AGE_BIN_LABELS
+from data.readers.modcloth import SIZES
 from data.readers.vocabulary import AGES, GENDERS, OCCUPATIONS
 from model.evaluation.keys import CHANCE, CHANCE_STD, EXCESS, ListKey, MetricKey, P
 from model.results.metric_text import UNDEFINED, WITHIN
@@ -171,6 +172,7 @@ def largest(groups, k=100):
 LABELS = {
     "MovieLens and synthetic": {"gender": GENDERS, "age": AGES, "occupation": OCCUPATIONS},
     "BookCrossing": {"age": AGE_BIN_LABELS, "country": ("USA", "other")},
+    "ModCloth": {"size": SIZES},
 }
 
 

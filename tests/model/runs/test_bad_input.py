@@ -42,7 +42,7 @@ from model.sparsenn import SparseNN
 from model.training.checkpoints import save_checkpoint
 from model.training.update import update
 from tests.support.light import light_runs
-from tests.support.raw_files import cleaned_bytes, dump_bytes, movielens_bytes, write
+from tests.support.raw_files import cleaned_bytes, dump_bytes, movielens_bytes, prepared_bytes, release_bytes, write
 from tests.support.runs import (
     FLAGS,
     TINY,
@@ -133,7 +133,8 @@ def undefined(result, *names):
 # Data files
 
 
-DATA = {"ml": movielens_bytes(), "bx": cleaned_bytes(), "bx-2004": dump_bytes()}
+DATA = {"ml": movielens_bytes(), "bx": cleaned_bytes(), "bx-2004": dump_bytes(),
+        "modcloth": prepared_bytes(), "modcloth-release": release_bytes()}  # fmt: skip
 DAMAGE = {"missing": lambda data: None, "empty": lambda data: b"", "truncated": lambda data: data[: 2 * len(data) // 3],
           "binary": lambda data: bytes(range(256)) * 20}  # fmt: skip
 
@@ -146,7 +147,7 @@ def test_a_damaged_data_file_is_one_line_that_names_a_file(tmp_path, capsys, for
     if content is not None:
         write(tmp_path, {name: content})
     values = {"dataset_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "title_encoder": "hash"}
-    error = refused(capsys, tmp_path / "out", **UNSET, dataset=form[:2], **values, eval_k=["2"])
+    error = refused(capsys, tmp_path / "out", **UNSET, dataset=form.partition("-")[0], **values, eval_k=["2"])
     assert Path(name).name in error
     assert not (tmp_path / "out").exists()
 

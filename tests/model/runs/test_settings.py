@@ -207,7 +207,9 @@ def test_a_dry_run_says_where_each_setting_comes_from(capsys):
     assert max(map(len, text.splitlines())) <= WIDTH
     printed = text.replace("\n    ", " ").splitlines()
     lines = {line.partition(": ")[0]: line.partition(": ")[2] for line in printed if line.startswith("  ")}
-    of_backbone = "embedding_dim=64, table_start=normal, in_batch_negatives=0, loss=cross_entropy, l2=0.0"
+    of_backbone = (
+        "embedding_dim=64, table_start=normal, ncf_form=neumf, in_batch_negatives=0, loss=cross_entropy, l2=0.0"
+    )
     assert lines["  backbone ncf"] == of_backbone
     assert lines["  backbone ncf on data set synthetic"] == "batch_size=512, lr=0.005"
     assert lines["  given"] == "epochs=2, num_negatives=4, eval_k=5,10"

@@ -107,7 +107,7 @@ def test_a_git_that_hangs_costs_a_moment_and_no_run(tmp_path, monkeypatch):
 # Folders
 
 
-@pytest.mark.parametrize("dataset", ["ml", "bx"])
+@pytest.mark.parametrize("dataset", ["ml", "bx", "modcloth"])
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_data_folder_that_is_not_there_is_an_error_and_stays_away(tmp_path, capsys, monkeypatch, dataset, dry_run):
     monkeypatch.setattr(pooch, "retrieve", lambda *arguments, **options: pytest.fail("downloaded"))
