@@ -113,6 +113,8 @@ def honest_limits(low: np.ndarray, high: np.ndarray, *reference: float, most: fl
         return -0.05, 1.05
     start, end, widths = shown.min(), shown.max(), (high - low)[np.isfinite(high - low)]
     missing = max(OF_LARGEST * np.abs(shown).max(), OF_INTERVAL * widths.max(initial=0.0), end - start) - (end - start)
+    # no longer than from 0 to `most`, where both end it
+    missing = min(missing, (start if start >= 0 else np.inf) + (most - end if end <= most else np.inf))
     # half of it on each side, unless a side has less room than that
     below = missing / 2 if start < 0 else min(missing / 2, start)
     above = missing - below if end > most else min(missing - below, most - end)
