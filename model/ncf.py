@@ -85,7 +85,7 @@ class NeuMF(MatrixFactorisation):
 
 
 class NCFBPR(NeuMF):
-    """NCF as FADE's code has it (WWW 2024): four layers of one width, no biases in layers, one for each user and item.
+    """NCF as FADE's code has it (WWW 2024; Decision 64): four layers of one width without biases, a bias for each id.
 
     A user's or an item's bias is the last number of the vector, so that the vectors say all that a score depends on. It
     stands in a table of its own, which noise, `--l2`, `--table_start` and `--weight_decay` leave alone.

@@ -145,7 +145,10 @@ def _snapshot(number: int) -> str:
 def _phases(
     data: InteractionData, settings: ProtocolSettings, options: FADEOptions, begins: np.ndarray
 ) -> Iterator[Phase]:
-    """Give the phases in order, from blocks that begin at interactions `begins [blocks]` of `data`, sorted by time."""
+    """Give the phases in order, from blocks that begin at interactions `begins [blocks]` of `data`, sorted by time.
+
+    Restarts are Decision 61.
+    """
     users, items, time, events = data.user_id, data.item_id, data.time, len(data.user_id)
     everything = Histories.build(users, items, None, data.num_users)
     earlier: tuple[Split, np.ndarray] | None = None
