@@ -9,11 +9,14 @@ snapshots 1 to 6, absolute values of a disparity first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tabulate import tabulate
 
+from data.protocols.fade import MEAN
 from model.comparison.statistics import summarise
-from model.evaluation.keys import CHANCE, MetricKey, split_key
+from model.evaluation.keys import CHANCE, REFERENCE, YARDSTICKS, MetricKey, split_key
 from tests.benchmarks.rows import SEEDS, Row, Rows, shown
 
 COMMON = "--title_encoder=hash --protocol=fade"
@@ -41,7 +44,7 @@ ROWS = {
     "ModCloth, λ 0, fulltrain": Row(f"{MODCLOTH} {option('strategy=fulltrain')}", SEEDS[:1]),
     "ModCloth, λ 4, fulltrain": Row(f"{MODCLOTH} {FADE} {option('strategy=fulltrain')}"),
     "ModCloth, NCF, λ 0": Row(NCF, SEEDS[:1]),
-    "ModCloth, NCF, λ 4": Row(f"{NCF} {FADE}", SEEDS[:1]),
+    "ModCloth, NCF, λ 0, no decay": Row(f"{NCF} --weight_decay=0", SEEDS[:1]),
     "ModCloth, NCF, λ .5": Row(f"{NCF} {FADE} --method_option=weight=0.5", SEEDS[:1]),
 }
 # what the authors' logs say, by row and task: NDCG, its PD, F1, its PD
@@ -70,32 +73,49 @@ def disparity(name: str, row: str, spread: str = "gap", part: str = "") -> str:
 
 def keeps(key: str) -> bool:
     """Tell whether a metric is kept: means over snapshots, and of a snapshot the published NDCG and its disparity."""
-    list_name, metric = split_key(f"test/{key}")
+    list_name, metric = split_key(key if key.startswith(REFERENCE) else f"test/{key}")
     own = MetricKey.parse(metric)
     if own.name not in METRICS or (own.group and not own.spread):
         return False
-    if "/mean/" in list_name:
+    if f"/{MEAN}/" in list_name:
         return own.spread in ("", "gap") and own.part in ("", CHANCE)
-    return own.name == METRICS[0] and own.spread in ("", "difference") and not own.part and "-full" not in list_name
+    of_run = not list_name.startswith(REFERENCE) and "-full" not in list_name
+    return own.name == METRICS[0] and own.spread in ("", "difference") and not own.part and of_run
 
 
 TABLE = Rows("fade", COMMON, ROWS, keeps)
 
 
+def lists() -> dict[str, tuple[str, str]]:
+    """Give what has a line: its name with how many seeds -> the row and where its lists are; yardsticks come first."""
+    found, kept = {}, [run["row"] for run in TABLE.kept()]
+    for row in filter(kept.count, TABLE.rows):
+        data = row.partition(",")[0]
+        for name, title in YARDSTICKS.items():
+            found.setdefault(f"{data}, {title}", (row, f"{REFERENCE}/{name}/{MEAN}"))
+        found[f"{row} ({kept.count(row)})"] = row, MEAN
+    return found
+
+
+def cells(row: str, name: str, metrics: Sequence[str], digits: int = 4) -> list[str]:
+    """Write accuracy, disparity and its chance level of a row's list, mean and deviation over seeds, for `metrics`."""
+    # a yardstick is the same for every seed but for the candidates
+    runs = TABLE.of(row, name)
+    keys = [
+        key
+        for metric in metrics
+        for key in (f"{metric}@{K}", disparity(metric, row), disparity(metric, row, part=CHANCE))
+    ]
+    return [shown(np.array([run[key] for run in runs]), digits) for key in keys]
+
+
 def reproduced() -> str:
-    """Make the table of every row beside the authors' logs: accuracy, disparity and its chance level, by task."""
+    """Make the table of every list beside the authors' logs: accuracy, disparity and its chance level, by task."""
     lines = []
-    for row in TABLE.rows:
+    for title, (row, name) in lists().items():
         for task in ("remain", "next"):
-            runs = TABLE.of(row, f"mean/{task}") if any(kept["row"] == row for kept in TABLE.kept()) else []
-            if not runs:
-                continue
-            cells = []
-            for name in METRICS[:2]:
-                for key in (f"{name}@{K}", disparity(name, row), disparity(name, row, part=CHANCE)):
-                    cells.append(shown(np.array([run[key] for run in runs])))
-            lines.append([f"{row} ({len(runs)})", TASKS[task], *cells])
-            if (row, task) in LOGGED:
+            lines.append([title, TASKS[task], *cells(row, f"{name}/{task}", METRICS[:2])])
+            if (row, task) in LOGGED and name == MEAN:
                 ndcg, ndcg_gap, f1, f1_gap = (f"{value:.4f}".replace("0.", ".", 1) for value in LOGGED[row, task])
                 lines.append(["authors", TASKS[task], ndcg, ndcg_gap, "", f1, f1_gap, ""])
     headers = ["(seeds)", "task", "NDCG, hits", "PD", "chance", "F1", "PD", "chance"]
@@ -104,16 +124,10 @@ def reproduced() -> str:
 
 def standard() -> str:
     """Make the table of standard NDCG, among the sampled candidates and among all items."""
-    lines = []
-    for row in TABLE.rows:
-        if not any(kept["row"] == row for kept in TABLE.kept()):
-            continue
-        cells = []
-        for task in TASKS:
-            runs = TABLE.of(row, f"mean/{task}")
-            for key in (f"ndcg@{K}", disparity("ndcg", row), disparity("ndcg", row, part=CHANCE)):
-                cells.append(shown(np.array([run[key] for run in runs]), 3))
-        lines.append([f"{row} ({len(runs)})", *cells])
+    lines = [
+        [title, *(cell for task in TASKS for cell in cells(row, f"{name}/{task}", METRICS[2:], 3))]
+        for title, (row, name) in lists().items()
+    ]
     headers = [f"{title} {what}" for title in ("R", "N", "R full", "N full") for what in ("NDCG", "PD", "chance")]
     return tabulate(lines, ["(seeds)", *headers], "github", disable_numparse=True)
 

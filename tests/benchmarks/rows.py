@@ -22,7 +22,7 @@ import numpy as np
 
 from data.structs import Split
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import by_list, run_lists, short_name
+from model.evaluation.keys import REFERENCE, by_list, short_name
 from model.modes.setup import build, prepare
 from model.runs.run import Run
 from model.training.checkpoints import load_checkpoint
@@ -52,13 +52,15 @@ class Row:
 class Rows:
     """The rows of one table, by name; `prefix` begins the names of their runs and of the file that keeps them.
 
-    `keeps` tells which metrics of a run's own lists are kept, by their keys without `test/`.
+    `keeps` tells which metrics are kept, by their keys without `test/`; those of yardsticks begin with `reference/`.
     """
 
     prefix: str
     common: str
     rows: Mapping[str, Row]
-    keeps: Callable[[str], bool] = lambda key: "/gender/" not in key and "/popularity/" not in key
+    keeps: Callable[[str], bool] = lambda key: (
+        not any(part in f"/{key}" for part in ("/gender/", "/popularity/", f"/{REFERENCE}/"))
+    )
 
     @property
     def file(self) -> Path:
@@ -105,7 +107,7 @@ class Rows:
         metrics = {
             key.removeprefix("test/"): round(value, 6)
             for key, value in result["metrics"].items()
-            if key.startswith("test/") and value is not None and self.keeps(key.removeprefix("test/"))
+            if value is not None and self.keeps(key.removeprefix("test/"))
         }
         backbone = self.rows[row].backbone
         after = f" --backbone_checkpoint=runs/{self.run_name(backbone, seed)}" if backbone else ""
@@ -164,8 +166,8 @@ def served(run: Path, dataset_dir: Path) -> tuple[Run, Split, Evaluator]:
 
 def lists_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Give kept metrics by list: its name without `test` -> metric -> value."""
-    results = by_list({f"test/{key}": value for key, value in metrics.items()})
-    return {short_name(name): results[name] for name in run_lists(results)}
+    results = by_list({key if key.startswith(REFERENCE) else f"test/{key}": metrics[key] for key in metrics})
+    return {name if name.startswith(REFERENCE) else short_name(name): results[name] for name in results}
 
 
 def values(runs: list[Mapping[str, float]], keys: list[str]) -> Iterator[np.ndarray]:
