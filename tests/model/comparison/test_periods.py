@@ -32,7 +32,8 @@ LIST = "second/lists"
 def runs(tmp_path_factory):
     """A folder with runs of two strategies, `blocks` and `shuffled`, and two seeds of the first one."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch, light_runs():
+    # in this order: what is patched last is restored first
+    with light_runs(), pytest.MonkeyPatch.context() as patch:
         register(patch)
         for order in ("blocks", "shuffled"):
             run_main(folder, **{**RUN, "protocol_option": [f"order={order}"]})
