@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name
+from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, list_keys, run_lists, short_name
 from model.evaluation.metric_kinds import LEVELS
 from model.evaluation.questions import Answer
 from model.results import epoch_plots, plots
@@ -27,6 +28,9 @@ from model.results.levels import curves_of, levels_of
 from model.results.metric_text import name_of
 from model.results.pages import Picture
 from model.results.pareto import FEWEST_POINTS, accuracy_against_fairness, fairness_metrics, how_to_read
+from model.results.period_numbers import Periods, Series, intervals_over_users, metrics_by_phase, panels_of
+from model.results.period_plots import TITLE, by_phase
+from model.results.period_plots import how_to_read as how_to_read_phases
 from model.results.picture_numbers import (
     bucket_shares,
     group_estimates,
@@ -47,7 +51,7 @@ INTERVALS = (
 )
 # picture -> its title and how to read it
 TEXTS = {
-    "training": ("Training curves", "The dotted line is the epoch that {selector} selected{adversary}."),
+    "training": ("Training curves", "{selected}{adversary}."),
     "fairness_by_epoch": (
         "Fairness by epoch, beside accuracy",
         "On validation, arrows point to the better side; the dotted line is the epoch that {selector} selected.{raw}",
@@ -58,6 +62,7 @@ TEXTS = {
         "same few items are alike: read it beside the Gini index of exposure.{others}{first}",
     ),
     "settings": ("Accuracy against fairness of all tested lists", "{reading}{others}{first}"),
+    "periods": (TITLE, "{reading}"),
     "exposure": (
         "Exposure over the catalogue",
         "The further a curve hangs below the diagonal, the fewer items share the exposure; the Gini index is twice the "
@@ -94,6 +99,7 @@ ADVERSARY = (
     "at chance, which does not say that a fresh attacker would be"
 )
 
+LAST_EPOCHS = "Nothing is validated: every phase takes its last epoch"
 OTHERS = " Points that are not of this run are of others, trained separately (--beside)."
 FIRST = " The other pictures show {}."
 RAW = " What depends on user groups is drawn without its chance level, which is not measured by epoch."
@@ -118,6 +124,7 @@ def draw_run(
     _training(album, run, progress.rows, origin)
     _all_lists(album, run, progress, answers, shown.get("this run"))
     if shown:
+        _periods(album, run, progress.results, shown)
         _exposure(album, phase.split, k, shown)
         with album.picture("accuracy_by_group") as draw:
             draw(plots.accuracy_intervals, *group_estimates(run.groups, shown, k))
@@ -156,8 +163,11 @@ def _training(album: Album, run: Run, rows: Sequence[Mapping], origin: Mapping[s
     phase, config = run.protocol.phases[-1], run.config
     adversary = ADVERSARY if any(key.startswith("train/adversary/") for row in rows for key in row) else ""
     selector = "the protocol" if phase.valid is None else f"validation {phase.metric}"
-    with album.picture("training", selector=selector, adversary=adversary) as draw:
-        draw(epoch_plots.training_curves, rows, metric=phase.metric, selected_epoch=origin["epoch"])
+    validates = any(phase.valid is not None for phase in run.protocol.phases)
+    selected = f"The dotted line is the epoch that {selector} selected" if validates else LAST_EPOCHS
+    with album.picture("training", selected=selected, adversary=adversary) as draw:
+        metric = phase.metric if validates else None
+        draw(epoch_plots.training_curves, rows, metric=metric, selected_epoch=origin["epoch"])
     metrics = metrics_by_epoch(rows, config.eval_k[0], config.attribute)
     if metrics:
         raw = RAW if any(key.by_groups and not key.part for key in metrics) else ""
@@ -170,6 +180,9 @@ def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Ans
     """Draw accuracy against fairness of all lists: over levels, and then by the metrics that are not there yet."""
     results, config = progress.results, run.config
     own = run_lists(results)
+    # of many phases their means alone can be told apart
+    averages = list_keys(results, run.protocol.many_phases, run.protocol.many_tasks)
+    own = [str(key) for key in averages if key.phase in run.protocol.averages] or own
     if shown is None or (is_one(own) and not config.beside):
         return
     others: list[Finished] = []
@@ -199,6 +212,22 @@ def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Ans
         with album.picture(picture, reading=how_to_read("list", metrics, intervals, curves), **words) as draw:
             drawn = {"accuracy": accuracy, "fairness": metrics, "intervals": intervals, "joined": curves}
             draw(accuracy_against_fairness, points, **drawn)
+
+
+def _periods(album: Album, run: Run, results: Mapping[str, Mapping[str, float]], shown: Mapping[str, Answer]) -> None:
+    """Draw the lists shown, and those like them after earlier phases."""
+    periods, config = Periods.of(run.protocol), run.config
+    keys = {
+        name: replace(answer.key, phase="", task="") for name, answer in shown.items() if name != YARDSTICKS["random"]
+    }
+    metrics = metrics_by_phase(config.eval_k[0], config.attribute)
+    plain = panels_of(periods, {name: Series(key, results, {}) for name, key in keys.items()}, metrics)
+    if not plain:
+        return
+    with album.picture("periods", reading=how_to_read_phases(plain, "users")) as draw:
+        intervals = intervals_over_users(album.directory, periods, keys.values(), results, metrics[0])
+        series = {name: Series(key, results, intervals) for name, key in keys.items()}
+        draw(by_phase, panels_of(periods, series, metrics), periods.phases)
 
 
 def _exposure(album: Album, split: Split, k: int, shown: Mapping[str, Answer]) -> None:
