@@ -6,7 +6,6 @@ import copy
 import dataclasses
 
 import numpy as np
-import pytest
 import torch
 
 from data.dataloader import BatchSampler
@@ -14,13 +13,14 @@ from data.datareader import READERS
 from data.protocols import PROTOCOLS
 from data.protocols.base import ProtocolSettings
 from data.structs import FeatureSpec, FeatureTable, Group, InteractionData
+from model.evaluation.chance import chance_levels
 from model.training.state import Training
 
 FADE = PROTOCOLS["fade"]
 SETTINGS = ProtocolSettings(warm_threshold=0.2, ks=(20, 10), epochs=7, patience=3)
 
-# about 790 interactions in 25 batches: 15 are pretrained, and each block has 2
-OPTIONS = ["batch=32", "blocks=4", "epochs=2", "averaged=2", "candidates=9", "full=False"]
+# about 790 interactions in 25 batches: 15 are pretrained, and each block has 3
+OPTIONS = {"batch": 32, "blocks": 3, "epochs": 2, "averaged": 2, "candidates": 9, "full": False}
 RUN = {
     "backbone": "bprmf",
     "embedding_dim": 8,
@@ -32,8 +32,13 @@ RUN = {
     "lr": 0.01,
     "eval_k": ["5"],
     "protocol": "fade",
-    "protocol_option": OPTIONS,
 }
+
+
+def run_of(*options: str, **values) -> dict:
+    """Flags of a small run whose protocol has `options` (name=value) in place of, or beside, the small ones."""
+    chosen = OPTIONS | dict(option.split("=") for option in options)
+    return {**RUN, "protocol_option": [f"{name}={value}" for name, value in chosen.items()], **values}
 
 
 def made_of(events: int, users: int = 9, items: int = 25, seed: int = 0, times: int = 30) -> InteractionData:
@@ -72,6 +77,12 @@ def times_mixed(patch) -> None:
     patch.setitem(READERS, "synthetic", mixed)
 
 
+def small_and_quick(patch) -> None:
+    """Mix the times, and permute labels a few times only."""
+    times_mixed(patch)
+    patch.setattr(chance_levels, "__defaults__", (5,))
+
+
 def states_noted(patch) -> dict[str, list[dict]]:
     """A dict that gets, by phase, what it begins with and what it ends with: weights, and the optimisers' state."""
     noted, begin, end = {}, Training.begin_phase, Training.end_phase
@@ -107,9 +118,3 @@ def batches_noted(patch) -> list[list[tuple]]:
 
     patch.setattr(BatchSampler, "sample", sampled)
     return noted
-
-
-@pytest.fixture
-def mixed(monkeypatch):
-    """Synthetic data whose times are mixed."""
-    times_mixed(monkeypatch)
