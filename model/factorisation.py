@@ -48,8 +48,8 @@ class MatrixFactorisation(Backbone):
     }
     defaults_under: ClassVar = {
         "fda": {"batch_size": 40_960, "epochs": 200, "l2": 1e-2, "patience": 60},
-        # as the authors' code, but for the form of the l2 norm (Decision 55)
         "fade": {"batch_size": 256, "epochs": 100, "num_negatives": 4, "weight_decay": 1e-4},
+        # as the authors' code, but for the form of the l2 norm (Decision 55)
         "cofair": {"batch_size": 4096, "epochs": 1000, "l2": 3e-3, "table_start": "xavier_normal"},
     }
     # synthetic data are too small for the batches above

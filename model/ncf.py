@@ -30,7 +30,7 @@ class NeuMF(MatrixFactorisation):
     }
     defaults_under: ClassVar = {
         "fda": MatrixFactorisation.defaults_under["fda"] | {"lr": 1e-3},
-        "fade": MatrixFactorisation.defaults_under.get("fade", {}) | {"ncf_form": "ncf_bpr"},
+        "fade": MatrixFactorisation.defaults_under["fade"] | {"loss": "bpr", "lr": 1e-3, "ncf_form": "ncf_bpr"},
     }
     # widths of the MLP's layers, and whether they and the output add a bias
     hidden: tuple[int, ...] = (64, 32, 16)
@@ -85,7 +85,7 @@ class NeuMF(MatrixFactorisation):
 
 
 class NCFBPR(NeuMF):
-    """NCF as FADE's code has it (WWW 2024): four layers of one width, no biases in layers, one for each user and item.
+    """NCF as FADE's code has it (WWW 2024; Decision 64): four layers of one width without biases, a bias for each id.
 
     A user's or an item's bias is the last number of the vector, so that the vectors say all that a score depends on. It
     stands in a table of its own, which noise, `--l2`, `--table_start` and `--weight_decay` leave alone.

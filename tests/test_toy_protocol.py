@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
+import main
 from data.dataloader import BatchSampler
 from data.protocols.base import PER_PHASE
 from model.evaluation.evaluator import Evaluator
-from tests.support.runs import refused, run_main
+from model.modes.setup import prepare
+from tests.support.runs import TINY, refused, run_main
 from tests.support.stops import CutOff, at_call, crash, outputs, terminate
 from tests.support.time_order import MADE, RUN, Shaken, register
 
@@ -140,6 +144,22 @@ def test_options_reach_the_protocol_and_presets_fill_what_is_open(tmp_path):
     assert MADE[-1].ks == (5, 10) and MADE[-1].phases[-1].tests[1].candidates == 3
     assert json.loads((tmp_path / "run" / "config.json").read_text())["protocol_option"] == ["warm=0.2", "drawn=3"]
     assert {"test/second/drawn/ndcg@10", "test/first/lists/ndcg@5"} <= set(result["metrics"])
+
+
+def test_the_fingerprint_is_of_what_is_asked_alone():
+    def run_of(order):
+        with flagsaver.flagsaver(**{**TINY, **RUN, "protocol_option": [f"order={order}"]}):
+            return prepare(main.settings_from_flags().config())
+
+    def with_phases(run, phases):
+        return replace(run, protocol=replace(run.protocol, phases=phases)).fingerprint
+
+    run, other = run_of("blocks"), run_of("shuffled")
+    warm, first, second = run.protocol.phases
+    assert run.fingerprint == other.fingerprint and run.protocol.description == other.protocol.description
+    assert "  training: new batches in order: blocks" in run.data_lines()
+    assert run.fingerprint == with_phases(run, (first, second)) == with_phases(run, (first, warm, second))
+    assert len({run.fingerprint, with_phases(run, (second,)), with_phases(run, (second, first))}) == 3
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,8 @@ _LISTS = ("relevant", "excluded", "given")
 class Protocol:
     """A protocol applied to a data set.
 
-    `description` says in one line what its numbers mean, `definitions` how its metrics are defined. `data` are the
+    `description` says in one line what its numbers mean, `definitions` how its metrics are defined, and `training` how
+    its phases are trained where that is a choice: runs may be compared that differ in nothing else. `data` are the
     interactions, users and items that it counts (None: all of the data set): ids are theirs.
 
     `probe` reads user attributes in the vectors that are served: a function or its "module:name", called with
@@ -249,6 +250,7 @@ class Protocol:
     averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     probe: str | Callable[..., dict[str, float]] = "model.evaluation.probes:leakage"
     data: InteractionData | None = None
+    training: str = ""
 
     def __post_init__(self):
         phases = tuple(replace(phase, number=number) for number, phase in enumerate(self.phases))

@@ -134,6 +134,7 @@ def fade(
         definitions=DEFINITIONS,
         averages={MEAN: tuple(_snapshot(number) for number in range(1, 1 + options.averaged))},
         data=data,
+        training=_training(options),
     )
 
 
@@ -144,7 +145,10 @@ def _snapshot(number: int) -> str:
 def _phases(
     data: InteractionData, settings: ProtocolSettings, options: FADEOptions, begins: np.ndarray
 ) -> Iterator[Phase]:
-    """Give the phases in order, from blocks that begin at interactions `begins [blocks]` of `data`, sorted by time."""
+    """Give the phases in order, from blocks that begin at interactions `begins [blocks]` of `data`, sorted by time.
+
+    Restarts are Decision 61.
+    """
     users, items, time, events = data.user_id, data.item_id, data.time, len(data.user_id)
     everything = Histories.build(users, items, None, data.num_users)
     earlier: tuple[Split, np.ndarray] | None = None
@@ -223,17 +227,20 @@ def _with_first(lists: ItemLists) -> ItemLists:
     return ItemLists(lists.indptr, lists.item).merge(ItemLists(np.arange(count + 1), np.zeros(count, np.int64)))
 
 
-def _description(options: FADEOptions, interactions: int, begins: np.ndarray) -> str:
+def _training(options: FADEOptions) -> str:
     how = {
         FINETUNE: f"{options.epochs} epochs on each block alone",
         PRETRAIN: "never updated",
         FULLTRAIN: "trained anew on all that is known at each block",
     }[options.strategy]
-    if options.restart != NONE:
-        how += f", restart={options.restart} before every {options.restart_every}. block"
+    restarts = f", restart={options.restart} before every {options.restart_every}. block"
+    return how + restarts * (options.restart != NONE)
+
+
+def _description(options: FADEOptions, interactions: int, begins: np.ndarray) -> str:
     known = "nothing of the future is known" if options.strict else "negatives and candidates know the future"
     return (
         f"FADE's (WWW 2024): ratings of {options.liked:g} and more in order of time, {begins[0]:,} of {interactions:,} "
-        f"pretrained, {options.blocks} blocks of {begins[1] - begins[0]:,}; {how}; users known so far, all test items "
-        f"among {options.candidates} random train items{' and, as -full, among all items' * options.full}; {known}"
+        f"pretrained, {options.blocks} blocks of {begins[1] - begins[0]:,}; users known so far, all test items among "
+        f"{options.candidates} random train items{' and, as -full, among all items' * options.full}; {known}"
     )

@@ -26,7 +26,7 @@ MISSING = (
     *("N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
 )
 NOT_GIVEN = 3.0
-WITHOUT_RATINGS = f"{PREPARED[0]} has no ratings, but rows of 3 and more alone: each is read as a 3"
+WITHOUT_RATINGS = f"{PREPARED[0]} gives no ratings, all are 3 or more: each is read as a 3"
 TIME_PATTERN = r"(19[7-9]|20[0-9])[0-9]-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]{1,9})?\+00:00"
 WHOLE_SECONDS = len("2010-01-21 08:00:00")
 

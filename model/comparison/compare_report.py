@@ -15,6 +15,7 @@ import pandas as pd
 from data.messages import WIDTH, wrapped
 from model.comparison.compare_summary import summary_lines
 from model.comparison.overview import Overview, overview_tables
+from model.comparison.periods import periods_of_runs
 from model.evaluation.keys import EXCESS, MetricKey
 from model.evaluation.metric_kinds import COLUMNS
 from model.results.drawing import attempt
@@ -217,6 +218,8 @@ def write_report(comparison: Comparison, runs: Sequence[Finished], command: str)
             reading = how_to_read("run", metrics, intervals, curves)
             picture = Picture("Accuracy against fairness", reading, tuple(paths))
             sections.append(Section("Accuracy against fairness", images=[picture]))
+    pictures = periods_of_runs(runs, comparison.k, comparison.directory)
+    sections += [Section("Over phases", images=pictures)] if pictures else []
     for other in runs[1:]:
         sections.append(
             Section(f"{other.name} against {runs[0].name}", tables=tables_against(comparison, runs[0], other))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from model.comparison.periods import periods_of_seeds
 from model.comparison.seeds_summary import Seeds, folder_name, summary_tables
 from model.comparison.statistics import Summary
 from model.evaluation.keys import EXCESS, POPULAR, YARDSTICKS, MetricKey, by_list, choose_list, yardsticks_of
@@ -38,6 +39,10 @@ def write_seeds_page(directory: Path, seeds: Seeds, command: str) -> None:
             paths = accuracy_against_fairness(points, directory / "accuracy_against_fairness", accuracy, metrics)
             picture = Picture("Accuracy against fairness of each seed", how_to_read("seed", metrics), tuple(paths))
             sections.insert(-1, Section("Accuracy against fairness", images=[picture]))
+    folder = directory / folder_name(next(iter(seeds.results)))
+    pictures = periods_of_seeds(list(seeds.results.values()), name, folder, seeds.k, directory)
+    if pictures:
+        sections.insert(-1, Section("Over phases", images=pictures))
     with attempt("report.html"):
         write_page(directory / "report.html", f"Seeds of {directory.name}", command, sections)
 

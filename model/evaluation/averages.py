@@ -16,7 +16,7 @@ Results = Mapping[str, Mapping[str, float]]
 def averaged(results: Results, protocol: Protocol) -> dict[str, dict[str, float]]:
     """Compute `Protocol.averages` of `results` (list -> metric -> value), where every phase of an average has the list.
 
-    A mean of absolute values is one of the `gap`s, not the gap of the means. Parts whose mean is not that of the
+    The mean of a gap is one of absolute values (Decision 62). Parts whose mean is not that of the
     means (a standard deviation, a p, an interval) are left out.
     """
     names = {ListKey.parse(name, protocol.many_phases, protocol.many_tasks): name for name in results}

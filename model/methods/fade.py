@@ -111,7 +111,7 @@ class FADE(Method):
         ranking = self.batch_loss(forward, batch, stage)
         gap, has_both = self.gap(forward.scores, batch.users)
         weight = self.adapted_weight(ranking, gap) if self.options.adaptive else self.options.weight
-        # nothing is added to a batch of one side alone
+        # nothing is added to a batch of one side alone (Decision 63)
         fairness = has_both * weight * group_loss(gap, self.options.form)
         update(ranking + fairness, *self.optimisers)
         return {"loss": ranking.detach(), "fairness": fairness.detach(), "both_sides": has_both}

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.datareader import MADE_FOR
 from data.messages import WIDTH, counted
-from data.protocols.base import Phase
+from data.protocols.base import BLOCKS, Phase
 from data.structs import Group
 from model import BACKBONES
 from model.evaluation.keys import POPULAR, TEST, ListKey, MetricKey, list_keys, validation_key
@@ -139,8 +139,9 @@ def _best_epoch(phase: Phase, rows: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def batch_of_the_data(run: Run) -> list[str]:
-    """Find batches that are a large part of the data."""
-    batch, rows = run.config.batch_size, min(phase.num_rows for phase in run.protocol.phases)
+    """Find batches that are a large part of the data, where the protocol does not cut them."""
+    batch = run.config.batch_size
+    rows = min((phase.num_rows for phase in run.protocol.phases if phase.order != BLOCKS), default=math.inf)
     if batch <= LARGE_BATCH * rows or not is_read("batch_size", run.config):
         return []
     steps = math.ceil(rows / batch)

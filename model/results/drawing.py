@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 # An axis is at least so many times as long as its largest value, and as its longest interval: less would make
 # differences that are noise, or next to nothing, look large.
 OF_LARGEST, OF_INTERVAL = 0.25, 3
+# inches of a letter of an average name
+LETTER = 0.072
 # A line of more points is an image inside the SVG, which otherwise would grow with every epoch.
 MOST_POINTS = 1000
 
@@ -94,6 +96,11 @@ def new_figure(height: float) -> Any:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
+def legend_columns(names: Iterable[str], most: int = 4) -> int:
+    """Choose how many of `names` fit beside each other in a legend as wide as a figure, at most `most`."""
+    return max(1, min(most, int((WIDTH - 0.2) / (LETTER * max(map(len, names)) + 0.5))))
+
+
 def honest_limits(low: np.ndarray, high: np.ndarray, *reference: float, most: float = np.inf) -> tuple[float, float]:
     """Choose the ends of an axis for intervals `low` to `high [N]` and the values `reference`.
 
@@ -106,6 +113,8 @@ def honest_limits(low: np.ndarray, high: np.ndarray, *reference: float, most: fl
         return -0.05, 1.05
     start, end, widths = shown.min(), shown.max(), (high - low)[np.isfinite(high - low)]
     missing = max(OF_LARGEST * np.abs(shown).max(), OF_INTERVAL * widths.max(initial=0.0), end - start) - (end - start)
+    # no longer than from 0 to `most`, where both end it
+    missing = min(missing, (start if start >= 0 else np.inf) + (most - end if end <= most else np.inf))
     # half of it on each side, unless a side has less room than that
     below = missing / 2 if start < 0 else min(missing / 2, start)
     above = missing - below if end > most else min(missing - below, most - end)

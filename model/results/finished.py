@@ -15,6 +15,7 @@ from data.messages import suggestion
 from fairness_utils import mean_defined
 from model.evaluation.keys import (
     REFERENCE,
+    TEST,
     ListKey,
     MetricKey,
     by_list,
@@ -29,6 +30,8 @@ from model.runs.config import shown_network
 
 USER = "user"
 FOLDER_OF_SEEDS = "seeds.json"
+# most lists that an error names
+SHOWN = 12
 NUMBER = re.compile(r"\d[\d.,]*")
 # what must be the same for numbers of two runs to be comparable: name in the files -> what it is called
 FACTS = {
@@ -216,9 +219,12 @@ def _chosen_list(name: str, lists: list[str], chosen: str, flag: str) -> str:
     wanted = choose_list(lists, chosen)
     if wanted is not None:
         return wanted
-    allowed = [short_name(text) for text in lists if short_name(text)]
+    # a run's own lists before yardsticks, and no more than can be read
+    allowed = sorted((text for text in lists if short_name(text)), key=lambda text: not text.startswith(TEST))
     what = f"has no list {chosen!r}" if chosen else "has several lists"
-    raise ValueError(f"{flag}: {name} {what}; name one behind a colon: {', '.join(allowed)}")
+    few = ", ".join(short_name(text) for text in allowed[:SHOWN])
+    others = f" and {len(allowed) - SHOWN} more" if len(allowed) > SHOWN else ""
+    raise ValueError(f"{flag}: {name} {what}; name one behind a colon: {few}{others}")
 
 
 def short_names(specs: Sequence[str], output_dir: Path, flag: str = "--runs") -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from model.evaluation.keys import EXCESS, MetricKey
 from model.evaluation.metric_kinds import HEADLINE, PARETO
 from model.evaluation.metric_table import shown_in
-from model.results.drawing import WIDTH, honest_limits, new_figure, own_style, save
+from model.results.drawing import honest_limits, legend_columns, new_figure, own_style, save
 from model.results.metric_text import RANGE, axis_name, axis_reference, chance_of
 from model.results.pareto_marks import Curves, Marks, marks_of, name_points
 
@@ -24,7 +24,6 @@ FEWEST_POINTS = 3
 PANELS_IN_A_ROW = 3
 # letters of a line below a panel
 LINE = 28
-LETTER = 0.072  # inches, of an average name
 # half of the central 95 % of a normal distribution, in standard deviations
 CENTRAL = 1.96
 
@@ -89,10 +88,10 @@ def accuracy_against_fairness(
             f"no fairness metric beside {accuracy} is defined in {FEWEST_POINTS} of the runs {', '.join(points)}"
         )
     marks = marks_of(list(points), joined or {})
-    legend_columns = max(1, min(4, int((WIDTH - 0.2) / (LETTER * max(map(len, marks.names)) + 0.5))))
+    in_a_row = legend_columns(marks.names)
     columns = min(PANELS_IN_A_ROW, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = new_figure(2.5 * rows + 0.19 * -(-(len(marks.names) + 3) // legend_columns) + 0.2)
+    figure = new_figure(2.5 * rows + 0.19 * -(-(len(marks.names) + 3) // in_a_row) + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     heights = _axis(points, accuracy, intervals)
     axes = [_axis(points, metric, intervals) for metric in metrics]
@@ -110,7 +109,7 @@ def accuracy_against_fairness(
     ]
     if any(axis.chance for axis in axes):
         handles.append(Patch(color="0.88", label="within chance"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns)
+    figure.legend(handles=handles, loc="outside upper center", ncols=in_a_row)
     if any(marks.texts):
         # texts go where there is room, which is known only after the layout
         figure.get_layout_engine().execute(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from model.results.levels import curves_of, levels_of
 from model.results.metric_text import name_of
 from model.results.pages import Picture
 from model.results.pareto import FEWEST_POINTS, accuracy_against_fairness, fairness_metrics, how_to_read
+from model.results.period_numbers import Periods, Series, intervals_over_users, metrics_by_phase, panels_of
+from model.results.period_plots import TITLE, by_phase
+from model.results.period_plots import how_to_read as how_to_read_phases
 from model.results.picture_numbers import (
     bucket_shares,
     group_estimates,
@@ -58,6 +62,7 @@ TEXTS = {
         "same few items are alike: read it beside the Gini index of exposure.{others}{first}",
     ),
     "settings": ("Accuracy against fairness of all tested lists", "{reading}{others}{first}"),
+    "periods": (TITLE, "{reading}"),
     "exposure": (
         "Exposure over the catalogue",
         "The further a curve hangs below the diagonal, the fewer items share the exposure; the Gini index is twice the "
@@ -118,6 +123,7 @@ def draw_run(
     _training(album, run, progress.rows, origin)
     _all_lists(album, run, progress, answers, shown.get("this run"))
     if shown:
+        _periods(album, run, progress.results, shown)
         _exposure(album, phase.split, k, shown)
         with album.picture("accuracy_by_group") as draw:
             draw(plots.accuracy_intervals, *group_estimates(run.groups, shown, k))
@@ -199,6 +205,22 @@ def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Ans
         with album.picture(picture, reading=how_to_read("list", metrics, intervals, curves), **words) as draw:
             drawn = {"accuracy": accuracy, "fairness": metrics, "intervals": intervals, "joined": curves}
             draw(accuracy_against_fairness, points, **drawn)
+
+
+def _periods(album: Album, run: Run, results: Mapping[str, Mapping[str, float]], shown: Mapping[str, Answer]) -> None:
+    """Draw the lists shown, and those like them after earlier phases."""
+    periods, config = Periods.of(run.protocol), run.config
+    keys = {
+        name: replace(answer.key, phase="", task="") for name, answer in shown.items() if name != YARDSTICKS["random"]
+    }
+    metrics = metrics_by_phase(config.eval_k[0], config.attribute)
+    plain = panels_of(periods, {name: Series(key, results, {}) for name, key in keys.items()}, metrics)
+    if not plain:
+        return
+    with album.picture("periods", reading=how_to_read_phases(plain, "users")) as draw:
+        intervals = intervals_over_users(album.directory, periods, keys.values(), results, metrics[0])
+        series = {name: Series(key, results, intervals) for name, key in keys.items()}
+        draw(by_phase, panels_of(periods, series, metrics), periods.phases)
 
 
 def _exposure(album: Album, split: Split, k: int, shown: Mapping[str, Answer]) -> None:

@@ -29,10 +29,10 @@ APART = 0.1
 RANKINGS = ("this run", "re-ranked", "most popular", "random")
 
 
-def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Choose a style for each series: a fixed one for the names in `RANKINGS`, else one by its place."""
+def styles(names: Iterable[str], looks: Sequence[Style] = STYLES) -> dict[str, Style]:
+    """Choose one of `looks` for each series: a fixed one for the names in `RANKINGS`, else one by its place."""
     return {
-        name: STYLES[RANKINGS.index(name) if name in RANKINGS else place % len(STYLES)]
+        name: looks[RANKINGS.index(name) if name in RANKINGS else place % len(looks)]
         for place, name in enumerate(names)
     }
 

@@ -26,6 +26,7 @@ from model.results.drawing import attempt
 from model.results.hidden import Hidden, as_json, hidden_attributes, hidden_text, masked_attributes
 from model.results.levels import levels_of
 from model.results.pages import typed_command, write_page
+from model.results.period_numbers import Periods
 from model.results.phase_tables import tables_over_phases
 from model.results.pictures import draw_run
 from model.results.run_page import run_sections
@@ -136,6 +137,7 @@ def write_results(
             "warnings": cautions,
             # keys of JSON are sorted; the order of the lists is the method's and the protocol's
             **({} if is_one(names) else {"lists": names}),
+            **({"periods": Periods.of(run.protocol).as_json()} if run.protocol.many_phases else {}),
             "metrics": flat(progress.results),
         },
     )
@@ -234,6 +236,7 @@ def _header(run: Run, directory: Path, rows: Sequence[Mapping], origin: Mapping[
     if origin["epoch"] is not None:
         method += f" on {shown_network(config.backbone, config.synthesis_type)}, seed {origin['seed']}"
     header |= {"method": method, "protocol": run.protocol.description}
+    header |= {"training": run.protocol.training} if run.protocol.training else {}
     if origin["epoch"] is not None:
         # of the last stage of the last phase
         epochs = f" of {rows[-1]['epoch']}" if rows else ""

@@ -31,9 +31,9 @@ What stands for a flag that is left open. Later tables win over earlier ones: da
 under a protocol, backbone on a data set, recipe. `--dry_run` shows each value and where it comes from.
 
 Presets do not adapt to the size of the data: they are the numbers of their source, and settings are known before data
-are read. Those of a data set are made for it as published, all others for MovieLens-1M. A run on data of less than half
-or more than twice as many interactions, or of another data set, warns of its presets for `--batch_size`, `--epochs` and
-`--lr`; a batch of at most a tenth of the train interactions is where to begin.
+are read. Those of a data set are made for it as published, ModCloth's and all others for MovieLens-1M. A run on data of
+less than half or more than twice as many interactions, or of another data set, warns of its presets for `--batch_size`,
+`--epochs` and `--lr`; a batch of at most a tenth of the train interactions is where to begin.
 """
 TYPES = {"Path": "path", "str": "text", "tuple[str, ...]": "list", "tuple[int, ...]": "list of int"}
 

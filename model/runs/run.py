@@ -60,8 +60,8 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """What the data of all phases hash to."""
-        hashes = [phase.split.fingerprint() for phase in self.protocol.phases]
+        """What the data of all tested phases hash to: the same where the same is asked, however it is trained."""
+        hashes = [phase.split.fingerprint() for phase in self.protocol.phases if phase.tests]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
     def data_lines(self) -> list[str]:
@@ -73,7 +73,9 @@ class Run:
             counts = zip(group.labels, group.counts(), strict=True)
             members = ", ".join(f"{label} {count:,}" for label, count in counts)
             lines.append(f"  {group.name}: {members}, unknown {(group.codes < 0).sum():,}")
-        lines.append(f"protocol: {self.protocol.description}")
+        protocol = self.protocol
+        lines.append(f"protocol: {protocol.description}")
+        lines += [f"  training: {protocol.training}"] if protocol.training else []
         for phase in self.protocol.phases:
             split = phase.split
             in_tail = split.is_tail

@@ -13,7 +13,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from data.structs import Split
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import by_list, run_lists, short_name
+from model.evaluation.keys import REFERENCE, by_list, short_name
 from model.modes.setup import build, prepare
 from model.runs.run import Run
 from model.training.checkpoints import load_checkpoint
@@ -50,11 +50,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one table, by name; `prefix` begins the names of their runs and of the file that keeps them."""
+    """The rows of one table, by name; `prefix` begins the names of their runs and of the file that keeps them.
+
+    `keeps` tells which metrics are kept, by their keys without `test/`; those of yardsticks begin with `reference/`.
+    """
 
     prefix: str
     common: str
     rows: Mapping[str, Row]
+    keeps: Callable[[str], bool] = lambda key: (
+        not any(part in f"/{key}" for part in ("/gender/", "/popularity/", f"/{REFERENCE}/"))
+    )
 
     @property
     def file(self) -> Path:
@@ -79,8 +85,7 @@ class Rows:
         """Run one row with one seed, or what is left of it, and keep its numbers."""
         if any((kept["row"], kept["seed"]) == (row, seed) for kept in self.kept()):
             return
-        own = self.rows[row]
-        flags, name = f"{self.common} {own.flags} --seed={seed}", self.run_name(row, seed)
+        own, flags, name = self.rows[row], self.flags(row, seed), self.run_name(row, seed)
         where = [f"--dataset_dir={dataset_dir}", f"--output_dir={output_dir}", f"--run_name={name}", "--resume"]
         if own.backbone:
             where.append(f"--backbone_checkpoint={output_dir / self.run_name(own.backbone, seed)}")
@@ -90,14 +95,24 @@ class Rows:
         if done.returncode:
             print(f"{row}, seed {seed}: exit code {done.returncode}, see {output_dir / name}.log")
             return
-        result, cost = (json.loads((output_dir / name / file).read_text()) for file in ("result.json", "cost.json"))
+        self.keep(row, seed, output_dir / name)
+
+    def flags(self, row: str, seed: int) -> str:
+        """Give the flags of a row's run, without those that say where files are."""
+        return f"{self.common} {self.rows[row].flags} --seed={seed}"
+
+    def keep(self, row: str, seed: int, folder: Path) -> None:
+        """Keep the numbers of a row's finished run in `folder`."""
+        result, cost = (json.loads((folder / file).read_text()) for file in ("result.json", "cost.json"))
         metrics = {
             key.removeprefix("test/"): round(value, 6)
             for key, value in result["metrics"].items()
-            if key.startswith("test/") and value is not None and "/gender/" not in key and "/popularity/" not in key
+            if value is not None and self.keeps(key.removeprefix("test/"))
         }
-        after = f" --backbone_checkpoint=runs/{self.run_name(own.backbone, seed)}" if own.backbone else ""
-        kept = {"row": row, "seed": seed, "command": f"python main.py {flags}{after}", "commit": result["commit"]}
+        backbone = self.rows[row].backbone
+        after = f" --backbone_checkpoint=runs/{self.run_name(backbone, seed)}" if backbone else ""
+        command = f"python main.py {self.flags(row, seed)}{after}"
+        kept = {"row": row, "seed": seed, "command": command, "commit": result["commit"]}
         kept |= {"fingerprint": result["fingerprint"], "epoch": result["epoch"], "epochs": cost["epochs"]}
         kept |= {"train_seconds": round(cost["seconds"]["train"]), "torch": cost["torch"], "metrics": metrics}
         with self.file.open("a") as file:
@@ -151,8 +166,8 @@ def served(run: Path, dataset_dir: Path) -> tuple[Run, Split, Evaluator]:
 
 def lists_of(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Give kept metrics by list: its name without `test` -> metric -> value."""
-    results = by_list({f"test/{key}": value for key, value in metrics.items()})
-    return {short_name(name): results[name] for name in run_lists(results)}
+    results = by_list({key if key.startswith(REFERENCE) else f"test/{key}": metrics[key] for key in metrics})
+    return {name if name.startswith(REFERENCE) else short_name(name): results[name] for name in results}
 
 
 def values(runs: list[Mapping[str, float]], keys: list[str]) -> Iterator[np.ndarray]:

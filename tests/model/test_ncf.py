@@ -166,5 +166,6 @@ def test_other_backbones_refuse_the_form(backbone):
 
 
 def test_the_form_is_the_papers_unless_the_protocol_is_fades():
-    assert config_of(backbone="ncf").ncf_form == "neumf"
-    assert NeuMF.defaults_under["fade"]["ncf_form"] == "ncf_bpr"
+    papers, fades = (config_of(backbone="ncf", protocol=protocol) for protocol in ("loo", "fade"))
+    assert (papers.ncf_form, papers.weight_decay) == ("neumf", 0.0)
+    assert (fades.ncf_form, fades.loss, fades.weight_decay) == ("ncf_bpr", "bpr", 1e-4)

@@ -117,7 +117,8 @@ def in_time_order(data, settings, rng, options=TimeOptions()):
                 barred=everything,
             )
         )
-    MADE.append(Protocol("in_time_order", "a toy in time order", settings.ks, tuple(phases)))
+    training = f"new batches in order: {options.order}"
+    MADE.append(Protocol("in_time_order", "a toy in time order", settings.ks, tuple(phases), training=training))
     return MADE[-1]
 
 

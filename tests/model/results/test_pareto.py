@@ -219,8 +219,10 @@ def test_an_axis_shows_all_and_is_long_beside_its_noise(values, width, most):
     start, end = honest_limits(values, values + width, most=most)
     assert start <= values.min() and end >= values.max() + width
     length = (end - start) / 1.14
-    assert length >= max(0.25 * np.abs([values, values + width]).max(), 3 * width) * (1 - 1e-9)
-    if values.min() >= 0:
+    wanted = max(0.25 * np.abs([values, values + width]).max(), 3 * width)
+    above, below = values.min() >= 0, values.max() + width <= most
+    assert length >= min(wanted, most if above and below else np.inf) * (1 - 1e-9)
+    if above:
         assert start >= -0.071 * length
-    elif values.max() + width <= most:
+    if below:
         assert end <= most + 0.071 * length

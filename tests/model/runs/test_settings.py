@@ -30,6 +30,7 @@ from tests.support.runs import FLAGS, TINY, refused, result_bytes, run_main
 from tests.support.settings import SETTINGS
 
 ALL = declared(Request) | declared(Config)
+NAMES = f"allowed is one of {', '.join(READERS)}"
 
 
 def settings_of(*arguments, kind=Config):
@@ -273,10 +274,10 @@ def test_several_seeds_export_the_split_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--dataset=synthtic", "flag --dataset=synthtic: allowed is one of ml, bx, synthetic; did you mean synthetic?"),
+        ("--dataset=synthtic", f"flag --dataset=synthtic: {NAMES}; did you mean synthetic?"),
         ("--device=cdua", "did you mean cuda?"),
         ("--backbone=lightgnc", "did you mean lightgcn?"),
-        ("--dataset=netflix", "allowed is one of ml, bx, synthetic"),
+        ("--dataset=netflix", NAMES),
         ("--sampel_size=3", "Did you mean: sample_size"),
         ("--flagfile=nowhere.txt", "error: Unable to open flagfile"),
     ],

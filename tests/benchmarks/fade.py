@@ -1,0 +1,180 @@
+"""FADE under its own protocol on MovieLens-1M and ModCloth: its reproduction, strategies and restarts.
+
+    python -m tests.benchmarks.fade --run --dataset_dir=./datasets --output_dir=./runs [--jobs=2] [--rows ...]
+    python -m tests.benchmarks.fade             # print the tables from what is kept
+
+Numbers are kept in results/fade.jsonl. The authors' are those of the logs that they ship; both are means over
+snapshots 1 to 6, absolute values of a disparity first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tabulate import tabulate
+
+from data.protocols.fade import MEAN
+from model.comparison.statistics import summarise
+from model.evaluation.keys import CHANCE, REFERENCE, YARDSTICKS, MetricKey, split_key
+from tests.benchmarks.rows import SEEDS, Row, Rows, shown
+
+COMMON = "--title_encoder=hash --protocol=fade"
+FADE = "--enable_fairness=True --fairness_method=fade"
+ML, MODCLOTH = "--dataset=ml --backbone=bprmf", "--dataset=modcloth --backbone=bprmf"
+NCF = "--dataset=modcloth --backbone=ncf"
+ATTRIBUTES = {"ML-1M": "gender", "ModCloth": "size"}
+
+
+def option(assignment: str) -> str:
+    """Write an option of the protocol as a flag."""
+    return f"--protocol_option={assignment}"
+
+
+RETRAIN = f"{option('restart=retrain')} {option('restart_every=5')}"
+ROWS = {
+    "ML-1M, λ 0": Row(ML),
+    "ML-1M, λ .5": Row(f"{ML} {FADE}"),
+    "ModCloth, λ 0": Row(MODCLOTH),
+    "ModCloth, λ 4": Row(f"{MODCLOTH} {FADE}"),
+    "ModCloth, λ 0, pretrain": Row(f"{MODCLOTH} {option('strategy=pretrain')}"),
+    "ModCloth, λ 4, pretrain": Row(f"{MODCLOTH} {FADE} {option('strategy=pretrain')}"),
+    "ModCloth, λ 4, restart=pretrained": Row(f"{MODCLOTH} {FADE} {option('restart=pretrained')}"),
+    "ModCloth, λ 4, restart=retrain, every 5": Row(f"{MODCLOTH} {FADE} {RETRAIN}"),
+    "ModCloth, λ 0, fulltrain": Row(f"{MODCLOTH} {option('strategy=fulltrain')}", SEEDS[:1]),
+    "ModCloth, λ 4, fulltrain": Row(f"{MODCLOTH} {FADE} {option('strategy=fulltrain')}"),
+    "ModCloth, NCF, λ 0": Row(NCF, SEEDS[:1]),
+    "ModCloth, NCF, λ 0, no decay": Row(f"{NCF} --weight_decay=0", SEEDS[:1]),
+    "ModCloth, NCF, λ .5": Row(f"{NCF} {FADE} --method_option=weight=0.5", SEEDS[:1]),
+}
+# what the authors' logs say, by row and task: NDCG, its PD, F1, its PD
+LOGGED = {
+    ("ML-1M, λ .5", "remain"): (0.8463, 0.0044, 0.3356, 0.0124),
+    ("ML-1M, λ .5", "next"): (0.7403, 0.0262, 0.2978, 0.0249),
+    ("ModCloth, λ 4", "remain"): (0.2696, 0.0466, 0.0869, 0.0200),
+    ("ModCloth, λ 4", "next"): (0.1793, 0.0285, 0.0495, 0.0100),
+    ("ModCloth, NCF, λ .5", "remain"): (0.2890, 0.0679, 0.0923, 0.0273),
+    ("ModCloth, NCF, λ .5", "next"): (0.1909, 0.0426, 0.0502, 0.0135),
+}
+TASKS = {"remain": "R", "next": "N", "remain-full": "R", "next-full": "N"}
+K = 20
+METRICS = ("ndcg_hits", "f1", "ndcg")
+
+
+def attribute(row: str) -> str:
+    """Give the user attribute of a row's data set."""
+    return ATTRIBUTES[row.partition(",")[0]]
+
+
+def disparity(name: str, row: str, spread: str = "gap", part: str = "") -> str:
+    """Name the key of a disparity between the groups of a row."""
+    return str(MetricKey(name, K, attribute(row), spread=spread, part=part))
+
+
+def keeps(key: str) -> bool:
+    """Tell whether a metric is kept: means over snapshots, and of a snapshot the published NDCG and its disparity."""
+    list_name, metric = split_key(key if key.startswith(REFERENCE) else f"test/{key}")
+    own = MetricKey.parse(metric)
+    if own.name not in METRICS or (own.group and not own.spread):
+        return False
+    if f"/{MEAN}/" in list_name:
+        return own.spread in ("", "gap") and own.part in ("", CHANCE)
+    of_run = not list_name.startswith(REFERENCE) and "-full" not in list_name
+    return own.name == METRICS[0] and own.spread in ("", "difference") and not own.part and of_run
+
+
+TABLE = Rows("fade", COMMON, ROWS, keeps)
+
+
+def lists() -> dict[str, tuple[str, str]]:
+    """Give what has a line: its name with how many seeds -> the row and where its lists are; yardsticks come first."""
+    found, kept = {}, [run["row"] for run in TABLE.kept()]
+    for row in filter(kept.count, TABLE.rows):
+        data = row.partition(",")[0]
+        for name, title in YARDSTICKS.items():
+            found.setdefault(f"{data}, {title}", (row, f"{REFERENCE}/{name}/{MEAN}"))
+        found[f"{row} ({kept.count(row)})"] = row, MEAN
+    return found
+
+
+def cells(row: str, name: str, metrics: Sequence[str], digits: int = 4) -> list[str]:
+    """Write accuracy, disparity and its chance level of a row's list, mean and deviation over seeds, for `metrics`."""
+    # a yardstick is the same for every seed but for the candidates
+    runs = TABLE.of(row, name)
+    keys = [
+        key
+        for metric in metrics
+        for key in (f"{metric}@{K}", disparity(metric, row), disparity(metric, row, part=CHANCE))
+    ]
+    return [shown(np.array([run[key] for run in runs]), digits) for key in keys]
+
+
+def reproduced() -> str:
+    """Make the table of every list beside the authors' logs: accuracy, disparity and its chance level, by task."""
+    lines = []
+    for title, (row, name) in lists().items():
+        for task in ("remain", "next"):
+            lines.append([title, TASKS[task], *cells(row, f"{name}/{task}", METRICS[:2])])
+            if (row, task) in LOGGED and name == MEAN:
+                ndcg, ndcg_gap, f1, f1_gap = (f"{value:.4f}".replace("0.", ".", 1) for value in LOGGED[row, task])
+                lines.append(["authors", TASKS[task], ndcg, ndcg_gap, "", f1, f1_gap, ""])
+    headers = ["(seeds)", "task", "NDCG, hits", "PD", "chance", "F1", "PD", "chance"]
+    return tabulate(lines, headers, "github", disable_numparse=True)
+
+
+def standard() -> str:
+    """Make the table of standard NDCG, among the sampled candidates and among all items."""
+    lines = [
+        [title, *(cell for task in TASKS for cell in cells(row, f"{name}/{task}", METRICS[2:], 3))]
+        for title, (row, name) in lists().items()
+    ]
+    headers = [f"{title} {what}" for title in ("R", "N", "R full", "N full") for what in ("NDCG", "PD", "chance")]
+    return tabulate(lines, ["(seeds)", *headers], "github", disable_numparse=True)
+
+
+# (row, the row that it is set against)
+PAIRS = (
+    ("ML-1M, λ .5", "ML-1M, λ 0"),
+    ("ModCloth, λ 4", "ModCloth, λ 0"),
+    ("ModCloth, λ 4, pretrain", "ModCloth, λ 0, pretrain"),
+    ("ModCloth, λ 0", "ModCloth, λ 0, pretrain"),
+    ("ModCloth, λ 4", "ModCloth, λ 4, pretrain"),
+    ("ModCloth, λ 4", "ModCloth, λ 4, fulltrain"),
+    ("ModCloth, λ 4, restart=pretrained", "ModCloth, λ 4"),
+    ("ModCloth, λ 4, restart=retrain, every 5", "ModCloth, λ 4"),
+)
+
+
+def differences() -> str:
+    """Make the table of paired differences over seeds with 95 % intervals (Student's t), in thousandths."""
+    lines = []
+    for row, other in PAIRS:
+        seeds = [{kept["seed"] for kept in TABLE.kept() if kept["row"] == name} for name in (row, other)]
+        if len(seeds[0] & seeds[1]) < 2 or seeds[0] != seeds[1]:
+            continue
+        cells = []
+        for task in ("remain", "next"):
+            pairs = list(zip(TABLE.of(row, f"mean/{task}"), TABLE.of(other, f"mean/{task}"), strict=True))
+            for key in (f"ndcg_hits@{K}", disparity("ndcg_hits", row), f"f1@{K}", disparity("f1", row)):
+                found = summarise([1000 * (one[key] - another[key]) for one, another in pairs])
+                cells.append(f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]")
+        lines.append([f"{row} less {other.partition(', ')[2]} ({len(pairs)})", *cells])
+    headers = [f"{task} {what}" for task in ("R", "N") for what in ("NDCG, hits", "PD", "F1", "PD of F1")]
+    return tabulate(lines, ["(seeds)", *headers], "github", disable_numparse=True)
+
+
+def tables() -> list[str]:
+    """Make every table."""
+    return [reproduced(), differences(), standard()]
+
+
+def main() -> None:
+    """Run what is asked, then print the tables."""
+    arguments = TABLE.parser(__doc__).parse_args()
+    if arguments.run:
+        TABLE.run(arguments)
+    print(*tables(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
