@@ -79,8 +79,8 @@ def matrix() -> str:
     return "\n".join([*head, *rows, *(["", *notes] if notes else [])])
 
 
-# every backbone and method under leave-one-out, every protocol on BPR-MF (fade, which ranks most, with two methods) and,
-# plainly, where histories are read; the rest where time allows
+# every backbone and method under leave-one-out, every protocol on BPR-MF (fade, which ranks most, with two methods)
+# and, plainly, where histories are read; the rest where time allows
 OFTEN = [
     cell
     for cell in CELLS
