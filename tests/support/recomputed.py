@@ -25,8 +25,11 @@ def reported(folder: Path) -> dict[str, float]:
     return {name: NAN if metrics[name] is None else metrics[name] for name in names}
 
 
-def recomputed(folder: Path) -> dict[str, float]:
-    """The same figures from recommendations, ranks, items and users; settings and sizes are from the JSON files."""
+def recomputed(folder: Path, first: str = "") -> dict[str, float]:
+    """The same figures from recommendations, ranks, items and users; settings and sizes are from the JSON files.
+
+    Of two groups a signed difference is that of `first` less the other.
+    """
     config, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "result"))
     lists, ranks, items, users = (
         pd.read_parquet(folder / f"{name}.parquet") for name in ("recommendations", "ranks", "items", "per_user")
@@ -38,7 +41,7 @@ def recomputed(folder: Path) -> dict[str, float]:
         of_list, found = lists[lists["list"] == name], ranks[ranks["list"] == name]
         for k in config["eval_k"]:
             protocol, shown = result["protocol"], of_list[of_list["rank"] <= k]
-            values = accuracy(found, catalogue, labels, k, protocol, result)
+            values = accuracy(found, catalogue, labels, k, protocol, result["users"], first)
             values |= exposure(shown, catalogue, k)
             values |= parity(shown, labels.loc[found["user"].unique()], catalogue, k, protocol == "fda")
             figures |= {f"{name}/{key}": value for key, value in values.items()}
@@ -76,11 +79,11 @@ def by_user(found: pd.DataFrame, k: int, protocol: str) -> pd.DataFrame:
     return values
 
 
-def accuracy(found, catalogue, labels, k, protocol, result) -> dict[str, float]:
+def accuracy(found, catalogue, labels, k, protocol, num_users, first) -> dict[str, float]:
     values = by_user(found, k, protocol)
     figures = {f"{name}@{k}": values[name].mean() for name in values}
     if protocol == "fda":  # who has no test item counts as 0
-        figures[f"ndcg@{k}"] = values["ndcg"].sum() / result["users"]
+        figures[f"ndcg@{k}"] = values["ndcg"].sum() / num_users
     popularity = found["item"].map(catalogue["popularity"])
     for part in ("head", "tail"):
         restricted = by_user(found[popularity == part], k, protocol)
@@ -93,17 +96,11 @@ def accuracy(found, catalogue, labels, k, protocol, result) -> dict[str, float]:
             figures[f"{name}@{k}/gap/{attribute}"] = means[name].max() - means[name].min() if several else NAN
             figures[f"{name}@{k}/std/{attribute}"] = means[name].std(ddof=0) if several else NAN
             if protocol == "fade":
-                first, second = order_of(result, attribute)
+                other = next(label for label in means.index if label != first)
                 figures[f"{name}@{k}/difference/{attribute}"] = means[name].get(first, NAN) - means[name].get(
-                    second, NAN
+                    other, NAN
                 )
     return figures
-
-
-def order_of(result: dict, attribute: str) -> list[str]:
-    """The labels of an attribute, in the order in which a result names them."""
-    parts = [key.split("/") for key in result["metrics"]]
-    return list(dict.fromkeys(part[-1] for part in parts if part[-2] == attribute and part[-3].startswith("hr@")))
 
 
 def means_over_phases(figures: dict[str, float], config: dict) -> dict[str, float]:
