@@ -27,6 +27,9 @@ def estimate(run: Run, backbone: nn.Module, method: Method, evaluator: Evaluator
     if len(method.controls()) > 1:
         print(wrapped(f"controls: {', '.join(method.controls())}"))
     for phase in run.protocol.phases:
+        if not phase.epochs:
+            print(f"{phase.name}: trains nothing")
+            continue
         backbone.begin_phase(phase.split)
         sampler = batch_sampler(run, phase, backbone, method)
         method.begin_phase(phase, planned_steps(phase, sampler, method))

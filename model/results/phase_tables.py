@@ -12,8 +12,9 @@ from model.results.metric_text import LEGEND, WITHIN, cell_of, figure
 from model.results.text_table import Table, fitted
 
 GAP = "gap"
+# how a spread is written whose sign says which group is ahead
+SIGNED = "{spread}: mean of {first} less mean of {second}; absolute: its absolute values.\n"
 NOTE = (
-    "{spread}: between the means of the groups; absolute: of its absolute values.\n"
     "chance: the mean absolute value when labels are permuted among the users.\n"
     f"{WITHIN} within the central 95 % of permutations.  {LEGEND}."
 )
@@ -23,14 +24,15 @@ def tables_over_phases(
     results: Mapping[str, Mapping[str, float]],
     lists: Sequence[ListKey],
     attribute: str,
+    labels: Sequence[str],
     k: int,
     further: Collection[str],
     averages: Collection[str],
 ) -> list[Table]:
     """Make a table for each task of `lists`, a line for each phase and each of `averages`: accuracy at k.
 
-    Beside each metric stand the spread between the groups of `attribute`, with its sign where `further`, the metrics of
-    the protocol alone, have one, and its chance level.
+    Beside each metric stand the spread between the groups of `attribute`, which are `labels`, with its sign where
+    `further`, the metrics of the protocol alone, have one, and its chance level.
     """
     metrics = [row for row in computed(ACCURACY, further) if PHASES in row.places]
     spread = [row for row in computed(SPREAD, further) if PHASES in row.places][-1].name
@@ -49,7 +51,8 @@ def tables_over_phases(
         named = ", ".join(part for part in (f"task {task}" * bool(task), control) if part)
         caption = f"By phase{f', {named}' * bool(named)}, in percent; groups by {attribute}"
         tables += fitted(Table(caption, ["", *headers], rows), [3] * len(metrics))
-    return [*tables[:-1], replace(tables[-1], note=NOTE.format(spread=spread))] if tables else []
+    note = SIGNED.format(spread=spread, first=labels[0], second=labels[1]) if spread != GAP and len(labels) == 2 else ""
+    return [*tables[:-1], replace(tables[-1], note=note + NOTE)] if tables else []
 
 
 def _cells(metrics: Mapping[str, float], spread: str, key: MetricKey) -> tuple[str, str, str]:

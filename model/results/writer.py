@@ -181,8 +181,8 @@ def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Tabl
     averages = [key for key in lists if key.phase in run.protocol.averages]
     if not averages:
         return tables_of_several(results, lists, labels, k)
-    further = run.protocol.definitions.further
-    over_phases = tables_over_phases(results, lists, run.config.attribute, k, further, run.protocol.averages)
+    further, attribute = run.protocol.definitions.further, run.config.attribute
+    over_phases = tables_over_phases(results, lists, attribute, labels[attribute], k, further, run.protocol.averages)
     return [*over_phases, *tables_of_several(results, averages, labels, k)]
 
 

@@ -11,7 +11,7 @@ import torch
 from data.options import parse_options
 from model import BACKBONES, METHODS
 from model.evaluation.evaluator import Evaluator
-from tests.support.contracts import begun, cells, config_of, first_cells, flags_of
+from tests.support.contracts import begun, cells, config_of, first_cells, flags_of, same
 
 every_cell = pytest.mark.parametrize(("method", "backbone"), cells())
 every_method = pytest.mark.parametrize(("method", "backbone"), first_cells())
@@ -33,17 +33,6 @@ def is_trained(network) -> bool:
 
 def snapshot(part) -> dict:
     return copy.deepcopy(part.state_dict())
-
-
-def same(first, second) -> bool:
-    """Whether two nests of dicts and lists hold the same tensors and values."""
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
-    return first == second
 
 
 @METHOD

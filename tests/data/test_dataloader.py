@@ -445,6 +445,27 @@ def test_negatives_where_nobody_knows_anything_or_interactions_repeat():
     assert [sorted(set(row)) for row in drawn.tolist()] == [[1, 3], [0, 2, 3]]
 
 
+@pytest.mark.parametrize(("known", "count"), [([2], 2), ([0, 4], 3), ([], 1), ([1, 3, 4], 2), ([0, 1, 2, 3, 4], 2)])
+def test_distinct_negatives_are_every_arrangement_of_unknown_items_alike(known, count):
+    unknown = [item for item in range(5) if item not in known] or list(range(5))
+    sampler = NegativeSampler(make_histories([[0, 1], known]), 5, count, 0, CPU, distinct=True)
+    drawn = sampler.sample(torch.ones(6000, dtype=torch.int64), torch.ones(6000), generator(3))
+    arrangements = {row: number for number, row in enumerate(permutations(unknown, count))}
+    found = np.bincount([arrangements[tuple(row)] for row in drawn.tolist()], minlength=len(arrangements))
+    assert_counts(found, np.full(len(arrangements), 1 / len(arrangements)))
+
+
+@given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=6), st.integers(1, 9), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_distinct_negatives_repeat_only_where_a_user_has_too_few(known, count, seed):
+    sampler = NegativeSampler(make_histories(list(map(sorted, known))), 8, count, 0, CPU, distinct=True)
+    users = torch.arange(len(known)).repeat(3)
+    for user, row in zip(users.tolist(), sampler.sample(users, users, generator(seed)).tolist(), strict=True):
+        unknown = set(range(8)) - known[user] or set(range(8))
+        assert set(row) <= unknown and len(row) == count
+        assert len(set(row)) == min(count, len(unknown))
+
+
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from(["device", "host"]))
 @settings(max_examples=80, deadline=None)
 def test_in_batch_negatives_are_other_rows_that_the_user_does_not_know(rows, wanted, seed, way):

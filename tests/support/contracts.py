@@ -83,6 +83,17 @@ def first_cells() -> list[tuple[str, str]]:
     return list({method: (method, backbone) for method, backbone in reversed(cells())}.values())[::-1]
 
 
+def same(first, second) -> bool:
+    """Whether two nests of dicts and lists hold the same tensors and values."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
+    return first == second
+
+
 @dataclass
 class Trained:
     """A run that is set up, its first phase, and what steps take."""

@@ -100,13 +100,21 @@ def twin_gap(exposures, tail, merit):
 def twin_accuracy(ranks, k):
     """One user's accuracy from the ranks of the relevant items."""
     if not ranks:
-        return {"hr": math.nan, "ndcg": math.nan, "mrr": math.nan}
+        return dict.fromkeys(("hr", "ndcg", "mrr", "recall", "f1", "ndcg_hits"), math.nan)
     hits = [rank for rank in ranks if rank <= k]
-    ideal = sum(1 / math.log2(position + 1) for position in range(1, min(k, len(ranks)) + 1))
+    gain = sum(1 / math.log2(rank + 1) for rank in hits)
+    ideal, of_hits = (
+        sum(1 / math.log2(position + 1) for position in range(1, count + 1))
+        for count in (min(k, len(ranks)), len(hits))
+    )
+    precision, recall = len(hits) / k, len(hits) / len(ranks)
     return {
         "hr": 1.0 if hits else 0.0,
-        "ndcg": sum(1 / math.log2(rank + 1) for rank in hits) / ideal,
+        "ndcg": gain / ideal,
         "mrr": 1 / min(hits) if hits else 0.0,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+        "ndcg_hits": gain / of_hits if hits else 0.0,
     }
 
 

@@ -25,8 +25,11 @@ def reported(folder: Path) -> dict[str, float]:
     return {name: NAN if metrics[name] is None else metrics[name] for name in names}
 
 
-def recomputed(folder: Path) -> dict[str, float]:
-    """The same figures from recommendations, ranks, items and users; settings and sizes are from the JSON files."""
+def recomputed(folder: Path, first: str = "") -> dict[str, float]:
+    """The same figures from recommendations, ranks, items and users; settings and sizes are from the JSON files.
+
+    Of two groups a signed difference is that of `first` less the other.
+    """
     config, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "result"))
     lists, ranks, items, users = (
         pd.read_parquet(folder / f"{name}.parquet") for name in ("recommendations", "ranks", "items", "per_user")
@@ -38,14 +41,14 @@ def recomputed(folder: Path) -> dict[str, float]:
         of_list, found = lists[lists["list"] == name], ranks[ranks["list"] == name]
         for k in config["eval_k"]:
             protocol, shown = result["protocol"], of_list[of_list["rank"] <= k]
-            values = accuracy(found, catalogue, labels, k, protocol, result["users"])
+            values = accuracy(found, catalogue, labels, k, protocol, result["users"], first)
             values |= exposure(shown, catalogue, k)
             values |= parity(shown, labels.loc[found["user"].unique()], catalogue, k, protocol == "fda")
             figures |= {f"{name}/{key}": value for key, value in values.items()}
         if name.endswith("/reranked"):
             pools = lists[lists["list"] == name.removesuffix("/reranked")]
             figures[f"{name}/infeasible_users"] = infeasible(pools, catalogue, config)
-    return figures
+    return figures | means_over_phases(figures, config) if result["protocol"] == "fade" else figures
 
 
 def phase_of(name: str, items: pd.DataFrame) -> str:
@@ -68,10 +71,15 @@ def by_user(found: pd.DataFrame, k: int, protocol: str) -> pd.DataFrame:
     best = (1 / hits.groupby("user")["rank"].min()).reindex(wanted.index, fill_value=0.0)
     rate = counts / wanted.clip(upper=k) if protocol == "fda" else (counts > 0).astype(float)
     values = pd.DataFrame({"hr": rate, "ndcg": gains / ideal, "mrr": best})
-    return values.assign(recall=counts / wanted) if protocol == "cofair" else values
+    if protocol in ("cofair", "fade"):
+        values = values.assign(recall=counts / wanted)
+    if protocol == "fade":
+        of_hits = counts.map(lambda count: sum(weight(place) for place in range(1, count + 1)))
+        values = values.assign(f1=2 * counts / (k + wanted), ndcg_hits=(gains / of_hits).fillna(0.0))
+    return values
 
 
-def accuracy(found, catalogue, labels, k, protocol, num_users) -> dict[str, float]:
+def accuracy(found, catalogue, labels, k, protocol, num_users, first) -> dict[str, float]:
     values = by_user(found, k, protocol)
     figures = {f"{name}@{k}": values[name].mean() for name in values}
     if protocol == "fda":  # who has no test item counts as 0
@@ -87,7 +95,23 @@ def accuracy(found, catalogue, labels, k, protocol, num_users) -> dict[str, floa
             several = len(means) > 1
             figures[f"{name}@{k}/gap/{attribute}"] = means[name].max() - means[name].min() if several else NAN
             figures[f"{name}@{k}/std/{attribute}"] = means[name].std(ddof=0) if several else NAN
+            if protocol == "fade":
+                other = next(label for label in means.index if label != first)
+                figures[f"{name}@{k}/difference/{attribute}"] = means[name].get(first, NAN) - means[name].get(
+                    other, NAN
+                )
     return figures
+
+
+def means_over_phases(figures: dict[str, float], config: dict) -> dict[str, float]:
+    """Under FADE's protocol, what stands for the mean over the snapshots after the first."""
+    last = dict(option.split("=") for option in config["protocol_option"])["averaged"]
+    first, phases = "/snapshot-1/", [f"/snapshot-{number}/" for number in range(1, int(last) + 1)]
+    return {
+        name.replace(first, "/mean/"): sum(figures[name.replace(first, phase)] for phase in phases) / len(phases)
+        for name in figures
+        if first in name
+    }
 
 
 def gini(values: pd.Series) -> float:

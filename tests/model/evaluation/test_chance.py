@@ -63,7 +63,7 @@ def test_permuted_parity_equals_a_literal_loop(seed, groups):
 def test_permuted_figures_are_those_of_plain_metrics_whatever_the_block(seed, monkeypatch):
     topk, relevant, codes, tail, degree, generator = random_case(seed, groups=2 + seed % 2)
     ranking, split = make_ranking(topk, relevant, len(degree), generator), make_split(degree, tail, len(topk))
-    definitions = Definitions(further=frozenset({"dp_code", "eo_code"}))
+    definitions = Definitions(further=frozenset({"dp_code", "eo_code", "ndcg_hits", "f1", "difference"}))
     group = Group("a", codes, tuple("xyz"[: 2 + seed % 2]))
     outcome = evaluate(ranking, split, {"a": group}, [3, 6], definitions)
     whole = chance_levels(ranking, split, {"a": group}, [3, 6], outcome, definitions, 7)
@@ -113,6 +113,15 @@ def test_spreads_of_values_that_no_group_shares():
     # both values in the group of two: one group alone has no gap
     assert np.isnan(found["gap"]).any()
     assert found["std"] == pytest.approx(found["gap"] / 2, nan_ok=True)
+
+
+def test_the_difference_is_0_by_chance_and_its_absolute_value_is_not():
+    rng = np.random.default_rng(4)
+    values, codes = rng.random((1, 60)), (np.arange(60) < 20).astype(np.int64)
+    found = {name: column[:, 0] for name, column in permuted_spreads(values, codes, 2000, ("difference",)).items()}
+    assert abs(found["difference"].mean()) < 4 * found["difference"].std() / math.sqrt(2000)
+    assert np.abs(found["difference"]) == pytest.approx(found["gap"]) and found["gap"].mean() > 0.05
+    assert "difference" not in permuted_spreads(values, codes, 2)
 
 
 # --- The headline: debiased parity on planted dependence ---

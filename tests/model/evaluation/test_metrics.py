@@ -44,6 +44,7 @@ from tests.support.metric_twins import (
 
 TOLERANCE = 1e-12
 WITH_RECALL = Definitions(further=("recall",))
+AS_FADE = Definitions(further=("recall", "f1", "ndcg_hits", "difference"))
 
 
 def close(actual, expected):
@@ -88,12 +89,12 @@ def test_evaluate_equals_literal_loops(seed):
     topk, relevant, codes, tail, degree, generator = random_case(seed, groups=2 + seed % 3)
     k, ranking = 4, make_ranking(topk, relevant, len(degree), generator)
     group = Group("a", codes, tuple(f"g{code}" for code in range(2 + seed % 3)))
-    result = evaluate(ranking, make_split(degree, tail, len(topk)), {"a": group}, [k])
+    result = evaluate(ranking, make_split(degree, tail, len(topk)), {"a": group}, [k], AS_FADE)
     ranks = [[] for _ in relevant]
     for owner, item, rank in zip(ranking.relevant.owner, ranking.relevant.item, ranking.ranks, strict=True):
         ranks[owner].append((int(item), int(rank)))
     users = [twin_accuracy([rank for _, rank in entries], k) for entries in ranks]
-    for metric in ("hr", "ndcg", "mrr"):
+    for metric in users[0]:
         values = [user[metric] for user in users]
         assert result.per_user[f"{metric}@4"] == pytest.approx(values, rel=1e-12, nan_ok=True)
         close(result.summary[f"{metric}@4"], twin_mean(values))
@@ -109,6 +110,7 @@ def test_evaluate_equals_literal_loops(seed):
         close(result.summary[f"{metric}@4/gap/a"], max(means) - min(means))
         spread = math.sqrt(sum((mean - sum(means) / len(means)) ** 2 for mean in means) / len(means))
         close(result.summary[f"{metric}@4/std/a"], spread)
+        close(result.summary[f"{metric}@4/difference/a"], means[0] - means[1] if len(means) == 2 else math.nan)
     listed = list_metrics(Lists(topk[:, :k], ranking.relevant, tail, degree), {"a": codes}).summary
     assert {name: result.summary[name] for name in listed} == pytest.approx(listed, nan_ok=True)
 
@@ -245,6 +247,50 @@ def test_recall_by_hand():
     found = per_user_accuracy(perfect, 1, definitions=shares)
     assert found["recall"] == pytest.approx([0.25, 1, 0.5, math.nan], nan_ok=True)
     assert found["hr"] == pytest.approx([1, 1, 1, math.nan], nan_ok=True)
+
+
+def test_ndcg_among_the_hits_and_f1_by_hand():
+    def found(relevant, ranks, k=5):
+        topk = np.arange(5)[None]
+        ranking = Ranking(
+            np.arange(1), item_lists([relevant]), np.array(ranks), topk, -topk.astype(float), np.array([9])
+        )
+        return {name: value[0] for name, value in per_user_accuracy(ranking, k, definitions=AS_FADE).items()}
+
+    # one hit at rank 1 is perfect however many items are missed, which the standard NDCG counts
+    for missed in (0, 1, 3):
+        own = found([0, *range(5, 5 + missed)], [1, *range(6, 6 + missed)])
+        assert own["ndcg_hits"] == 1
+        assert own["f1"] == pytest.approx(2 / (5 + 1 + missed)) and own["recall"] == 1 / (1 + missed)
+        assert own["ndcg"] == pytest.approx(1 / sum(1 / math.log2(place + 1) for place in range(1, 2 + missed)))
+    second = found([1, 7], [2, 8])
+    assert second["ndcg_hits"] == pytest.approx(0.6309, abs=5e-5) != second["ndcg"]
+    nothing = found([7, 8], [8, 9])
+    assert (nothing["ndcg_hits"], nothing["f1"], nothing["recall"]) == (0, 0, 0)
+    # more items to find than places: all places are hits
+    full = found([0, 1, 2, 3], [1, 2, 3, 4], k=2)
+    assert full["ndcg_hits"] == 1 and full["f1"] == pytest.approx(2 * 1 * 0.5 / 1.5)
+    assert not {"f1", "ndcg_hits"} & set(
+        per_user_accuracy(make_ranking(np.arange(5)[None], [[0]], 5, np.random.default_rng(0)), 5)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_difference_has_a_sign_that_swapped_labels_turn(seed):
+    topk, relevant, codes, tail, degree, generator = random_case(seed)
+    ranking, split = make_ranking(topk, relevant, len(degree), generator), make_split(degree, tail, len(topk))
+
+    def summary(codes, labels="ab"):
+        return evaluate(ranking, split, {"a": Group("a", codes, tuple(labels))}, [5], AS_FADE).summary
+
+    own, swapped = summary(codes), summary(np.where(codes < 0, codes, 1 - codes))
+    assert (
+        own["recall@5/difference/a"] == own["recall@5/a/a"] - own["recall@5/a/b"] == -swapped["recall@5/difference/a"]
+    )
+    assert abs(own["recall@5/difference/a"]) == own["recall@5/gap/a"] == swapped["recall@5/gap/a"] > 0
+    # of three groups, or of one that has members, there is none
+    assert math.isnan(summary(codes, "abc")["recall@5/difference/a"])
+    assert math.isnan(summary(np.minimum(codes, 0))["recall@5/difference/a"])
 
 
 def test_gini_closed_forms():

@@ -318,6 +318,27 @@ def test_sampled_candidates_hold_what_they_should(question, size):
         assert len(items) == len(relevant[row]) + min(size, num_items - len(barred))
 
 
+@settings(max_examples=40, deadline=None)
+@given(questions(), st.integers(1, 14), st.booleans(), st.integers(0, 10_000))
+def test_candidates_come_from_the_pool_and_may_know_nothing_of_what_is_asked(question, size, apart, seed):
+    scores, users, relevant, excluded, _ = question
+    num_items, generator = scores.shape[1], np.random.default_rng(seed)
+    pool = np.flatnonzero(generator.random(num_items) < 0.6)
+
+    def drawn(wanted):
+        rng = np.random.default_rng(seed)
+        return sample_candidates(users, lists_of(wanted), lists_of(excluded), num_items, size, rng, pool, apart)
+
+    sampled, blind = drawn(relevant), drawn([[] for _ in relevant])
+    for row, user in enumerate(users):
+        items, wanted, allowed = set(sampled[row]), set(relevant[row]), set(pool) - set(excluded[user])
+        assert wanted <= items <= allowed | wanted
+        if apart:
+            assert len(items - wanted) == min(size, len(allowed - wanted))
+        else:
+            assert items == wanted | set(blind[row]) and len(blind[row]) == min(size, len(allowed))
+
+
 def test_sampled_candidates_are_uniform():
     num_users, num_items, size = 4000, 30, 7
     relevant, excluded = lists_of([[3]] * num_users), lists_of([[0, 5, 29]] * num_users)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.support import time_order
+from tests.support.blocks import run_of, small_and_quick
 from tests.support.light import light_runs
 from tests.support.recomputed import recomputed, reported
 from tests.support.runs import run_main
@@ -18,11 +19,11 @@ RERANKED = {
 }  # fmt: skip
 
 
-def check(folder, lists, further):
+def check(folder, lists, further, first=""):
     """Every figure that is reported and defined (of `lists` too) is what the files give, and there is no other."""
     ours, theirs = (
         {name: value for name, value in figures.items() if not math.isnan(value)}
-        for figures in (recomputed(folder), reported(folder))
+        for figures in (recomputed(folder, first), reported(folder))
     )
     assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-12)
     assert all(f"{name}/{metric}" in theirs for name in lists for metric in further)
@@ -53,6 +54,16 @@ def test_a_run_under_cofairs_protocol_with_its_levels(tmp_path):
         run_main(tmp_path, **{**BY_IDS, **values}, method_option=["levels=2", "epochs=1"], eval_k=["10", "20"])
     further = ("recall@10", "recall@20/gap/gender", "recall@10/tail", "dp_js@20/gender", "eo_js@10/gender")
     check(tmp_path / "run", ["test/t0", "test/t1", "test/t2", "reference/popular"], further)
+
+
+def test_a_run_under_fades_protocol_with_its_means(tmp_path, monkeypatch):
+    small_and_quick(monkeypatch)
+    with light_runs():
+        run_main(tmp_path, **run_of())
+    tasks = [f"{phase}/{task}" for phase in ("snapshot-0", "snapshot-2", "mean") for task in ("next", "remain")]
+    lists = [f"{root}/{task}" for task in tasks for root in ("test", "reference/random")]
+    further = ("f1@5", "recall@5", "ndcg_hits@5/gap/gender", "ndcg_hits@5/difference/gender", "f1@5/tail")
+    check(tmp_path / "run", lists, further, first="M")
 
 
 def test_a_run_of_several_phases_and_tasks(tmp_path, monkeypatch):
