@@ -17,6 +17,7 @@ METHODS = Registry(
     fda="model.methods.fda:FDA",
     cofair="model.methods.cofair:Cofair",
     fade="model.methods.fade:FADE",
+    fade_adversary="model.methods.fade_adversary:FADEAdversary",
     parity="model.methods.parity:Parity",
     bnslim="model.methods.bnslim:BNSLIM",
     fairuser="model.methods.fairuser:FairUser",

@@ -445,7 +445,7 @@ def test_controls_are_compared_by_name(tmp_path, trained, capsys):
     assert row["value"] == pytest.approx(own["test/strong/ndcg@5"])
     with pytest.raises(SystemExit):
         compared(tmp_path / "other", [f"{trained}/run", f"{trained}/run:none"])
-    assert "has several lists; name one behind a colon: popular, random, none" in capsys.readouterr().err
+    assert "has several lists; name one behind a colon: none, half, strong" in capsys.readouterr().err
 
 
 # --- A backbone that another run trained ---
@@ -573,7 +573,7 @@ def test_files_hold_every_phase_and_task(periods):
             asked = lists[lists["list"] == f"test/{phase}/{task}"]["user"].unique()
             assert set(asked) == set(per_user["user"][values.notna()])
     assert per_user["test/first/half/ndcg@5"].notna().sum() < len(per_user) == per_user["user"].nunique()
-    assert (periods / "run" / "settings.png").exists()
+    assert (periods / "run" / "periods.png").exists()
 
 
 def test_phases_start_as_they_say(periods):

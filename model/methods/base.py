@@ -211,6 +211,10 @@ class Method:
         """Give the fraction of the global batch's rows that are this process's."""
         return len(self.environment.processes.own(len(batch.users))) / len(batch.users)
 
+    def filter_users(self, user: torch.Tensor) -> torch.Tensor:
+        """Change user vectors `[R, D]` before training scores them; by default they stay."""
+        return user
+
     def forward(self, batch: Batch, apart: bool = False) -> Forward:
         """Score every row's positive and negatives; `apart` asks for `Forward.apart` of a backbone that can give it."""
         items = batch.items  # [B, 1 + M]
@@ -226,6 +230,7 @@ class Method:
                 user, shared = self.backbone.encode_users_apart(context, users, batch.history)
             else:
                 user, shared = self.backbone.encode_users(context, users, batch.history), None
+            user = self.filter_users(user)
             scores = self.backbone.score(context, user, items)  # [B, 1 + M], or [B * (1 + M), 1]
         scores = scores.float().view(rows, width)
         return Forward(batch, context, user.float(), scores, None if shared is None else shared.float())

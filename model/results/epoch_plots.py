@@ -38,10 +38,12 @@ def training_curves(
     rows: Sequence[Mapping],
     path_stem: Path | str,
     loss: str = "train/loss",
-    metric: str = "ndcg@10",
+    metric: str | None = "ndcg@10",
     selected_epoch: int | None = None,
 ) -> list[Path]:
     """Draw `loss`, the other values that training reports and the validation `metric` by epoch; mark the selected one.
+
+    Without a `metric` there is no validation, and nothing is marked.
 
     `rows` are those of metrics.jsonl. A value that is missing or undefined (None or NaN) has no point. Stages and
     phases, whose epochs start again from 1, are drawn one after the other; `selected_epoch` is an epoch of the last
@@ -52,9 +54,10 @@ def training_curves(
         # values of one kind, such as the losses of several adversaries, have a panel of their own
         kind = key.rpartition("/")[0]
         parts.setdefault(kind if kind != "train" else "other losses", []).append(key)
-    figure = new_figure(SMALL_PANEL * (len(parts) + 1) + 0.5)
-    *panels, last = figure.subplots(len(parts) + 1, 1, sharex=True)
-    for panel, (title, keys) in zip(panels, parts.items(), strict=True):
+    count = len(parts) + (metric is not None)
+    figure = new_figure(SMALL_PANEL * count + 0.5)
+    panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    for panel, (title, keys) in zip(panels, parts.items(), strict=False):
         for key, style in zip(keys, _styles(len(keys)), strict=True):
             _draw_curve(panel, *_curve(rows, key), style, label=key.removeprefix(f"{title}/"))
         panel.set_ylabel(title if len(keys) > 1 else f"{title}\n({keys[0]})")
@@ -64,9 +67,10 @@ def training_curves(
             handles = [panel.lines[place] for place in named]
             short = max(len(handle.get_label()) for handle in handles) <= SHORT
             panel.legend(handles=handles, **LEGEND_ABOVE | ({"ncols": MOST_NAMED} if short else {}))
-    _draw_metric(last, rows, metric)
-    last.set_ylabel(f"validation\n{axis_name(MetricKey.parse(metric))}")
-    last.set_xlabel(_epoch_axis(rows, [*panels, last], metric, selected_epoch))
+    if metric is not None:
+        _draw_metric(panels[-1], rows, metric)
+        panels[-1].set_ylabel(f"validation\n{axis_name(MetricKey.parse(metric))}")
+    panels[-1].set_xlabel(_epoch_axis(rows, panels, metric, selected_epoch))
     return save(figure, path_stem)
 
 
@@ -119,15 +123,16 @@ def _draw_curve(panel: Any, at: np.ndarray, values: np.ndarray, style: Style, **
     panel.plot(at, values, markevery=every, rasterized=len(at) > MOST_POINTS, **look, **more)
 
 
-def _epoch_axis(rows: Sequence[Mapping], panels: Sequence[Any], metric: str, selected_epoch: int | None) -> str:
+def _epoch_axis(rows: Sequence[Mapping], panels: Sequence[Any], metric: str | None, selected_epoch: int | None) -> str:
     """Mark the stages and the selected epoch in `panels`, and give the name of their common axis."""
     from matplotlib.ticker import MaxNLocator
 
     epochs, starts = positions(rows)
-    at, values = _curve(rows, validation_key(metric))
-    if selected_epoch is not None:
+    selected = None
+    if metric is not None and selected_epoch is not None:
         selected = starts[-1] + selected_epoch
-    else:
+    elif metric is not None:
+        at, values = _curve(rows, validation_key(metric))
         selected = at[np.argmax(values)] if len(values) else None
     for panel in panels:
         panel.grid(alpha=0.3)

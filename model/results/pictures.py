@@ -17,7 +17,7 @@ from fairness_utils import (
     position_weights,
 )
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name
+from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, list_keys, run_lists, short_name
 from model.evaluation.metric_kinds import LEVELS
 from model.evaluation.questions import Answer
 from model.results import epoch_plots, plots
@@ -51,7 +51,7 @@ INTERVALS = (
 )
 # picture -> its title and how to read it
 TEXTS = {
-    "training": ("Training curves", "The dotted line is the epoch that {selector} selected{adversary}."),
+    "training": ("Training curves", "{selected}{adversary}."),
     "fairness_by_epoch": (
         "Fairness by epoch, beside accuracy",
         "On validation, arrows point to the better side; the dotted line is the epoch that {selector} selected.{raw}",
@@ -99,6 +99,7 @@ ADVERSARY = (
     "at chance, which does not say that a fresh attacker would be"
 )
 
+LAST_EPOCHS = "Nothing is validated: every phase takes its last epoch"
 OTHERS = " Points that are not of this run are of others, trained separately (--beside)."
 FIRST = " The other pictures show {}."
 RAW = " What depends on user groups is drawn without its chance level, which is not measured by epoch."
@@ -162,8 +163,11 @@ def _training(album: Album, run: Run, rows: Sequence[Mapping], origin: Mapping[s
     phase, config = run.protocol.phases[-1], run.config
     adversary = ADVERSARY if any(key.startswith("train/adversary/") for row in rows for key in row) else ""
     selector = "the protocol" if phase.valid is None else f"validation {phase.metric}"
-    with album.picture("training", selector=selector, adversary=adversary) as draw:
-        draw(epoch_plots.training_curves, rows, metric=phase.metric, selected_epoch=origin["epoch"])
+    validates = any(phase.valid is not None for phase in run.protocol.phases)
+    selected = f"The dotted line is the epoch that {selector} selected" if validates else LAST_EPOCHS
+    with album.picture("training", selected=selected, adversary=adversary) as draw:
+        metric = phase.metric if validates else None
+        draw(epoch_plots.training_curves, rows, metric=metric, selected_epoch=origin["epoch"])
     metrics = metrics_by_epoch(rows, config.eval_k[0], config.attribute)
     if metrics:
         raw = RAW if any(key.by_groups and not key.part for key in metrics) else ""
@@ -176,6 +180,9 @@ def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Ans
     """Draw accuracy against fairness of all lists: over levels, and then by the metrics that are not there yet."""
     results, config = progress.results, run.config
     own = run_lists(results)
+    # of many phases their means alone can be told apart
+    averages = list_keys(results, run.protocol.many_phases, run.protocol.many_tasks)
+    own = [str(key) for key in averages if key.phase in run.protocol.averages] or own
     if shown is None or (is_one(own) and not config.beside):
         return
     others: list[Finished] = []

@@ -60,7 +60,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """What the data of all tested phases hash to: the same where the same is asked, however it is trained."""
+        """What the data of all tested phases hash to: the same where the same is asked (Decision 65)."""
         hashes = [phase.split.fingerprint() for phase in self.protocol.phases if phase.tests]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 

@@ -10,6 +10,7 @@ snapshots 1 to 6, absolute values of a disparity first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
@@ -17,7 +18,9 @@ from tabulate import tabulate
 from data.protocols.fade import MEAN
 from model.comparison.statistics import summarise
 from model.evaluation.keys import CHANCE, REFERENCE, YARDSTICKS, MetricKey, split_key
-from tests.benchmarks.rows import SEEDS, Row, Rows, shown
+from model.results.period_numbers import Line
+from model.results.period_plots import by_phase
+from tests.benchmarks.rows import FOLDER, SEEDS, Row, Rows, shown
 
 COMMON = "--title_encoder=hash --protocol=fade"
 FADE = "--enable_fairness=True --fairness_method=fade"
@@ -59,6 +62,7 @@ LOGGED = {
 TASKS = {"remain": "R", "next": "N", "remain-full": "R", "next-full": "N"}
 K = 20
 METRICS = ("ndcg_hits", "f1", "ndcg")
+PHASES = tuple(f"snapshot-{number}" for number in range(10))
 
 
 def attribute(row: str) -> str:
@@ -163,6 +167,42 @@ def differences() -> str:
     return tabulate(lines, ["(seeds)", *headers], "github", disable_numparse=True)
 
 
+# --- The picture ---
+
+# lines of a data set's picture -> their rows
+DRAWN = {
+    "ModCloth": {
+        "λ = 0": "ModCloth, λ 0",
+        "λ = 4": "ModCloth, λ 4",
+        "λ = 4, pretrain": "ModCloth, λ 4, pretrain",
+        "λ = 4, restart=pretrained": "ModCloth, λ 4, restart=pretrained",
+        "λ = 4, fulltrain": "ModCloth, λ 4, fulltrain",
+    },
+    "ML-1M": {"λ = 0": "ML-1M, λ 0", "λ = 0.5": "ML-1M, λ .5"},
+}
+
+
+def line(row: str, task: str, metric: MetricKey) -> Line:
+    """Make the line of a row: the mean absolute value of a metric by snapshot, with 95 % intervals over seeds."""
+    found = [
+        summarise([abs(run[str(metric)]) for run in TABLE.of(row, f"{name}/{task}")], (0.0, 1.0)) for name in PHASES
+    ]
+    parts = (np.array([getattr(one, part) for one in found]) for part in ("mean", "low", "high"))
+    unknown = np.full(len(PHASES), np.nan)
+    return Line(*parts, unknown, unknown)
+
+
+def draw(data: str) -> list[Path]:
+    """Draw NDCG of the hits and the absolute disparity over snapshots, as the authors compute them."""
+    rows = {name: row for name, row in DRAWN[data].items() if any(kept["row"] == row for kept in TABLE.kept())}
+    metrics = (MetricKey(METRICS[0], K), MetricKey(METRICS[0], K, ATTRIBUTES[data], spread="difference"))
+    panels = {
+        task: {metric: {name: line(row, task, metric) for name, row in rows.items()} for metric in metrics}
+        for task in ("next", "remain")
+    }
+    return by_phase(panels, PHASES, FOLDER / f"fade_{data.lower().replace('-', '')}")
+
+
 def tables() -> list[str]:
     """Make every table."""
     return [reproduced(), differences(), standard()]
@@ -174,6 +214,8 @@ def main() -> None:
     if arguments.run:
         TABLE.run(arguments)
     print(*tables(), sep="\n\n")
+    for data in DRAWN:
+        print(*draw(data))
 
 
 if __name__ == "__main__":

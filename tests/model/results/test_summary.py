@@ -110,7 +110,7 @@ def test_of_several_lists_the_first_is_meant():
     }
     first = ListKey.parse("test/warm/a", many_phases=True)
     assert summary_lines(results, (), 10, first) == [
-        "Of 2 lists this is about the first, test/warm/a.",
+        "Of 2 lists this is about test/warm/a.",
         "Accuracy: NDCG@10 is 20.00 %, 2.00 times the 10.00 % of a most-popular ranking.",
     ]
 
