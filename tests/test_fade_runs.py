@@ -307,7 +307,26 @@ def test_lists_of_others_and_the_export_are_refused_in_one_line(tmp_path, capsys
     assert "--protocol=fade ranks candidates of its own, which no file can know; pass another protocol" in error
     error = refused(capsys, tmp_path, **run_of(), dry_run=True, export_split=str(tmp_path / "split"))
     assert error.startswith("error: --export_split: --mode=score ranks the full catalogue")
+    for setting in ({"eval_negatives": 9}, {"upstream_compat": True}):
+        error = refused(capsys, tmp_path, **run_of(), **setting)
+        assert "has no effect with --protocol=fade" in error or "upstream_compat" in error
     assert not (tmp_path / "run").exists() and not (tmp_path / "split").exists()
+
+
+@pytest.mark.slow
+def test_strategies_are_compared_on_the_lists_of_one_snapshot(tmp_path, capsys):
+    for strategy in ("finetune", "fulltrain"):
+        run_main(tmp_path, **run_of(f"strategy={strategy}"))
+        (tmp_path / "run").rename(tmp_path / strategy)
+    runs = [f"{tmp_path / strategy}:snapshot-2/next" for strategy in ("finetune", "fulltrain")]
+    in_mode(tmp_path, "compare", runs=runs)
+    rows = json.loads((tmp_path / "again" / "comparison.json").read_text())["rows"]
+    assert {"ndcg@5", "f1@5", "ndcg_hits@5"} <= {row["metric"] for row in rows}
+    # means over phases are of no user, and several lists need a name
+    for name in (":mean/next", ""):
+        chosen = [f"{tmp_path / strategy}{name}" for strategy in ("finetune", "fulltrain")]
+        error = refused(capsys, tmp_path, **{**UNSET, "mode": "compare", "runs": chosen, "run_name": "more"})
+        assert "name one behind a colon: snapshot-0/next, snapshot-0/remain" in error and "mean/next," not in error
 
 
 # --- Cut off ---

@@ -6,15 +6,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import main
 from data.datareader import READERS
 from data.options import parse_options
 from data.protocols.base import BLOCKS, CONTINUE, FRESH, PER_PHASE, PER_VISIT, SHUFFLED, SHUFFLED_BLOCKS
 from data.protocols.fade import FADEOptions, boundaries
 from data.readers.options import ReadOptions
 from model.evaluation.candidates import sample_candidates
+from model.modes import setup
 from tests.support.blocks import FADE, SETTINGS, made_of, protocol_of
 from tests.support.real_data import real_data
 
@@ -272,13 +275,16 @@ def test_means_are_over_the_snapshots_after_the_first():
     assert protocol.phases[0].metric == "ndcg@20" and FADE.presets["eval_k"] == (20,)
 
 
-def test_the_description_says_what_was_done():
-    text = protocol_of(made_of(150), strategy="fulltrain").description
-    assert "trained anew" in text and "know the future" in text and "as -full, among all items" in text
-    text = protocol_of(made_of(150), restart="retrain", strict=True, full=False, epochs=3).description
-    assert "3 epochs on each block alone, restart=retrain before every" in text
-    assert "nothing of the future is known" in text and "-full" not in text
-    assert "never updated" in protocol_of(made_of(150), strategy="pretrain").description
+def test_the_description_says_what_is_asked_and_the_training_what_was_done():
+    plain = protocol_of(made_of(150), strategy="fulltrain")
+    assert "know the future" in plain.description and "as -full, among all items" in plain.description
+    assert plain.training == "trained anew on all that is known at each block"
+    strict = protocol_of(made_of(150), restart="retrain", restart_every=2, strict=True, full=False, epochs=3)
+    assert "nothing of the future is known" in strict.description and "-full" not in strict.description
+    assert strict.training == "3 epochs on each block alone, restart=retrain before every 2. block"
+    assert protocol_of(made_of(150), strategy="pretrain").training == "never updated"
+    # strategies differ in nothing else
+    assert protocol_of(made_of(150), strategy="pretrain").description == plain.description
 
 
 @pytest.mark.parametrize(
@@ -350,6 +356,15 @@ def real_protocol(data, dataset):
     return FADE(data, SETTINGS, np.random.default_rng(0), options)
 
 
+def parameters(dataset, data):
+    """How many numbers MF has on `data`, as the program builds it."""
+    flags = {"protocol": "fade", "backbone": "bprmf", "title_encoder": "hash", "protocol_option": ["full=False"]}
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(dataset=dataset, **flags):
+        patch.setitem(READERS, dataset, lambda options: data)
+        backbone, _ = setup.build(setup.prepare(main.settings_from_flags().config()))
+    return sum(parameter.numel() for parameter in backbone.parameters())
+
+
 def of_groups(data, name):
     """Users and interactions by group."""
     group = data.user_groups[name]
@@ -372,7 +387,7 @@ def test_counts_of_movielens(movielens):
     assert data.item_id[0] == data.user_id[0] == 0
     assert [len(phase.train_rows) for phase in protocol.phases] == [1_960 * 256, *[33_280] * 9]
     assert last_block(protocol) == 35_198
-    assert 64 * (data.num_users + data.num_items) == 618_688, "parameters of MF, as the authors log them"
+    assert parameters("ml", movielens) == 618_688, "of MF, as the authors log them"
     # a batch of one gender is trained without the fairness loss
     side = data.user_groups["gender"].codes[data.user_id][: len(data.user_id) // 256 * 256].reshape(-1, 256)
     is_single = (side == side[:, :1]).all(1)
@@ -387,7 +402,7 @@ def test_counts_of_modcloth(modcloth):
     assert of_groups(data, "size") == {"Small": (28_374, 66_663), "Large": (8_768, 16_484)}
     assert [len(phase.train_rows) for phase in protocol.phases] == [227 * 256, *[2_304] * 9]
     assert last_block(protocol) == 4_299
-    assert 64 * (data.num_users + data.num_items) == 2_441_984, "parameters of MF, as the authors log them"
+    assert parameters("modcloth", modcloth) == 2_441_984, "of MF, as the authors log them"
     # of what is asked of the first snapshot, so much is of items that nobody trained
     first = protocol.phases[0]
     asked = first.tests[1].relevant.item
