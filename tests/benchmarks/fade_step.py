@@ -149,7 +149,7 @@ def measure_memory() -> None:
     """Run the protocol on a wide catalogue, write this process's peak resident set and print it."""
     values = {"dataset": "synthetic", "protocol": "fade", "backbone": "bprmf", "epochs": 1, "batch_size": 32_768}
     values |= {"enable_fairness": True, "fairness_method": "fade", "run_name": "wide", **WIDE}
-    values["protocol_option"] = ["batch=256", "blocks=2", "averaged=1", "epochs=1", "full=False"]
+    values["protocol_option"] = ["share=0.97", "batch=256", "blocks=2", "averaged=1", "epochs=1", "full=False"]
     with tempfile.TemporaryDirectory() as folder, light_runs():
         for name in program.FLAGS:
             program.FLAGS[name].unparse()
