@@ -307,9 +307,8 @@ def test_lists_of_others_and_the_export_are_refused_in_one_line(tmp_path, capsys
     assert "--protocol=fade ranks candidates of its own, which no file can know; pass another protocol" in error
     error = refused(capsys, tmp_path, **run_of(), dry_run=True, export_split=str(tmp_path / "split"))
     assert error.startswith("error: --export_split: --mode=score ranks the full catalogue")
-    for setting in ({"eval_negatives": 9}, {"upstream_compat": True}):
-        error = refused(capsys, tmp_path, **run_of(), **setting)
-        assert "has no effect with --protocol=fade" in error or "upstream_compat" in error
+    error = refused(capsys, tmp_path, **run_of(), eval_negatives=9)
+    assert "--eval_negatives=9 has no effect with --protocol=fade" in error
     assert not (tmp_path / "run").exists() and not (tmp_path / "split").exists()
 
 
