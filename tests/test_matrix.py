@@ -79,20 +79,22 @@ def matrix() -> str:
     return "\n".join([*head, *rows, *(["", *notes] if notes else [])])
 
 
-# every backbone and method under leave-one-out, every protocol on BPR-MF (fade, which ranks most, with two methods)
-# and, plainly, where histories are read; the rest where time allows
-OFTEN = [
-    cell
-    for cell in CELLS
-    if cell[2] == "loo"
-    or (cell[0] == "bprmf" and (cell[2] != "fade" or cell[1] in ("none", "fade")))
-    or cell[:2] == ("sparsenn", "none")
-]
+def is_often(backbone: str, method: str, protocol: str) -> bool:
+    """Tell whether a cell is of the default suite; the rest runs where time allows.
+
+    That is each backbone plainly and each method on BPR-MF and SparseNN under leave-one-out, each protocol plainly and
+    with the method of its name on BPR-MF, and whatever is refused.
+    """
+    if reason_of(backbone, method, protocol) is not None or (backbone, method) == ("sparsenn", "none"):
+        return True
+    if protocol == "loo":
+        return method == "none" or backbone in ("bprmf", "sparsenn")
+    return backbone == "bprmf" and method in ("none", protocol)
 
 
 @pytest.mark.parametrize(
     "cell",
-    [pytest.param(cell, marks=[] if cell in OFTEN else pytest.mark.slow, id="-".join(cell)) for cell in CELLS],
+    [pytest.param(cell, marks=[] if is_often(*cell) else pytest.mark.slow, id="-".join(cell)) for cell in CELLS],
 )
 def test_a_cell_runs_or_gives_its_reason(tmp_path, capsys, monkeypatch, cell):
     # users who are known before later blocks: fade asks about no others

@@ -13,7 +13,6 @@ from model import BACKBONES, METHODS
 from model.evaluation.evaluator import Evaluator
 from tests.support.contracts import begun, cells, config_of, first_cells, flags_of, same
 
-every_cell = pytest.mark.parametrize(("method", "backbone"), cells())
 every_method = pytest.mark.parametrize(("method", "backbone"), first_cells())
 # every cell where time allows
 most_cells = pytest.mark.parametrize(
@@ -42,7 +41,7 @@ def test_some_backbone_is_supported_and_a_refusal_says_why(method):
     assert all(reason is None or len(reason) > 10 for reason in reasons.values())
 
 
-@every_cell
+@most_cells
 def test_every_stage_changes_the_weights_and_reports_finite_numbers(method, backbone):
     run = trained(method, backbone)
     for stage in run.method.stages():
@@ -68,7 +67,7 @@ def test_the_same_seed_gives_the_same_steps(method, backbone):
     assert same(*ended)
 
 
-@every_cell
+@most_cells
 def test_a_state_is_plain_and_the_next_steps_from_it_are_the_same(method, backbone):
     run = trained(method, backbone)
     for stage in run.method.stages():

@@ -25,6 +25,7 @@ CHANGES = {
     "batch_size": 64,
     "num_negatives": 2,
     "device": "cpu",
+    "ncf_form": "neumf",
     "eval_k": (10,),
     "run_name": "test",
     "wandb_project": "test",
