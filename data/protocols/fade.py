@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data.messages import counted
 from data.options import by_dataset, check_options
 from data.protocols.base import (
     BLOCKS,
@@ -229,11 +230,12 @@ def _with_first(lists: ItemLists) -> ItemLists:
 
 def _training(options: FADEOptions) -> str:
     how = {
-        FINETUNE: f"{options.epochs} epochs on each block alone",
+        FINETUNE: f"each block alone, {counted(options.epochs, 'epoch')}",
         PRETRAIN: "never updated",
         FULLTRAIN: "trained anew on all that is known at each block",
     }[options.strategy]
-    restarts = f", restart={options.restart} before every {options.restart_every}. block"
+    often = "each block" if options.restart_every == 1 else f"one block in {options.restart_every}"
+    restarts = f", restart={options.restart} before {often}"
     return how + restarts * (options.restart != NONE)
 
 

@@ -198,7 +198,7 @@ _ROWS = (
     ),
     Metric(
         "difference", "Difference", "difference", SPREAD, "zero", SIGNED, "0",
-        "Mean of the first user group minus that of the second, where there are two groups: FADE's performance "
+        "Mean of the first user group (M, Small) minus that of the second, where there are two: FADE's performance "
         "disparity with its sign.",
         "model.evaluation.metrics:difference", further=True, places=(PHASES,),
     ),

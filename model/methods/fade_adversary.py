@@ -70,7 +70,7 @@ class FADEAdversary(Method):
 
     Each step moves backbone and filter once, then the discriminator `discriminator_steps` times on the vectors that
     were scored. Users of unknown group are in L_rec alone. Source: the adversarial runner in the first commit of FADE's
-    code (Yoo et al., WWW 2024), after Li et al., SIGIR 2021.
+    code (Yoo et al., WWW 2024), after Li et al., SIGIR 2021 (Decision 66).
     """
 
     @dataclass(frozen=True)
