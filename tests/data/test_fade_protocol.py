@@ -281,7 +281,7 @@ def test_the_description_says_what_is_asked_and_the_training_what_was_done():
     assert plain.training == "trained anew on all that is known at each block"
     strict = protocol_of(made_of(150), restart="retrain", restart_every=2, strict=True, full=False, epochs=3)
     assert "nothing of the future is known" in strict.description and "-full" not in strict.description
-    assert strict.training == "3 epochs on each block alone, restart=retrain before every 2. block"
+    assert strict.training == "each block alone, 3 epochs, restart=retrain before one block in 2"
     assert protocol_of(made_of(150), strategy="pretrain").training == "never updated"
     # strategies differ in nothing else
     assert protocol_of(made_of(150), strategy="pretrain").description == plain.description
