@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ class FADEOptions:
             ("restart", self.restart in RESTARTS, f"one of {', '.join(RESTARTS)}"),
             ("restart", self.restart == NONE or self.strategy == FINETUNE, f"{NONE} unless strategy={FINETUNE}"),
             ("restart_every", self.restart_every >= 1, "1 or more"),
+            ("restart_every", self.restart_every == 1 or self.restart != NONE, f"1 with restart={NONE}"),
             ("candidates", self.candidates >= 1, "1 or more"),
             flag="protocol_option",
         )
@@ -173,25 +175,7 @@ def _phases(
                 f"--protocol=fade: no user of the block after {_snapshot(number)} was seen before; lower "
                 "--protocol_option=blocks, or raise batch"
             )
-
-        def phase(split: Split, rows: np.ndarray, name: str, **facts: Any) -> Phase:
-            barred = split.train if options.strict else everything
-            facts = {"epochs": settings.epochs, "order": SHUFFLED_BLOCKS, "tests": (), "probed": False} | facts
-            if not options.fixed_batches:
-                facts |= {"order": SHUFFLED, "negatives": PER_VISIT}
-            return Phase(
-                name,
-                split,
-                metric=f"ndcg@{settings.ks[0]}",
-                every=1,
-                patience=1,
-                valid=None,
-                train_rows=rows,
-                barred=_with_first(barred) if options.spare_first else barred,
-                distinct=True,
-                **facts,
-            )
-
+        phase = partial(_phase, settings, options, everything)
         own = {
             "name": _snapshot(number),
             "tests": tuple(_tasks(tests, split, options)),
@@ -211,6 +195,37 @@ def _phases(
             block = {"epochs": options.epochs, "order": BLOCKS, "negatives": PER_PHASE, "start": start}
             yield phase(split, places[begins[number - 1] :], **block, **own)
         earlier = split, places
+
+
+def _phase(
+    settings: ProtocolSettings,
+    options: FADEOptions,
+    everything: ItemLists,
+    split: Split,
+    rows: np.ndarray,
+    name: str,
+    **facts: Any,
+) -> Phase:
+    """Make a phase that trains `rows` of `split`, as in pretraining unless `facts` say otherwise.
+
+    `everything` is what each user touches at any time.
+    """
+    barred = split.train if options.strict else everything
+    facts = {"epochs": settings.epochs, "order": SHUFFLED_BLOCKS, "tests": (), "probed": False} | facts
+    if not options.fixed_batches:
+        facts |= {"order": SHUFFLED, "negatives": PER_VISIT}
+    return Phase(
+        name,
+        split,
+        metric=f"ndcg@{settings.ks[0]}",
+        every=1,
+        patience=1,
+        valid=None,
+        train_rows=rows,
+        barred=_with_first(barred) if options.spare_first else barred,
+        distinct=True,
+        **facts,
+    )
 
 
 def _tasks(tests: Mapping[str, ItemLists], split: Split, options: FADEOptions) -> Iterator[Task]:

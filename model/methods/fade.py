@@ -64,6 +64,7 @@ class FADE(Method):
                 ("temperature", self.temperature > 0, "above 0"),
                 ("form", self.form in FORMS, f"one of {', '.join(FORMS)}"),
                 ("target", self.target >= 0, "0 or more"),
+                ("target", self.target == 0 or self.adaptive, "0 without adaptive=True"),
             )
 
     def __init__(self, backbone: torch.nn.Module, environment: Environment):
