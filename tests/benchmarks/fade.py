@@ -76,15 +76,19 @@ def disparity(name: str, row: str, spread: str = "gap", part: str = "") -> str:
 
 
 def keeps(key: str) -> bool:
-    """Tell whether a metric is kept: means over snapshots, and of a snapshot the published NDCG and its disparity."""
+    """Tell whether a metric is kept: means over snapshots, the course of NDCG, and what is read in lists and vectors."""
     list_name, metric = split_key(key if key.startswith(REFERENCE) else f"test/{key}")
-    own = MetricKey.parse(metric)
+    own, of_mean = MetricKey.parse(metric), f"/{MEAN}/" in list_name
+    if own.name == "leakage_auc":
+        return list_name == f"test/{PHASES[-1]}/next" and not own.part
+    if own.name == "dp_debiased":
+        return of_mean and list_name.endswith("-full") and not own.part
     if own.name not in METRICS or (own.group and not own.spread):
         return False
-    if f"/{MEAN}/" in list_name:
+    if of_mean:
         return own.spread in ("", "gap") and own.part in ("", CHANCE)
-    of_run = not list_name.startswith(REFERENCE) and "-full" not in list_name
-    return own.name == METRICS[0] and own.spread in ("", "difference") and not own.part and of_run
+    course = (own.name == METRICS[0] and own.spread in ("", "difference")) or (own.name == "ndcg" and not own.spread)
+    return course and not own.part and not list_name.startswith(REFERENCE) and "-full" not in list_name
 
 
 TABLE = Rows("fade", COMMON, ROWS, keeps)
@@ -133,6 +137,33 @@ def standard() -> str:
         for title, (row, name) in lists().items()
     ]
     headers = [f"{title} {what}" for title in ("R", "N", "R full", "N full") for what in ("NDCG", "PD", "chance")]
+    return tabulate(lines, ["(seeds)", *headers], "github", disable_numparse=True)
+
+
+def beyond() -> str:
+    """Make the table of what the protocol does not ask: how the lists and the vectors differ, and the last snapshots."""
+    lines = []
+    for row in TABLE.rows:
+        if not any(kept["row"] == row for kept in TABLE.kept()):
+            continue
+        group = attribute(row)
+        cells = [
+            shown(np.array([run[str(MetricKey(name, k, group))] for run in TABLE.of(row, list_name)]), 3)
+            for name, k, list_name in (
+                ("dp_debiased", K, f"{MEAN}/remain-full"),
+                ("dp_debiased", K, f"{MEAN}/next-full"),
+                ("leakage_auc", None, f"{PHASES[-1]}/next"),
+            )
+        ]
+        runs = [TABLE.of(row, f"{phase}/remain") for phase in PHASES[-3:]]
+        cells += [shown(np.array([run[f"ndcg@{K}"] for run in own]), 3) for own in runs]
+        lines.append([f"{row} ({len(runs[0])})", *cells])
+    headers = [
+        "DP debiased, R full",
+        "N full",
+        f"leakage AUC, {PHASES[-1]}",
+        *(f"NDCG, R, {name}" for name in PHASES[-3:]),
+    ]
     return tabulate(lines, ["(seeds)", *headers], "github", disable_numparse=True)
 
 
@@ -205,7 +236,7 @@ def draw(data: str) -> list[Path]:
 
 def tables() -> list[str]:
     """Make every table."""
-    return [reproduced(), differences(), standard()]
+    return [reproduced(), differences(), standard(), beyond()]
 
 
 def main() -> None:
