@@ -76,7 +76,7 @@ def disparity(name: str, row: str, spread: str = "gap", part: str = "") -> str:
 
 
 def keeps(key: str) -> bool:
-    """Tell whether a metric is kept: means over snapshots, the course of NDCG, and what is read in lists and vectors."""
+    """Tell whether a metric is kept: means over snapshots, the course of NDCG, what lists and vectors give away."""
     list_name, metric = split_key(key if key.startswith(REFERENCE) else f"test/{key}")
     own, of_mean = MetricKey.parse(metric), f"/{MEAN}/" in list_name
     if own.name == "leakage_auc":
@@ -141,7 +141,7 @@ def standard() -> str:
 
 
 def beyond() -> str:
-    """Make the table of what the protocol does not ask: how the lists and the vectors differ, and the last snapshots."""
+    """Make the table of what the protocol does not ask: lists and vectors by group, and the last snapshots."""
     lines = []
     for row in TABLE.rows:
         if not any(kept["row"] == row for kept in TABLE.kept()):
