@@ -111,12 +111,12 @@ def _within(bounds: tuple[float, float], mean: float, half: float) -> np.ndarray
     """The ends of an interval of `half` to each side of the mean, turned so that they stay within `bounds`: `[2]`."""
     low, high = bounds
     steps = np.array([-half, half])
-    # values that are all at a bound do not spread
-    if half == 0 or np.isinf(low):
+    share = 0.5 if np.isinf(high) else (mean - low) / (high - low)
+    # values that are all at a bound do not spread, but for rounding
+    if half == 0 or np.isinf(low) or mean <= low or not 0 < share < 1:
         return mean + steps
     if np.isinf(high):
         return low + (mean - low) * np.exp(steps / (mean - low))
-    share = (mean - low) / (high - low)
     slope = 1 / (share * (1 - share) * (high - low))
     return low + (high - low) * expit(logit(share) + slope * steps)
 

@@ -73,6 +73,10 @@ def test_seeds_that_agree_have_an_interval_of_one_point(value):
 
 def test_undefined_values_are_no_seeds():
     assert summarise([1.0, NAN, 3.0]) == summarise([1.0, 3.0])
+    # at a bound but for rounding
+    for bounds in ((0.0, 1.0), (-1.0, 1.0)):
+        found = summarise([1.0, 1.0 - 2.0**-53, 1.0], bounds)
+        assert found.low <= found.mean <= found.high and found.high - found.low < 1e-14
     one = summarise([0.5, NAN])
     assert (one.count, one.mean) == (1, 0.5)
     assert all(map(math.isnan, (one.std, one.low, one.high)))
