@@ -1,4 +1,4 @@
-"""Building blocks of networks: MLP and feature encoder."""
+"""Building blocks of networks: MLP, feature encoder and dropout."""
 
 from __future__ import annotations
 
@@ -54,3 +54,17 @@ class FeatureEncoder(nn.Module):
         parts = encoded.chunk(len(self.columns), dim=1)
         named = zip(self.columns, parts, strict=True)
         return torch.cat([part.detach() if name in names else part for name, part in named], dim=1)
+
+
+class Dropout(nn.Module):
+    """nn.Dropout from uniform draws, which a CPU makes in half the time that Bernoulli's take."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Set a random `share` of `values` to 0 and scale the rest, in training mode."""
+        if not self.training or not self.share:
+            return values
+        return values * ((torch.rand_like(values) >= self.share) * (1 / (1 - self.share)))

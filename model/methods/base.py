@@ -89,6 +89,8 @@ class Method:
     fits_at_once: ClassVar[bool] = False
     # trains the backbone plainly in a stage "backbone" of its own, before the stage "method"
     two_stages: ClassVar[bool] = False
+    # a row of a batch has one user vector, not one for each of its items
+    one_user_vector: ClassVar[bool] = False
     # `controls` are levels, from the most accurate to the fairest: pictures join them
     ordered_controls: ClassVar[bool] = False
 
@@ -106,6 +108,8 @@ class Method:
         """
         if BACKBONES[config.backbone].fitted and not cls.fits_at_once:
             return "it trains by gradient steps, and this backbone is fitted at once"
+        if cls.one_user_vector and config.upstream_compat:
+            return "it gives a row one user vector; leave --upstream_compat out"
         return None
 
     def __init__(self, backbone: nn.Module, environment: Environment):

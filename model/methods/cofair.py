@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch
+from model.layers import Dropout
 from model.methods.base import Method, Schedule, Update
 from model.methods.encoding import encode_users
 from model.methods.optimisers import make_optimisers
@@ -30,20 +31,6 @@ UPDATES, REGULARISED, SELECTED = ("interleaved", "after"), ("rows", "users"), ("
 FIRST_STAGE = frozenset(
     {"batch_size", "l2", "loss", "lr", "precision", "sparse_updates", "table_start", "weight_decay"}
 )
-
-
-class Dropout(nn.Module):
-    """nn.Dropout from uniform draws, which a CPU makes in half the time that Bernoulli's take."""
-
-    def __init__(self, share: float):
-        super().__init__()
-        self.share = share
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Set a random `share` of `values` to 0 and scale the rest, in training mode."""
-        if not self.training or not self.share:
-            return values
-        return values * ((torch.rand_like(values) >= self.share) * (1 / (1 - self.share)))
 
 
 class Adapters(nn.Module):
@@ -138,6 +125,7 @@ class Cofair(Method):
     """
 
     two_stages = True
+    one_user_vector = True
     ordered_controls = True
 
     @dataclass(frozen=True)
@@ -192,12 +180,6 @@ class Cofair(Method):
     def unread(cls, config: Config) -> frozenset[str]:
         """As in `Method`, and the settings of a first stage that another run did."""
         return super().unread(config) | (frozenset() if config.backbone_checkpoint is None else FIRST_STAGE)
-
-    @classmethod
-    def unsupported(cls, config: Config) -> str | None:
-        """Refuse rows with a history for each of their items, and what has no gradient."""
-        reason = "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
-        return super().unsupported(config) or reason
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

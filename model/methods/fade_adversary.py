@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from data.options import check_options
 from data.structs import Batch
+from model.layers import Dropout
 from model.methods.base import Method, Update
-from model.methods.cofair import SLOPE, Dropout
 from model.methods.optimisers import make_optimisers
 from model.methods.stateful import Stateful
-from model.runs.config import Config
 from model.runs.environment import Environment
 
+# of the discriminator's LeakyReLU
+SLOPE = 0.2
 # of all linear layers, biases included
 INITIAL_STD = 0.01
 # widths of the discriminator's layers below its outputs, as multiples of a vector's
@@ -73,6 +74,8 @@ class FADEAdversary(Method):
     code (Yoo et al., WWW 2024), after Li et al., SIGIR 2021 (Decision 66).
     """
 
+    one_user_vector = True
+
     @dataclass(frozen=True)
     class Options:
         """Options of the adversary: its `weight`, its steps in each step of the model, and its `dropout`."""
@@ -88,12 +91,6 @@ class FADEAdversary(Method):
                 ("discriminator_steps", self.discriminator_steps >= 1, "1 or more"),
                 ("dropout", 0 <= self.dropout < 1, "a share in [0, 1)"),
             )
-
-    @classmethod
-    def unsupported(cls, config: Config) -> str | None:
-        """Refuse rows with a history for each of their items, and what has no gradient."""
-        reason = "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
-        return super().unsupported(config) or reason
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

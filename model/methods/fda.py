@@ -35,6 +35,8 @@ class FDA(Method):
     follows the equations (Decision 30).
     """
 
+    one_user_vector = True
+
     @dataclass(frozen=True)
     class Options:
         """Options of FDA.
@@ -82,12 +84,6 @@ class FDA(Method):
         """As in `Method`, and `loss`: both of FDA's losses are fixed, and only warm-up epochs train on `--loss`."""
         warms_up = parse_options(cls.Options, config.method_option).warmup_epochs > 0
         return super().unread(config) | (frozenset() if warms_up else {"loss"})
-
-    @classmethod
-    def unsupported(cls, config: Config) -> str | None:
-        """Refuse rows with a history for each of their items, and what has no gradient."""
-        reason = "it gives a row one user vector; leave --upstream_compat out" if config.upstream_compat else None
-        return super().unsupported(config) or reason
 
     def __init__(self, backbone: nn.Module, environment: Environment):
         super().__init__(backbone, environment)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from data.structs import FeatureSpec, FeatureTable
 from model import scorers
-from model.layers import FeatureEncoder, mlp
+from model.layers import Dropout, FeatureEncoder, mlp
 from model.scorers import DotCompressScorer, DotScorer
 from tests.support.literal_scorer import literal
 
@@ -193,3 +193,16 @@ def test_only_dense_columns_have_a_bias_and_tables_stay_out_of_checkpoints(encod
     assert encoder.columns["title"].bias is not None
     names = {"columns.id.weight", "columns.genres.weight", "columns.title.weight", "columns.title.bias"}
     assert set(encoder.state_dict()) == names
+
+
+def test_dropout_keeps_the_mean_sets_its_share_to_0_and_rests_in_evaluation():
+    torch.manual_seed(0)
+    values, dropout = torch.full((400, 500), 3.0, requires_grad=True), Dropout(0.2)
+    found = dropout(values)
+    assert set(found.unique().tolist()) == {0.0, 3.75}
+    assert float((found == 0).float().mean()) == pytest.approx(0.2, abs=0.005)
+    assert float(found.detach().mean()) == pytest.approx(3, abs=0.02)
+    assert not torch.equal(found, dropout(values)), "every call draws anew"
+    found.sum().backward()
+    assert torch.equal(values.grad, found.detach() / 3)
+    assert Dropout(0.0)(values) is values and dropout.eval()(values) is values

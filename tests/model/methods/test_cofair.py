@@ -25,7 +25,6 @@ from model.factorisation import MatrixFactorisation
 from model.methods.cofair import (
     Adapters,
     Cofair,
-    Dropout,
     adversarial_weights,
     group_losses,
     make_discriminator,
@@ -126,19 +125,6 @@ def test_a_levels_own_layer_changes_that_level_alone_and_common_layers_all_but_l
         assert changed == ({"t2"} if name == "own" else {"t1", "t2", "t3", "t4", "t5"}), name
         assert name != "own" or not torch.isclose(before["t2"], after["t2"]).all(1).any()
         before = after
-
-
-def test_dropout_keeps_the_mean_sets_its_share_to_0_and_rests_in_evaluation():
-    torch.manual_seed(0)
-    values, dropout = torch.full((400, 500), 3.0, requires_grad=True), Dropout(0.2)
-    found = dropout(values)
-    assert set(found.unique().tolist()) == {0.0, 3.75}
-    assert float((found == 0).float().mean()) == pytest.approx(0.2, abs=0.005)
-    assert float(found.detach().mean()) == pytest.approx(3, abs=0.02)
-    assert not torch.equal(found, dropout(values)), "every call draws anew"
-    found.sum().backward()
-    assert torch.equal(values.grad, found.detach() / 3)
-    assert Dropout(0.0)(values) is values and dropout.eval()(values) is values
 
 
 # --- Losses in closed form ---
