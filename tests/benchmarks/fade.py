@@ -180,21 +180,27 @@ PAIRS = (
 )
 
 
+def by_seed(row: str, task: str) -> dict[int, dict[str, float]]:
+    """Give the means over snapshots of a row's task for each kept seed."""
+    seeds = sorted(kept["seed"] for kept in TABLE.kept() if kept["row"] == row)
+    return dict(zip(seeds, TABLE.of(row, f"{MEAN}/{task}") if seeds else [], strict=True))
+
+
 def differences() -> str:
     """Make the table of paired differences over seeds with 95 % intervals (Student's t), in thousandths."""
     lines = []
     for row, other in PAIRS:
-        seeds = [{kept["seed"] for kept in TABLE.kept() if kept["row"] == name} for name in (row, other)]
-        if len(seeds[0] & seeds[1]) < 2 or seeds[0] != seeds[1]:
-            continue
-        cells = []
+        cells, count = [], 0
         for task in ("remain", "next"):
-            pairs = list(zip(TABLE.of(row, f"mean/{task}"), TABLE.of(other, f"mean/{task}"), strict=True))
-            for key in (f"ndcg_hits@{K}", disparity("ndcg_hits", row), f"f1@{K}", disparity("f1", row)):
-                found = summarise([1000 * (one[key] - another[key]) for one, another in pairs])
+            ones, others = by_seed(row, task), by_seed(other, task)
+            shared = [seed for seed in ones if seed in others]
+            count = len(shared)
+            for key in (f"ndcg_hits@{K}", disparity("ndcg_hits", row), f"ndcg@{K}", disparity("ndcg", row)):
+                found = summarise([1000 * (ones[seed][key] - others[seed][key]) for seed in shared])
                 cells.append(f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]")
-        lines.append([f"{row} less {other.partition(', ')[2]} ({len(pairs)})", *cells])
-    headers = [f"{task} {what}" for task in ("R", "N") for what in ("NDCG, hits", "PD", "F1", "PD of F1")]
+        if count > 1:
+            lines.append([f"{row} less {other.partition(', ')[2]} ({count})", *cells])
+    headers = [f"{task} {what}" for task in ("R", "N") for what in ("NDCG, hits", "PD", "NDCG", "PD of NDCG")]
     return tabulate(lines, ["(seeds)", *headers], "github", disable_numparse=True)
 
 
