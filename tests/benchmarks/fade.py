@@ -44,10 +44,8 @@ ROWS = {
     "ModCloth, λ 4, pretrain": Row(f"{MODCLOTH} {FADE} {option('strategy=pretrain')}"),
     "ModCloth, λ 4, restart=pretrained": Row(f"{MODCLOTH} {FADE} {option('restart=pretrained')}"),
     "ModCloth, λ 4, restart=retrain, every 5": Row(f"{MODCLOTH} {FADE} {RETRAIN}"),
-    "ModCloth, λ 0, fulltrain": Row(f"{MODCLOTH} {option('strategy=fulltrain')}", SEEDS[:1]),
     "ModCloth, λ 4, fulltrain": Row(f"{MODCLOTH} {FADE} {option('strategy=fulltrain')}"),
     "ModCloth, NCF, λ 0": Row(NCF, SEEDS[:1]),
-    "ModCloth, NCF, λ 0, no decay": Row(f"{NCF} --weight_decay=0", SEEDS[:1]),
     "ModCloth, NCF, λ .5": Row(f"{NCF} {FADE} --method_option=weight=0.5", SEEDS[:1]),
 }
 # what the authors' logs say, by row and task: NDCG, its PD, F1, its PD
