@@ -97,6 +97,7 @@ def test_the_strategy_pretrain_leaves_every_snapshot_as_it_was(tmp_path, monkeyp
     assert probed == {"test/snapshot-2/next", "test/snapshot-2/remain"}
 
 
+@pytest.mark.slow
 def test_the_strategy_fulltrain_begins_anew_each_time(tmp_path, monkeypatch):
     noted = states_noted(monkeypatch)
     run_main(tmp_path, **run_of("strategy=fulltrain"))
@@ -155,6 +156,7 @@ def test_batches_are_cut_once_and_negatives_of_a_block_are_drawn_once(tmp_path, 
             assert not {(user, item) for item in items} & touched
 
 
+@pytest.mark.slow
 def test_strict_negatives_know_the_past_alone(tmp_path, monkeypatch, steps_taken):
     run, noted = steps_taken(tmp_path, monkeypatch, "strict=True")
     keys = run.data.user_id * run.data.num_items + run.data.item_id
@@ -287,6 +289,7 @@ def test_a_kept_snapshot_is_evaluated_to_its_own_numbers(tmp_path, finished, res
     assert all(again[name] == pytest.approx(results[name], rel=0, nan_ok=True) for name in again)
 
 
+@pytest.mark.slow
 def test_a_kept_snapshot_recommends_what_it_ranked(tmp_path, finished):
     path = tmp_path / "lists.parquet"
     in_mode(
@@ -383,6 +386,7 @@ def test_a_run_cut_off_within_a_phase_goes_on_to_the_same_bytes(tmp_path, monkey
 
 
 # each snapshot ranks two tasks
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [terminate, pytest.param(crash, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("options", "number"),

@@ -82,13 +82,13 @@ def matrix() -> str:
 def is_often(backbone: str, method: str, protocol: str) -> bool:
     """Tell whether a cell is of the default suite; the rest runs where time allows.
 
-    That is each backbone plainly and each method on BPR-MF and SparseNN under leave-one-out, each protocol plainly and
-    with the method of its name on BPR-MF, and whatever is refused.
+    That is each backbone plainly and each method on BPR-MF under leave-one-out, each protocol plainly and with the
+    method of its name on BPR-MF, and whatever is refused.
     """
-    if reason_of(backbone, method, protocol) is not None or (backbone, method) == ("sparsenn", "none"):
+    if reason_of(backbone, method, protocol) is not None:
         return True
     if protocol == "loo":
-        return method == "none" or backbone in ("bprmf", "sparsenn")
+        return method == "none" or backbone == "bprmf"
     return backbone == "bprmf" and method in ("none", protocol)
 
 

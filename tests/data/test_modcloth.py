@@ -209,6 +209,7 @@ def test_bad_rows_beyond_the_limit_are_an_error(tmp_path):
         read_modcloth(options(write(tmp_path, files)))
 
 
+@pytest.mark.slow
 def test_a_run_and_recommendations_from_it(tmp_path, capsys):
     names = ["Ann", "Bo", "Cy", "Di", "Ed", "Flo", "Gil", "Hal"]
     times = [f"2015-01-{day:02d} 08:00:00+00:00" for day in range(1, 6)]

@@ -132,6 +132,7 @@ def test_weight_decay_shrinks_every_row_and_no_bias():
     assert not torch.equal(plain.item_bias.weight, before["item_bias.weight"])
 
 
+@pytest.mark.slow
 def test_the_form_reaches_a_run_and_its_weights_do_not_fit_the_other(tmp_path, capsys):
     metrics = run_main(tmp_path, **FADES, epochs=10, weight_decay=1e-4)["metrics"]
     assert metrics["test/ndcg@10"] > metrics["reference/random/ndcg@10"]
@@ -150,6 +151,7 @@ def test_the_form_reaches_a_run_and_its_weights_do_not_fit_the_other(tmp_path, c
     assert "--ncf_form was ncf_bpr, is neumf" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "served"), [("cofair", "test/t1"), ("fabuhs", "test"), ("fda", "test")])
 def test_methods_act_on_vectors_with_a_bias(tmp_path, method, served):
     options = ["levels=1", "epochs=1"] if method == "cofair" else []

@@ -54,6 +54,7 @@ def registered(monkeypatch):
     register(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_strategies_of_one_protocol_are_lines_of_one_picture(runs, tmp_path):
     compared = compare_mode.load_runs([f"{name}:{LIST}" for name in ("blocks", "shuffled", "seeds")], runs)
@@ -85,6 +86,7 @@ def test_the_pages_of_comparisons_and_of_seeds_have_the_picture(runs, tmp_path, 
     assert "is left out" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_mean_of_seeds_has_an_interval_over_them(runs):
     results = [read_result(runs / "seeds" / f"seed{seed}") for seed in (0, 1)]
     periods, metrics = Periods.read(results[0]), metrics_by_phase(5, "gender")
@@ -98,6 +100,7 @@ def test_the_mean_of_seeds_has_an_interval_over_them(runs):
     assert np.isnan(series.results["test/second/lists"]["ndcg@5"])
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_several_seeds_are_one_line_beside_the_most_popular(runs, tmp_path):
     folders = [runs / "seeds" / f"seed{seed}" for seed in (0, 1)]

@@ -129,6 +129,7 @@ def figure(monkeypatch):
     return draw
 
 
+@pytest.mark.slow
 def test_seven_lines_over_ten_phases_are_told_apart(figure):
     series = {f"run {number}": made_up(number) for number in range(7)}
     drawn = figure(panels_of(PERIODS, series, [NDCG, GAP]))
@@ -153,6 +154,7 @@ def test_the_axis_of_gaps_begins_at_zero_and_is_not_stretched_by_a_whisker(figur
     assert high < stretched < 2 * largest < 90
 
 
+@pytest.mark.slow
 def test_many_phases_and_long_names_have_room(figure):
     phases = tuple(f"week-{number}-of-the-year" for number in range(40))
     results = {f"test/{name}": {"ndcg@5": 0.1} for name in phases}
@@ -167,6 +169,7 @@ def test_many_phases_and_long_names_have_room(figure):
     assert "shuffled" not in period_plots.how_to_read(panels, "users")
 
 
+@pytest.mark.slow
 def test_the_picture_names_what_it_shows(tmp_path):
     panels = panels_of(PERIODS, {"one": made_up(0), "other": made_up(1)}, [NDCG, GAP])
     png, svg = period_plots.by_phase(panels, PERIODS.phases, tmp_path / "periods")

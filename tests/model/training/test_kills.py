@@ -110,7 +110,7 @@ def kill_and_resume(zygote, tmp_path, whole, kind, kills, seed):
 
 
 # the others are among the very many moments
-@pytest.mark.parametrize("kind", ["none", "mean", pytest.param("compat", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mean", "compat"))])
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(zygote, tmp_path, whole, kind):
     kill_and_resume(zygote, tmp_path, whole, kind, 2, "default")
 
