@@ -270,11 +270,12 @@ def fitted(attackers):
 @pytest.mark.parametrize(
     "values",
     [
-        {},
-        {"upstream_compat": True},
-        {"synthesis_type": "attention", "item_adversary": "user_attribute", "adversary_input": "pair"},
+        pytest.param({}, marks=pytest.mark.slow, id="mean"),
+        pytest.param({"upstream_compat": True}, marks=pytest.mark.slow, id="compat"),
+        pytest.param(
+            {"synthesis_type": "attention", "item_adversary": "user_attribute", "adversary_input": "pair"}, id="pair"
+        ),
     ],
-    ids=["mean", "compat", "pair"],
 )
 def test_attributes_of_probe_users_reach_neither_training_nor_the_attackers(tmp_path, monkeypatch, values):
     # pressure from the first step; sampling would read everybody's attribute (Decision 18)

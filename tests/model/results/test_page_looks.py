@@ -71,7 +71,7 @@ def reports(tmp_path_factory):
     return [folder / name / "report.html" for name in (names[0], "comparison")]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [SCHEMES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in SCHEMES[1:])])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pages_are_readable(browser, page, reports, width, scheme):
     for path in (page, *reports):
