@@ -26,7 +26,7 @@ from tests.support.runs import TINY, run_main
 
 READING = {kind: values for kind, values in KINDS.items() if kind != "none"}
 # attention and gru read a history in the same way: whole runs of gru are for the slow suite
-RUNS = [pytest.param(kind, marks=pytest.mark.slow) if kind == "gru" else kind for kind in KINDS]
+RUNS = [kind if kind == "mean" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
 CLEAN = {}

@@ -93,14 +93,14 @@ def test_a_run_cut_off_at_a_step_goes_on_to_the_same_bytes(tmp_path, monkeypatch
         ("gru", train.Evaluator, "rank_scores", 1, terminate),
         pytest.param("mean", train.Evaluator, "rank_scores", 2, crash, marks=pytest.mark.slow),
         ("mean", train.Evaluator, "rank_scores", 2, terminate),
-        ("gru", train.Evaluator, "rank_scores", 5, terminate),
+        pytest.param("gru", train.Evaluator, "rank_scores", 5, terminate, marks=pytest.mark.slow),
         ("none", train.Evaluator, "leakage", 1, crash),
         # while a state, a checkpoint or the results are written
         pytest.param("mean", torch, "save", 1, crash, marks=pytest.mark.slow),
         pytest.param("mean", torch, "save", 2, crash, marks=pytest.mark.slow),
         ("mean", torch, "save", 4, terminate),
         ("none", os, "replace", 3, crash),
-        ("none", train, "append_jsonl", 2, terminate),
+        pytest.param("none", train, "append_jsonl", 2, terminate, marks=pytest.mark.slow),
         ("none", train, "write_results", 1, crash),
     ],
 )
