@@ -154,6 +154,7 @@ def _phases(
     """
     users, items, time, events = data.user_id, data.item_id, data.time, len(data.user_id)
     everything = Histories.build(users, items, None, data.num_users)
+    phase = partial(_phase, settings, options, everything)
     earlier: tuple[Split, np.ndarray] | None = None
     for number, begin in enumerate(begins):
         is_known = np.zeros(data.num_users, dtype=bool)
@@ -175,7 +176,6 @@ def _phases(
                 f"--protocol=fade: no user of the block after {_snapshot(number)} was seen before; lower "
                 "--protocol_option=blocks, or raise batch"
             )
-        phase = partial(_phase, settings, options, everything)
         own = {
             "name": _snapshot(number),
             "tests": tuple(_tasks(tests, split, options)),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.protocols.base import Protocol
-from model.evaluation.keys import CHANCE, EXCESS, ListKey, MetricKey
+from model.evaluation.keys import CHANCE, EXCESS, ListKey, MetricKey, list_keys
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -16,8 +16,8 @@ Results = Mapping[str, Mapping[str, float]]
 def averaged(results: Results, protocol: Protocol) -> dict[str, dict[str, float]]:
     """Compute `Protocol.averages` of `results` (list -> metric -> value), where every phase of an average has the list.
 
-    The mean of a gap is one of absolute values (Decision 62). Parts whose mean is not that of the
-    means (a standard deviation, a p, an interval) are left out.
+    The mean of a gap is one of absolute values (Decision 62). Parts whose mean is not that of the means (a
+    standard deviation, a p, an interval) are left out.
     """
     names = {ListKey.parse(name, protocol.many_phases, protocol.many_tasks): name for name in results}
     found: dict[str, dict[str, float]] = {}
@@ -27,6 +27,12 @@ def averaged(results: Results, protocol: Protocol) -> dict[str, dict[str, float]
             if None not in lists:
                 found[str(replace(key, phase=average))] = _mean([results[name] for name in lists])
     return found
+
+
+def averages_of(results: Results, protocol: Protocol) -> list[ListKey]:
+    """List the run's own lists among `results` that are means over phases, which stand for those of the phases."""
+    lists = list_keys(results, protocol.many_phases, protocol.many_tasks)
+    return [key for key in lists if key.phase in protocol.averages]
 
 
 def _mean(lists: list[Mapping[str, float]]) -> dict[str, float]:

@@ -58,6 +58,17 @@ class Found:
         """The row of the user of each relevant item that is a hit."""
         return self.relevant.owner[self.hit]
 
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """Hits of each user: `[T]`."""
+        return np.bincount(self.owner, minlength=len(self.asked))
+
+    @cached_property
+    def gain(self) -> np.ndarray:
+        """The DCG of each user, the sum of 1/log2(rank + 1) over her hits: `[T]`."""
+        gains = 1 / np.log2(self.ranks[self.hit] + 1.0)
+        return np.bincount(self.owner, weights=gains, minlength=len(self.asked))
+
     def of_asked(self, values: np.ndarray, divisor: np.ndarray | float = 1.0) -> np.ndarray:
         """Divide `values [T]` by `divisor`; NaN for users without a relevant item."""
         return np.divide(values, divisor, out=np.full(len(self.asked), np.nan), where=self.asked)
@@ -65,18 +76,15 @@ class Found:
 
 def hit_rate(found: Found) -> np.ndarray:
     """Compute whether any relevant item is a hit, or the share of hits among min(K, relevant items): `[T]`."""
-    hits = np.bincount(found.owner, minlength=len(found.asked))
     if found.definitions.hit_rate == "share":
-        return found.of_asked(hits, np.minimum(found.relevant.lengths, found.k))
-    return found.of_asked((hits > 0).astype(np.float64))
+        return found.of_asked(found.hits, np.minimum(found.relevant.lengths, found.k))
+    return found.of_asked((found.hits > 0).astype(np.float64))
 
 
 def ndcg(found: Found) -> np.ndarray:
     """Divide the DCG by that of the best list, which begins with min(K, relevant items) hits: `[T]`."""
-    gains = 1 / np.log2(found.ranks[found.hit] + 1.0)
-    gain = np.bincount(found.owner, weights=gains, minlength=len(found.asked))
     ideal = np.concatenate([[0.0], np.cumsum(position_weights(found.k))])
-    return found.of_asked(gain, ideal[np.minimum(found.relevant.lengths, found.k)])
+    return found.of_asked(found.gain, ideal[np.minimum(found.relevant.lengths, found.k)])
 
 
 def mrr(found: Found) -> np.ndarray:
@@ -88,22 +96,18 @@ def mrr(found: Found) -> np.ndarray:
 
 def recall(found: Found) -> np.ndarray:
     """Compute the share of hits among the relevant items: `[T]`."""
-    return found.of_asked(np.bincount(found.owner, minlength=len(found.asked)), found.relevant.lengths)
+    return found.of_asked(found.hits, found.relevant.lengths)
 
 
 def f1(found: Found) -> np.ndarray:
     """Compute the harmonic mean 2 hits / (K + relevant items) of precision and recall: `[T]`."""
-    hits = np.bincount(found.owner, minlength=len(found.asked))
-    return found.of_asked(2.0 * hits, found.k + found.relevant.lengths)
+    return found.of_asked(2.0 * found.hits, found.k + found.relevant.lengths)
 
 
 def ndcg_hits(found: Found) -> np.ndarray:
     """Divide the DCG by that of the same number of hits at the top of the list, 0 without a hit: `[T]`."""
-    gains = 1 / np.log2(found.ranks[found.hit] + 1.0)
-    gain = np.bincount(found.owner, weights=gains, minlength=len(found.asked))
-    hits = np.bincount(found.owner, minlength=len(found.asked))
     ideal = np.concatenate([[1.0], np.cumsum(position_weights(found.k))])
-    return found.of_asked(gain, ideal[np.minimum(hits, found.k)])
+    return found.of_asked(found.gain, ideal[np.minimum(found.hits, found.k)])
 
 
 def per_user_accuracy(

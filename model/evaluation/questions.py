@@ -85,11 +85,9 @@ def ask_tests(run: Run, phase: Phase, ranker: Ranker, controls: Sequence[str] | 
         ranking = ranker.rank(task, split.test_histories, split, top, control, progress="test")
         if ranking is None:
             return
-        if control not in leakage and not phase.probed:
-            leakage[control] = {}
-        elif control not in leakage:
+        if phase.probed and control not in leakage:
             leakage[control] = ranker.leakage(split, run.groups, run.held_out, control, protocol.probe)
-        add(key, ranking, leakage[control])
+        add(key, ranking, leakage.get(control, {}))
         if config.rerank_fair:
             reranked, infeasible = ranker.rerank(ranking, split)
             add(key.after_reranking(), reranked, {"infeasible_users": infeasible})

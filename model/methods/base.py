@@ -112,11 +112,16 @@ class Method:
             return "it gives a row one user vector; leave --upstream_compat out"
         return None
 
+    @classmethod
+    def options_of(cls, config: Config) -> Any:
+        """Give the options of this method under `config`: its data set's defaults, and what `--method_option` sets."""
+        return parse_options(cls.Options, config.method_option, dataset=config.dataset)
+
     def __init__(self, backbone: nn.Module, environment: Environment):
         self.backbone, self.environment, self.config = backbone, environment, environment.config
         self.histories = HistorySources(self)
         self.loss = LOSSES[self.config.loss]
-        self.options = parse_options(self.Options, self.config.method_option, dataset=self.config.dataset)
+        self.options = self.options_of(self.config)
         self.optimisers = self.backbone_optimisers()
         if len(self.optimisers) > 1 and environment.processes.world > 1:
             raise ValueError("--sparse_updates works in one process; leave it out, or run without torchrun")

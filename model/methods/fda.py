@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.options import check_options, parse_options
+from data.options import check_options
 from data.protocols.base import Phase
 from data.structs import Batch
 from model.factorisation import INITIAL_STD
@@ -82,7 +82,7 @@ class FDA(Method):
     @classmethod
     def unread(cls, config: Config) -> frozenset[str]:
         """As in `Method`, and `loss`: both of FDA's losses are fixed, and only warm-up epochs train on `--loss`."""
-        warms_up = parse_options(cls.Options, config.method_option).warmup_epochs > 0
+        warms_up = cls.options_of(config).warmup_epochs > 0
         return super().unread(config) | (frozenset() if warms_up else {"loss"})
 
     def __init__(self, backbone: nn.Module, environment: Environment):

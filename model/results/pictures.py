@@ -16,8 +16,9 @@ from fairness_utils import (
     exposure,
     position_weights,
 )
+from model.evaluation.averages import averages_of
 from model.evaluation.evaluator import Evaluator
-from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, list_keys, run_lists, short_name
+from model.evaluation.keys import TEST, YARDSTICKS, MetricKey, is_one, run_lists, short_name
 from model.evaluation.metric_kinds import LEVELS
 from model.evaluation.questions import Answer
 from model.results import epoch_plots, plots
@@ -181,8 +182,7 @@ def _all_lists(album: Album, run: Run, progress: Progress, answers: Sequence[Ans
     results, config = progress.results, run.config
     own = run_lists(results)
     # of many phases their means alone can be told apart
-    averages = list_keys(results, run.protocol.many_phases, run.protocol.many_tasks)
-    own = [str(key) for key in averages if key.phase in run.protocol.averages] or own
+    own = list(map(str, averages_of(results, run.protocol))) or own
     if shown is None or (is_one(own) and not config.beside):
         return
     others: list[Finished] = []

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from data.protocols.base import Phase
+from model.evaluation.averages import averages_of
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.keys import ListKey, flat, is_one, list_keys, run_lists
 from model.evaluation.questions import Answer
@@ -178,7 +179,7 @@ def tables_of(run: Run, results: Mapping[str, Mapping[str, float]]) -> list[Tabl
         return []
     if is_one(run_lists(results)):
         return tables_of_one(results, labels, k)
-    averages = [key for key in lists if key.phase in run.protocol.averages]
+    averages = averages_of(results, run.protocol)
     if not averages:
         return tables_of_several(results, lists, labels, k)
     further, attribute = run.protocol.definitions.further, run.config.attribute
@@ -193,7 +194,7 @@ def summary_of(
     lists = _lists(run, results)
     if not lists:
         return []
-    first = next((key for key in lists if key.phase in run.protocol.averages), lists[0])
+    first = next(iter(averages_of(results, run.protocol)), lists[0])
     of_first = None if hidden is None else hidden[first.control]
     levels = levels_of(run.config.method, run_lists(results)).values()
     curve = next((curve for curve in levels if str(first) in curve), None)
